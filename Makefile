@@ -1,0 +1,57 @@
+# make demo: install the locked dependencies and run the digits study.   make test: the tests.
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+CORES ?= all
+
+.PHONY: help install demo test test-unit test-all lint graph clean
+help:
+	@sed -n 's/^## //p' Makefile
+
+## make install    the locked dependencies, into .venv
+install: $(BIN)/.installed
+$(BIN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "ipdiff needs Python 3.11 or later, found " + sys.version.split()[0] + "; use make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch setuptools
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[pipeline,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps clean-fid
+	touch $@
+
+## make demo       the digits study, from raw data to its report
+demo: install
+	snakemake --cores $(CORES)
+	@echo "tables:  tables/digits/*/table.md"
+	@echo "figures: figures/digits/*/figure.png"
+	@echo "report:  report/digits/index.html"
+
+## make test       lint, types, contracts and all tests but the slow ones
+test: lint test-unit
+	pytest -q tests/integration tests/workflow -m "not slow"
+
+## make test-unit  unit and parity tests alone
+test-unit: install
+	pytest -q tests/unit tests/parity -m "not slow"
+
+## make test-all   the slow tests as well
+test-all: install
+	pytest -q tests -m slow
+
+## make lint       formatting, lint, types, import contract, workflow lint, freshness of written files
+lint: install
+	ruff check .
+	ruff format --check .
+	pyright
+	lint-imports
+	codespell
+	snakefmt --check workflow Snakefile
+	snakemake --lint
+	ipdiff grid --check
+
+## make graph      rewrite dvc.yaml files and config/README.md from params.yaml
+graph: install
+	ipdiff grid --write
+
+## make clean      drop artifacts and work in progress, keep .venv and DVC's cache
+clean:
+	rm -rf data features reference runs states samples metrics tables figures report code work logs receipts

@@ -1,0 +1,209 @@
+"""Does input perturbation help on the digits? Train configurations over several seeds and compare, paired.
+
+    python benchmarks/digits_effect.py --set pilot --seeds 10 11 --out work/effect
+    python benchmarks/digits_effect.py --set confirm --seeds 100 101 102 103 --out work/effect
+    python benchmarks/digits_effect.py --summary work/effect
+
+Uses the pipeline's own trainer, sampler and metrics; two runs side by side, one thread each. Every run is a
+line of JSON (configuration, gamma, seed, step, metrics by sampler, seconds).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ipdiff import config
+from ipdiff.spec import Objective, RunSpec, Sampler
+
+BASE = {
+    "model": "adm",
+    "steps": 4000,
+    "batch_size": 64,
+    "T": 200,
+    "lr": 2e-3,
+    "lr_decay": "cosine",
+    "learn_sigma": False,
+    "timesteps": "uniform",
+    "ema_decay": 0.998,
+    "width": 16,
+    "samplers": ["ancestral-5", "ancestral-10", "ancestral-20", "ancestral-50"],
+    "n": 4000,
+}
+SETS: dict[str, dict[str, dict[str, Any]]] = {
+    "pilot": {
+        "2500": {"gammas": [0.0, 0.2, 0.3], "steps": 2500},
+        "1500": {"gammas": [0.0, 0.2], "steps": 1500},
+        "2500-learned": {"gammas": [0.0, 0.2], "steps": 2500, "learn_sigma": True, "timesteps": "loss-second-moment"},
+    },
+}
+
+
+def spec_of(options: dict[str, Any], gamma: float, seed: int) -> RunSpec:
+    """The run of a configuration."""
+    params = config.load()
+    dataset, family = params.dataset("digits"), params.family("digits", options["model"])
+    training = dataclasses.replace(
+        family.training,
+        batch_size=options["batch_size"],
+        lr=options["lr"],
+        lr_decay=options["lr_decay"],
+        lr_decay_steps=options["steps"],
+        timesteps=options["timesteps"],
+        ema_decay=options["ema_decay"],
+    )
+    diffusion = dataclasses.replace(family.diffusion, T=options["T"], learn_sigma=options["learn_sigma"])
+    network = dataclasses.replace(family.network, model_channels=options["width"])
+    return RunSpec(
+        family=params.model(options["model"]).family,
+        network=network,
+        diffusion=diffusion,
+        training=training,
+        objective=Objective(gamma, "eps", 0.0, 0.0),
+        compute=dataset.compute,
+        image_size=8,
+        channels=1,
+        seed=seed,
+    )
+
+
+def measure(job: tuple[str, dict[str, Any], float, int, str]) -> dict[str, Any]:
+    """Train one run, sample it with every sampler, and measure."""
+    from safetensors.numpy import save_file
+
+    from ipdiff.data.images import load_images
+    from ipdiff.sample import ImageSampler, batches
+    from ipdiff.train import Trainer
+
+    name, options, gamma, seed, folder = job
+    spec = spec_of(options, gamma, seed)
+    images = load_images(Path(folder) / "images.npy")
+    trainer, started = Trainer(spec, images), time.time()
+    for _ in range(options["steps"]):
+        trainer.advance()
+    trained = time.time()
+    found = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        weights = Path(scratch) / "ema.safetensors"
+        save_file(trainer.ema_weights(), weights)
+        for text in options["samplers"]:
+            draw = ImageSampler(
+                spec,
+                weights,
+                Sampler.parse(text),
+                clip_denoised=options.get("clip", True),
+                compute=spec.compute,
+                images=images,
+            )
+            found[text] = _metrics(np.concatenate([draw.draw(b) for b in batches(options["n"], 500)]), folder)
+    return {
+        "config": name,
+        "gamma": gamma,
+        "seed": seed,
+        "loss": float(trainer.losses[-500:].mean()),
+        "train_s": round(trained - started, 1),
+        "sample_s": round(time.time() - trained, 1),
+        "metrics": found,
+    }
+
+
+def _metrics(samples: np.ndarray, folder: str) -> dict[str, float]:
+    from ipdiff.data.arrays import load_npz
+    from ipdiff.evaluate import distances
+    from ipdiff.metrics.features import ClassifierFeatures, statistics
+
+    dataset = config.load().dataset("digits")
+    extractor = ClassifierFeatures(Path(folder) / "classifier.safetensors", dataset.classifier, dataset.compute)
+    return distances(statistics(extractor, samples), load_npz(Path(folder) / "stats.npz"))
+
+
+def references(folder: Path) -> None:
+    """Images, classifier and reference statistics of the study, made once."""
+    from ipdiff import classifier, prepare, reference
+
+    dataset = config.load().dataset("digits")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "stats.npz").exists():
+        prepare.run(dataset.source, folder)
+        classifier.run(dataset.classifier, dataset.compute, folder / "images.npy", folder / "labels.npy", folder)
+        reference.run(
+            dataset.classifier, dataset.compute, folder / "images.npy", folder / "classifier.safetensors", folder
+        )
+
+
+def run(set_name: str, seeds: Iterable[int], out: Path, workers: int) -> None:
+    """Measure every configuration of a set that is not in the results yet."""
+    references(out)
+    results = out / "results.jsonl"
+    done = {(r["config"], r["gamma"], r["seed"]) for r in read(out)}
+    jobs = [
+        (name, {**BASE, **options}, gamma, seed, str(out))
+        for name, options in SETS[set_name].items()
+        for seed in seeds
+        for gamma in options["gammas"]
+        if (name, gamma, seed) not in done
+    ]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for result in pool.map(measure, jobs):
+            with results.open("a") as stream:
+                stream.write(json.dumps(result) + "\n")
+            print(json.dumps(result), flush=True)
+
+
+def read(out: Path) -> list[dict[str, Any]]:
+    """All results so far."""
+    path = out / "results.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def summary(out: Path) -> None:
+    """For each configuration and sampler: baseline, perturbed, paired difference with its spread over seeds."""
+    table: dict[tuple[str, float], dict[int, dict[str, Any]]] = defaultdict(dict)
+    for r in read(out):
+        table[r["config"], r["gamma"]][r["seed"]] = r
+    for (name, gamma), runs in sorted(table.items()):
+        base = table.get((name, 0.0), {})
+        seconds = np.mean([r["train_s"] for r in runs.values()])
+        print(
+            f"\n{name} gamma {gamma}: {len(runs)} seeds, {seconds:.0f} s a training, "
+            f"loss {np.mean([r['loss'] for r in runs.values()]):.4f}"
+        )
+        for sampler in next(iter(runs.values()))["metrics"]:
+            row = [f"  {sampler:16s}"]
+            for metric in ("fid", "sfid", "pixel_fd"):
+                mine = {s: r["metrics"][sampler][metric] for s, r in runs.items()}
+                row.append(f"{metric} {np.mean(list(mine.values())):8.4f}")
+                if gamma and (common := sorted(mine.keys() & base.keys())):
+                    d = np.array([mine[s] - base[s]["metrics"][sampler][metric] for s in common])
+                    spread = d.std(ddof=1) if len(d) > 1 else float("nan")
+                    row.append(f"({d.mean():+.4f} +- {spread:.4f}, {int((d < 0).sum())}/{len(d)} lower)")
+            print(" ".join(row))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", choices=list(SETS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11])
+    parser.add_argument("--out", type=Path, default=Path("work/effect"))
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--summary", action="store_true")
+    args = parser.parse_args()
+    if args.set:
+        run(args.set, args.seeds, args.out, args.workers)
+    summary(args.out)
+
+
+if __name__ == "__main__":
+    main()

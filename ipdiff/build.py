@@ -1,0 +1,46 @@
+"""From a run's parameters to its network and its diffusion process."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipdiff.diffusion import GaussianDiffusion
+from ipdiff.nets import ADMUNet, DDPMUNet
+from ipdiff.schedule import make_betas
+from ipdiff.spec import ADMNetwork, Objective, RunSpec, Strength
+
+
+def network(spec: RunSpec) -> ADMUNet | DDPMUNet:
+    """The run's network, not initialised by the run's seed (see `ipdiff.nets.initialise`)."""
+    out_channels = spec.channels * (2 if spec.diffusion.learn_sigma else 1)
+    options: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in asdict(spec.network).items()
+    }
+    kind = ADMUNet if isinstance(spec.network, ADMNetwork) else DDPMUNet
+    return kind(spec.image_size, out_channels=out_channels, in_channels=spec.channels, **options)
+
+
+def diffusion(spec: RunSpec, timesteps: NDArray[np.int64] | None = None) -> GaussianDiffusion:
+    """The run's diffusion process, respaced to `timesteps` if they are given."""
+    objective: Objective = spec.objective
+    return GaussianDiffusion(
+        make_betas(spec.diffusion.schedule, spec.diffusion.T),
+        timesteps=timesteps,
+        learn_sigma=spec.diffusion.learn_sigma,
+        gamma=gamma_over_t(objective.gamma, spec.diffusion.T),
+        target=objective.target,
+        fixed_variance=spec.diffusion.fixed_variance,
+        loss_reduction=spec.training.loss_reduction,
+        gp_weight=objective.gp_weight,
+    )
+
+
+def gamma_over_t(gamma: Strength, T: int) -> float | NDArray[np.float64]:
+    """A constant stays one; a list is interpolated linearly over t = 0..T-1 (Eq. 6 writes gamma_t)."""
+    if isinstance(gamma, list):
+        return np.interp(np.arange(T), np.linspace(0, T - 1, len(gamma)), gamma)
+    return gamma

@@ -1,0 +1,156 @@
+"""`ipdiff VERB ...`: one verb a stage, and the verbs that look after the project.
+
+Exit codes: 0 done, 2 bad input, 3 integrity, 75 preempted (run me again).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ipdiff import __version__
+from ipdiff.errors import IntegrityError, Preempted, UserError
+
+if TYPE_CHECKING:
+    from ipdiff.grid import Cell
+
+STAGE_HELP = {
+    "prepare": "read a raw data set into images.npy and labels.npy",
+    "classifier": "train the small CNN whose activations FID compares",
+    "reference": "statistics of the real images",
+    "train": "train one segment of a run and publish its checkpoint",
+    "resume": "publish a run's full train state",
+    "sample": "draw a sample set from a checkpoint",
+    "evaluate": "FID, sFID and pixel Frechet distance of a sample set",
+    "table": "make one table of a study",
+    "figure": "make one figure of a study",
+    "report": "make a study's page",
+}
+WILDCARDS = {
+    "prepare": ("dataset",),
+    "classifier": ("dataset",),
+    "reference": ("dataset",),
+    "train": ("dataset", "model", "seed", "step"),
+    "resume": ("dataset", "model", "seed", "step"),
+    "sample": ("dataset", "model", "seed", "step", "sampler"),
+    "evaluate": ("dataset", "model", "seed", "step", "sampler"),
+    "table": ("study", "table"),
+    "figure": ("study", "figure"),
+    "report": ("study",),
+}
+WILDCARD_HELP = {
+    "dataset": "key of params.yaml datasets",
+    "model": "key of params.yaml models",
+    "seed": "training seed",
+    "step": "optimiser updates of the checkpoint",
+    "sampler": "ancestral-N, ddimETA-N, ddimETA-quadN, ddimETA-uniformN or exposure-t",
+    "study": "key of params.yaml studies",
+    "table": "table of the study",
+    "figure": "figure of the study",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argument errors as one line."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = _Parser(prog="ipdiff", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top.add_argument("--version", action="version", version=f"ipdiff {__version__}")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, text in STAGE_HELP.items():
+        sub = verbs.add_parser(verb, help=text, description=text)
+        for name in WILDCARDS[verb]:
+            sub.add_argument(f"--{name}", required=True, help=WILDCARD_HELP[name])
+        if verb == "sample":
+            sub.add_argument("--index", type=int, help="draw only this image of the set, as a PNG")
+            sub.add_argument("--out", type=Path, help="where --index writes its PNG")
+    graph = verbs.add_parser("grid", help="list the cells of a study; write or check the dvc.yaml files")
+    graph.add_argument("--study", help="list this study's cells")
+    graph.add_argument("--write", action="store_true", help="write the dvc.yaml files and config/README.md")
+    graph.add_argument("--check", action="store_true", help="exit 2 if one of those files is stale")
+    code = verbs.add_parser("code", help="write a verb's code digest (a stage of DVC)")
+    code.add_argument("--verb", dest="code_verb", required=True, choices=list(STAGE_HELP))
+    code.add_argument("--study", required=True, help=WILDCARD_HELP["study"])
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb; returns the exit code."""
+    args = parser().parse_args(argv)
+    for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # read when numpy is imported; torch's threads are
+        os.environ.setdefault(pool, "1")  # set by the artifact's compute.threads
+    try:
+        return _run(args)
+    except UserError as error:
+        return _say(error, 2)
+    except IntegrityError as error:
+        return _say(error, 3)
+    except Preempted as error:
+        return _say(error, 75)
+    except BrokenPipeError:
+        return 0
+
+
+def _say(error: Exception, code: int) -> int:
+    print(f"ipdiff: {error}", file=sys.stderr)
+    return code
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.verb == "grid":
+        return _grid(args)
+    if args.verb == "code":
+        return _code(args.code_verb, args.study)
+    from ipdiff import grid, stages
+
+    cell = grid.load().cell(args.verb, **{name: getattr(args, name) for name in WILDCARDS[args.verb]})
+    if args.verb == "sample" and args.index is not None:
+        return _draw_one(cell, args.index, args.out or Path(f"{args.index}.png"))
+    stages.make(cell)
+    print(cell.directory)
+    return 0
+
+
+def _draw_one(cell: Cell, index: int, path: Path) -> int:
+    from ipdiff import stages
+
+    stages.draw_one(cell, index, path)
+    print(path)
+    return 0
+
+
+def _code(verb: str, study: str) -> int:
+    from ipdiff.code import code_digest
+    from ipdiff.dvcfile import code_output
+
+    path = Path(code_output(verb, study))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(code_digest(verb) + "\n")
+    print(path)
+    return 0
+
+
+def _grid(args: argparse.Namespace) -> int:
+    from ipdiff import dvcfile, grid
+
+    cells = grid.load()
+    if args.write:
+        for path in dvcfile.write(cells):
+            print(f"wrote {path}")
+    if args.check:
+        stale = dvcfile.stale(cells)
+        if stale:
+            raise UserError(f"{', '.join(map(str, stale))}: not what params.yaml asks for; run `ipdiff grid --write`")
+    if args.study:
+        for cell in cells.study(args.study):
+            print(f"{dvcfile.address(cell)}\t{cell.directory}")
+    return 0

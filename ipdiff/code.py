@@ -1,0 +1,168 @@
+"""A digest of the code behind each stage: the import closure of its module, comments and layout left out."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+
+STAGES = {
+    "prepare": "ipdiff.prepare",
+    "classifier": "ipdiff.classifier",
+    "reference": "ipdiff.reference",
+    "train": "ipdiff.train",
+    "resume": "ipdiff.resume",
+    "sample": "ipdiff.sample",
+    "evaluate": "ipdiff.evaluate",
+    "table": "ipdiff.report.table",
+    "figure": "ipdiff.report.figure",
+    "report": "ipdiff.report.html",
+}
+"""The module whose import closure makes a verb's bytes."""
+
+PLUMBING = {"ipdiff.errors"}
+"""Imported by stages but deciding no byte."""
+
+BY_NAME = "ipdiff.spec"
+"""Counted by definition, not by file: a stage depends on the records it names and on what those name."""
+
+
+DATA = {"ipdiff.report.paper": "paper_values.yaml"}
+"""Modules that read a file of the package: its bytes count as their code."""
+
+
+def module_file(module: str) -> Path | None:
+    """The source file of a module of this package, or None."""
+    base = PACKAGE.joinpath(*module.split(".")[1:])
+    for path in (base.with_suffix(".py"), base / "__init__.py"):
+        if path.exists():
+            return path
+    return None
+
+
+@lru_cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_bytes())
+
+
+def _imports(path: Path) -> set[str]:
+    """Modules of this package that a file imports, at its top or inside a function."""
+    found: set[str] = set()
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in found if name.split(".")[0] == "ipdiff" and name != "ipdiff" and module_file(name)}
+
+
+def closure(verb: str) -> dict[str, Path]:
+    """Modules and files that decide what a verb writes, sorted by module name."""
+    todo, seen = [STAGES[verb]], set[str]()
+    while todo:
+        module = todo.pop()
+        if module in seen or module in PLUMBING or module == BY_NAME:
+            continue
+        seen.add(module)
+        todo += _imports(_path(module)) | _parents(module)
+    return {module: _path(module) for module in sorted(seen)}
+
+
+def _path(module: str) -> Path:
+    path = module_file(module)
+    if path is None:
+        raise ValueError(f"{module} is no module of ipdiff")
+    return path
+
+
+def _parents(module: str) -> set[str]:
+    parts = module.split(".")
+    return {".".join(parts[:n]) for n in range(2, len(parts))}
+
+
+def code_files(verb: str) -> list[Path]:
+    """Every file whose edit may change a verb's code digest."""
+    modules = closure(verb)
+    return [*modules.values(), *_data_files(modules), _path(BY_NAME)]
+
+
+@lru_cache
+def code_digest(verb: str) -> str:
+    """md5 over the syntax trees of a verb's closure; the same on every Python from 3.11."""
+    digest = hashlib.md5(usedforsecurity=False)
+    files = closure(verb)
+    for module, path in files.items():
+        digest.update(f"{module}\n{_canonical(_tree(path))}\n".encode())
+    for path in _data_files(files):
+        digest.update(path.read_bytes())
+    for name, node in _definitions({name for path in files.values() for name in _names_from(path)}).items():
+        digest.update(f"{BY_NAME}.{name}\n{_canonical(node)}\n".encode())
+    return digest.hexdigest()
+
+
+def _data_files(modules: Iterable[str]) -> list[Path]:
+    return [PACKAGE / DATA[module] for module in modules if module in DATA]
+
+
+def _names_from(path: Path) -> set[str]:
+    """What a file imports by name from the module of records."""
+    return {
+        alias.name
+        for node in ast.walk(_tree(path))
+        if isinstance(node, ast.ImportFrom) and node.module == BY_NAME
+        for alias in node.names
+    }
+
+
+def _definitions(names: set[str]) -> dict[str, ast.stmt]:
+    """Top-level definitions of the module of records that `names` reach, sorted by name."""
+    known: dict[str, ast.stmt] = {}
+    for node in _tree(_path(BY_NAME)).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            known[node.name] = node
+        elif isinstance(node, ast.Assign):
+            known.update({target.id: node for target in node.targets if isinstance(target, ast.Name)})
+    todo, seen = list(names), set[str]()
+    while todo:
+        name = todo.pop()
+        if name in seen or name not in known:
+            continue
+        seen.add(name)
+        todo += [node.id for node in ast.walk(known[name]) if isinstance(node, ast.Name)]
+    return {name: known[name] for name in sorted(seen)}
+
+
+_IGNORED = {"ctx", "kind", "type_comment", "type_ignores", "annotation", "returns", "type_params"}
+"""Fields of a syntax tree that decide no number."""
+
+
+def _canonical(node: object) -> str:
+    """A syntax tree as text: node types, names and values; no positions, annotations, docstrings or empty fields."""
+    if isinstance(node, list):
+        return "[" + ",".join(_canonical(item) for item in node) + "]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = []
+    for name, value in ast.iter_fields(node):
+        if name in _IGNORED or value is None:
+            continue
+        if name == "body" and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            value = _without_docstring(value)
+        if value != []:
+            fields.append(f"{name}={_canonical(value)}")
+    return f"{type(node).__name__}({','.join(fields)})"
+
+
+def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
+    """Drop strings that stand alone: docstrings of modules, classes, functions and attributes."""
+    return [
+        stmt
+        for stmt in body
+        if not (
+            isinstance(stmt, ast.Expr) and isinstance(stmt.value, ast.Constant) and isinstance(stmt.value.value, str)
+        )
+    ]

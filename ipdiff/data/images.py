@@ -1,0 +1,72 @@
+"""The one function pair between images at rest (uint8 NHWC) and in networks (float32 NCHW in [-1, 1])."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipdiff.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def to_network(images: NDArray[np.uint8] | Tensor) -> Tensor:
+    """Scale images for a network: u / 127.5 - 1.
+
+    Args:
+        images: [N, H, W, C] uint8.
+
+    Returns:
+        [N, C, H, W] float32 in [-1, 1], contiguous, on the images' device.
+
+    Source: guided-diffusion guided_diffusion/image_datasets.py.
+    """
+    import torch
+
+    tensor = images if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images))
+    return (tensor.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1).contiguous()
+
+
+def to_uint8(x: Tensor) -> NDArray[np.uint8]:
+    """Turn a network's images into images at rest: trunc(clamp((x + 1) * 127.5, 0, 255)).
+
+    Truncation is the official code's choice (kept, because FID sees it): a float rounding just below an
+    integer loses one grey level, so `to_uint8(to_network(u))` may be u - 1.
+
+    Args:
+        x: [N, C, H, W] float, any range.
+
+    Returns:
+        [N, H, W, C] uint8.
+
+    Source: guided-diffusion scripts/image_sample.py.
+    """
+    import torch
+
+    grey = ((x.detach() + 1) * 127.5).clamp(0, 255).to(torch.uint8)
+    return grey.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def load_images(path: Path) -> NDArray[np.uint8]:
+    """Open an images.npy as a read-only memory map: [N, H, W, C] uint8.
+
+    Raises:
+        UserError: the file is missing, is no npy file, or holds anything but uint8 NHWC images.
+    """
+    try:
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: not a readable npy file: {error}") from error
+    return check_images(images, path)
+
+
+def check_images(images: Any, where: Path | str) -> NDArray[np.uint8]:
+    """Return `images` if they are uint8 NHWC, else raise a UserError that names `where`."""
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4:
+        found = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else "an archive"
+        raise UserError(f"{where}: expected images uint8 [N, H, W, C], found {found}")
+    return images

@@ -1,0 +1,526 @@
+"""Gaussian diffusion with input perturbation: noising, training losses, reverse steps.
+
+Pure functions of their arguments: no files, devices, options or random numbers; every noise comes from the
+caller. Coefficients are float64 numpy tables, converted to the images' dtype where they meet them.
+
+Two indices: `t` counts the train steps 0..T-1 (the paper counts 1..T); `i` counts the steps of the respaced
+chain 0..num_steps-1, and step i shows the network the original t = timesteps[i].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+Index = int | Tensor
+"""One step for the whole batch (int, the fast path) or one for each image ([N] int64)."""
+Model = Callable[[Tensor, Tensor], Tensor]
+"""model(x [N,C,H,W], t [N] int64) -> [N,C,H,W], or [N,2C,H,W] with learned sigma."""
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """Coefficients of one Markov chain, each [K] float64.
+
+    Source: arXiv:2006.11239 Eq. 4, 7 and 15; guided-diffusion guided_diffusion/gaussian_diffusion.py@22e0df8.
+    """
+
+    betas: FloatArray
+    alphas_cumprod: FloatArray
+    alphas_cumprod_prev: FloatArray
+    posterior_variance: FloatArray
+    posterior_log_variance: FloatArray
+    fixed_large_log_variance: FloatArray
+
+    @classmethod
+    def build(cls, betas: FloatArray, alphas_cumprod: FloatArray) -> _Chain:
+        previous = np.append(1.0, alphas_cumprod[:-1])
+        # DDPM Eq. 7: beta tilde
+        variance = betas * (1 - previous) / (1 - alphas_cumprod)
+        # beta tilde_0 = 0 has no logarithm: its neighbour stands in (beta_0 itself in a chain of one step).
+        first = variance[1:2] if len(betas) > 1 else betas
+        return cls(
+            betas=betas,
+            alphas_cumprod=alphas_cumprod,
+            alphas_cumprod_prev=previous,
+            posterior_variance=variance,
+            posterior_log_variance=np.log(np.append(first, variance[1:])),
+            fixed_large_log_variance=np.log(np.append(first, betas[1:])),
+        )
+
+    def respaced(self, timesteps: IntArray) -> _Chain:
+        if len(timesteps) == len(self.betas):
+            return self
+        kept = self.alphas_cumprod[timesteps]
+        return _Chain.build(1 - kept / np.append(1.0, kept[:-1]), kept)
+
+    def diffuse(self, x0: Tensor, t: Index, eps: Tensor) -> Tensor:
+        # Eq. 4: x_t = sqrt(alpha-bar) x0 + sqrt(1 - alpha-bar) eps
+        return _at(np.sqrt(self.alphas_cumprod), t, x0) * x0 + _at(np.sqrt(1 - self.alphas_cumprod), t, x0) * eps
+
+    def x0_from_eps(self, x_t: Tensor, i: Index, eps: Tensor) -> Tensor:
+        # Eq. 4 solved for x0
+        return _at(np.sqrt(1 / self.alphas_cumprod), i, x_t) * x_t - self._eps_coef(i, x_t) * eps
+
+    def eps_from_x0(self, x_t: Tensor, i: Index, x0: Tensor) -> Tensor:
+        # Eq. 4 solved for eps
+        return (_at(np.sqrt(1 / self.alphas_cumprod), i, x_t) * x_t - x0) / self._eps_coef(i, x_t)
+
+    def _eps_coef(self, i: Index, x_t: Tensor) -> float | Tensor:
+        return _at(np.sqrt(1 / self.alphas_cumprod - 1), i, x_t)
+
+    def posterior_mean(self, x0: Tensor, x_t: Tensor, i: Index) -> Tensor:
+        # DDPM Eq. 7: mean of q(x_{i-1} | x_i, x0)
+        of_x0 = self.betas * np.sqrt(self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
+        of_xt = (1 - self.alphas_cumprod_prev) * np.sqrt(1 - self.betas) / (1 - self.alphas_cumprod)
+        return _at(of_x0, i, x_t) * x0 + _at(of_xt, i, x_t) * x_t
+
+
+class _Output(NamedTuple):
+    """What the network says: the noise, and the position of the log variance in its range (learned sigma)."""
+
+    eps: Tensor
+    v: Tensor | None
+
+
+class GaussianDiffusion:
+    """A forward process, the objective it is trained with, and its reverse steps.
+
+    Args:
+        betas: [T] float64, in (0, 1): noise variances of the train steps.
+        timesteps: [K] integers, strictly increasing, in 0..T-1: the steps that sampling keeps; None keeps
+            all. Training and `q_sample` always use the full chain.
+        learn_sigma: the network gives 2C channels, eps and v; else C channels.
+        gamma: perturbation strength of Eq. 6, >= 0: a constant (the paper) or [T], one value for each t.
+        target: "eps" (Alg. 3), or "eps_prime", the unit-variance noise of y_t (DDPM-y).
+        fixed_variance: where sigma is not learned: "small" (beta tilde) or "large" (beta).
+        loss_reduction: of the squared error over C, H, W: "mean" (ADM) or "sum" (the DDIM code base).
+        gp_weight: lambda_GP, >= 0, weight of the gradient penalty (ADM-GP), which is defined without
+            perturbation and so excludes gamma > 0.
+
+    Attributes:
+        T: number of train steps.
+        num_steps: number of steps K of the sampling chain.
+        timesteps: [K] int64, the original t of each step.
+        gamma: [T] float64.
+
+    Raises:
+        ValueError: an argument outside the range given above.
+
+    Source: arXiv:2301.11706 Eq. 4 and 6, Alg. 1 to 3;
+        guided-diffusion guided_diffusion/gaussian_diffusion.py and respace.py@22e0df8.
+    """
+
+    def __init__(
+        self,
+        betas: npt.ArrayLike,
+        *,
+        timesteps: Sequence[int] | IntArray | None = None,
+        learn_sigma: bool = True,
+        gamma: npt.ArrayLike = 0.0,
+        target: Literal["eps", "eps_prime"] = "eps",
+        fixed_variance: Literal["small", "large"] = "small",
+        loss_reduction: Literal["mean", "sum"] = "mean",
+        gp_weight: float = 0.0,
+    ) -> None:
+        betas = _checked_betas(betas)
+        self.T = len(betas)
+        self.timesteps = _checked_timesteps(timesteps, self.T)
+        self.num_steps = len(self.timesteps)
+        self.learn_sigma = learn_sigma
+        self.gamma = _checked_gamma(gamma, self.T)
+        self.target = _checked_choice("target", target, ("eps", "eps_prime"))
+        self.fixed_variance = _checked_choice("fixed_variance", fixed_variance, ("small", "large"))
+        self.loss_reduction = _checked_choice("loss_reduction", loss_reduction, ("mean", "sum"))
+        self.gp_weight = self._checked_gp_weight(gp_weight)
+        self._full = _Chain.build(betas, np.cumprod(1 - betas, dtype=np.float64))
+        self._chain = self._full.respaced(self.timesteps)
+
+    def q_sample(self, x0: Tensor, t: Index, eps: Tensor) -> Tensor:
+        """Diffuse images to train step t.
+
+        Args:
+            x0: [N,C,H,W] float, in [-1, 1].
+            t: int or [N] int64, in 0..T-1.
+            eps: [N,C,H,W] float, standard normal.
+
+        Returns:
+            x_t: [N,C,H,W], dtype of x0.
+
+        Raises:
+            ValueError: t out of range (for a tensor: checked on the CPU only) or of the wrong kind.
+
+        Source: arXiv:2301.11706 Eq. 4.
+        """
+        _check_index(t, self.T, x0)
+        return self._full.diffuse(x0, t, eps)
+
+    def perturbed(self, x0: Tensor, t: Index, eps: Tensor, xi: Tensor | None = None) -> Tensor:
+        """Diffuse images to train step t with perturbed noise: the network's input while training.
+
+        Args:
+            x0: [N,C,H,W] float, in [-1, 1].
+            t: int or [N] int64, in 0..T-1.
+            eps: [N,C,H,W] float, standard normal.
+            xi: [N,C,H,W] float, standard normal, independent of eps; may be None where gamma = 0.
+
+        Returns:
+            y_t: [N,C,H,W], dtype of x0; exactly `q_sample(x0, t, eps)` where gamma = 0.
+
+        Raises:
+            ValueError: as `q_sample`, or xi is None although gamma > 0.
+
+        Source: arXiv:2301.11706 Eq. 6.
+        """
+        _check_index(t, self.T, x0)
+        return self._full.diffuse(x0, t, self._perturbed_noise(t, eps, xi))
+
+    def training_losses(
+        self,
+        model: Model,
+        x0: Tensor,
+        t: Tensor,
+        eps: Tensor,
+        xi: Tensor | None = None,
+        *,
+        probe: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Compute the loss of each image from one call of the network.
+
+        Args:
+            model: called once with y_t [N,C,H,W] and t [N].
+            x0: [N,C,H,W] float, in [-1, 1].
+            t: [N] int64, in 0..T-1.
+            eps: [N,C,H,W] float, standard normal: the target (Alg. 3).
+            xi: [N,C,H,W] float, standard normal; may be None where gamma = 0.
+            probe: [N,C,H,W] float, standard normal or random signs: the direction in which the gradient
+                penalty looks. Needed where gp_weight > 0, with a network that can be differentiated twice;
+                elsewhere the penalty is reported and not added. Autograd must be enabled.
+
+        Returns:
+            dict of [N], dtype of x0: "mse" (squared error, mean or sum over C, H, W); with learned sigma "vb"
+            (bits per dimension, times T/1000, trains v only); with a probe "gp" (see `jacobian_penalty`);
+            "loss" = mse + vb + gp_weight * gp.
+
+        Raises:
+            ValueError: as `perturbed`, a missing probe, or a network output of the wrong shape.
+
+        Source: arXiv:2301.11706 Alg. 3, Table 7 (DDPM-y), L_GP; guided-diffusion
+            guided_diffusion/gaussian_diffusion.py@22e0df8 (RESCALED_MSE). As there, the variational bound
+            is taken at y_t with the unperturbed schedule.
+        """
+        if self.gp_weight > 0 and probe is None:
+            raise ValueError(f"gp_weight={self.gp_weight} needs probe: give standard normal noise of x0's shape")
+        _check_index(t, self.T, x0)
+        noise = self._perturbed_noise(t, eps, xi)
+        y_t = self._full.diffuse(x0, t, noise)
+        if probe is not None:
+            y_t = y_t.detach().requires_grad_()
+        output = self._split(model(y_t, t), y_t)
+        terms = {"mse": self._reduce((self._target(t, eps, noise) - output.eps).square())}
+        loss = terms["mse"]
+        if output.v is not None:
+            # arXiv:2102.09672 section 3.1: the bound trains the variance only; T/1000 is the code's scale
+            terms["vb"] = self._vb(_Output(output.eps.detach(), output.v), x0, y_t.detach(), t) * (self.T / 1000)
+            loss = loss + terms["vb"]
+        if probe is not None:
+            gp = _squared_vjp(output.eps, y_t, probe)
+            terms["gp"] = gp if self.gp_weight > 0 else gp.detach()
+            # L_GP = ||eps - eps_theta||^2 + lambda_GP ||d eps_theta / d x||_F^2
+            loss = loss + self.gp_weight * gp if self.gp_weight > 0 else loss
+        return {**terms, "loss": loss}
+
+    def p_mean_variance(self, model: Model, x_t: Tensor, i: Index, clip_denoised: bool = True) -> dict[str, Tensor]:
+        """Compute the reverse distribution p(x_{i-1} | x_i).
+
+        Args:
+            model: called once with x_t and the original timestep of i.
+            x_t: [N,C,H,W] float, any range.
+            i: int or [N] int64, in 0..num_steps-1: step of the respaced chain.
+            clip_denoised: clamp the predicted x0 to [-1, 1].
+
+        Returns:
+            dict of [N,C,H,W], dtype of x_t: "mean", "log_variance" (natural logarithm) and "pred_x0".
+
+        Raises:
+            ValueError: i out of range (for a tensor: checked on the CPU only), or a network output of the
+                wrong shape.
+
+        Source: arXiv:2006.11239 Eq. 7 and 11; arXiv:2102.09672 Eq. 15 (learned sigma).
+        """
+        return self._reverse(self._chain, self._predict(model, x_t, i), x_t, i, clip_denoised)
+
+    def ancestral_step(
+        self, model: Model, x_t: Tensor, i: Index, noise: Tensor | None, clip_denoised: bool = True
+    ) -> Tensor:
+        """Draw x_{i-1} from p(x_{i-1} | x_i); the last step (i = 0) returns the mean, without noise.
+
+        Args:
+            model: called once with x_t and the original timestep of i.
+            x_t: [N,C,H,W] float, any range.
+            i: int or [N] int64, in 0..num_steps-1: step of the respaced chain.
+            noise: [N,C,H,W] float, standard normal; may be None for the int i = 0.
+            clip_denoised: clamp the predicted x0 to [-1, 1].
+
+        Returns:
+            x_{i-1}: [N,C,H,W], dtype of x_t.
+
+        Raises:
+            ValueError: as `p_mean_variance`, or noise is None where it is needed.
+
+        Source: arXiv:2301.11706 Alg. 2.
+        """
+        p = self.p_mean_variance(model, x_t, i, clip_denoised)
+        if not isinstance(i, Tensor) and i == 0:
+            return p["mean"]
+        # Alg. 2: x_{t-1} = mean + sigma_t z, with z = 0 in the last step
+        scaled = torch.exp(0.5 * p["log_variance"]) * _given("noise", noise)
+        return p["mean"] + (torch.where(_per_image(i > 0, x_t), scaled, 0.0) if isinstance(i, Tensor) else scaled)
+
+    def ddim_step(
+        self,
+        model: Model,
+        x_t: Tensor,
+        i: Index,
+        noise: Tensor | None,
+        eta: float = 0.0,
+        clip_denoised: bool = True,
+    ) -> Tensor:
+        """Take one DDIM step to x_{i-1}; the last step (i = 0) returns the predicted x0.
+
+        Args:
+            model: called once with x_t and the original timestep of i.
+            x_t: [N,C,H,W] float, any range.
+            i: int or [N] int64, in 0..num_steps-1: step of the respaced chain.
+            noise: [N,C,H,W] float, standard normal; may be None where eta = 0, and for the int i = 0.
+            eta: in [0, 1]: 0 is deterministic, 1 has the ancestral sampler's small variance.
+            clip_denoised: clamp the predicted x0 to [-1, 1] and derive eps anew from it (guided-diffusion);
+                False is the DDIM code base's step.
+
+        Returns:
+            x_{i-1}: [N,C,H,W], dtype of x_t.
+
+        Raises:
+            ValueError: as `p_mean_variance`, eta out of range, or noise is None where it is needed.
+
+        Source: arXiv:2010.02502 Eq. 12 and 16; ermongroup/ddim functions/denoising.py@e8df66c;
+            guided-diffusion guided_diffusion/gaussian_diffusion.py@22e0df8 (ddim_sample).
+        """
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta={eta}: expected a value in [0, 1]; use 0 for the deterministic sampler")
+        eps = self._predict(model, x_t, i).eps
+        x0 = self._chain.x0_from_eps(x_t, i, eps)
+        if clip_denoised:
+            x0 = x0.clamp(-1, 1)
+            eps = self._chain.eps_from_x0(x_t, i, x0)
+        # DDIM Eq. 16: sigma(eta)^2 = eta^2 beta tilde
+        variance = eta**2 * self._chain.posterior_variance
+        previous = self._chain.alphas_cumprod_prev
+        # DDIM Eq. 12; max() takes away a rounding error below zero
+        towards_x_t = np.sqrt(np.maximum(1 - previous - variance, 0))
+        mean = _at(np.sqrt(previous), i, x_t) * x0 + _at(towards_x_t, i, x_t) * eps
+        if eta == 0 or (not isinstance(i, Tensor) and i == 0):
+            return mean
+        return mean + _at(np.sqrt(variance), i, x_t) * _given("noise", noise)
+
+    def _checked_gp_weight(self, gp_weight: float) -> float:
+        if not 0 <= gp_weight < math.inf:
+            raise ValueError(f"gp_weight={gp_weight}: expected a finite value >= 0")
+        if gp_weight > 0 and self.gamma.any():
+            raise ValueError(
+                f"gp_weight={gp_weight} with gamma up to {self.gamma.max():g}: the penalty is defined at the "
+                "unperturbed x_t; set one of the two to 0"
+            )
+        return gp_weight
+
+    def _perturbed_noise(self, t: Index, eps: Tensor, xi: Tensor | None) -> Tensor:
+        if not self.gamma.any():
+            return eps
+        # Eq. 6: eps + gamma_t xi
+        return eps + _at(self.gamma, t, eps) * _given("xi", xi)
+
+    def _target(self, t: Tensor, eps: Tensor, noise: Tensor) -> Tensor:
+        if self.target == "eps":
+            return eps
+        # DDPM-y: eps' = (eps + gamma_t xi) / sqrt(1 + gamma_t^2)
+        return noise / _at(np.sqrt(1 + self.gamma**2), t, eps)
+
+    def _reduce(self, squared: Tensor) -> Tensor:
+        return squared.flatten(1).sum(1) if self.loss_reduction == "sum" else _image_mean(squared)
+
+    def _split(self, output: Tensor, x_t: Tensor) -> _Output:
+        channels = x_t.shape[1]
+        expected = (x_t.shape[0], channels * (2 if self.learn_sigma else 1), *x_t.shape[2:])
+        if output.shape != expected:
+            raise ValueError(
+                f"network output has shape {tuple(output.shape)}, expected {expected} with "
+                f"learn_sigma={self.learn_sigma}; change the network's out_channels or learn_sigma"
+            )
+        output = output.to(x_t.dtype)
+        return _Output(output[:, :channels], output[:, channels:] if self.learn_sigma else None)
+
+    def _predict(self, model: Model, x_t: Tensor, i: Index) -> _Output:
+        _check_index(i, self.num_steps, x_t)
+        if isinstance(i, Tensor):
+            t = torch.as_tensor(self.timesteps, device=x_t.device)[i]
+        else:
+            t = torch.full((x_t.shape[0],), int(self.timesteps[i]), dtype=torch.int64, device=x_t.device)
+        return self._split(model(x_t, t), x_t)
+
+    def _reverse(self, chain: _Chain, output: _Output, x_t: Tensor, i: Index, clip_denoised: bool) -> dict[str, Tensor]:
+        x0 = chain.x0_from_eps(x_t, i, output.eps)
+        x0 = x0.clamp(-1, 1) if clip_denoised else x0
+        mean = chain.posterior_mean(x0, x_t, i)
+        return {"mean": mean, "log_variance": self._log_variance(chain, output.v, x_t, i), "pred_x0": x0}
+
+    def _log_variance(self, chain: _Chain, v: Tensor | None, x_t: Tensor, i: Index) -> Tensor:
+        small, large = chain.posterior_log_variance, chain.fixed_large_log_variance
+        if v is None:
+            return _at(small if self.fixed_variance == "small" else large, i, x_t) * torch.ones_like(x_t)
+        # arXiv:2102.09672 Eq. 15: v = 1 is beta, v = -1 is beta tilde; v is not bounded
+        share = (v + 1) / 2
+        return share * _at(np.log(chain.betas), i, x_t) + (1 - share) * _at(small, i, x_t)
+
+    def _vb(self, output: _Output, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Variational bound in bits per dimension, [N]: KL(q || p), at t = 0 the decoder's likelihood."""
+        chain = self._full
+        p = self._reverse(chain, output, x_t, t, clip_denoised=False)
+        q_mean = chain.posterior_mean(x0, x_t, t)
+        q_log_variance = _at(chain.posterior_log_variance, t, x_t)
+        kl = _image_mean(_normal_kl(q_mean, q_log_variance, p["mean"], p["log_variance"]))
+        nll = -_image_mean(_decoder_log_likelihood(x0, p["mean"], 0.5 * p["log_variance"]))
+        return torch.where(t == 0, nll, kl) / math.log(2)
+
+
+def jacobian_penalty(model_fn: Callable[[Tensor], Tensor], x_t: Tensor, probe: Tensor) -> Tensor:
+    """Estimate the squared Frobenius norm of d eps_theta / d x for each image by one vector-Jacobian product.
+
+    Unbiased for probes of zero mean and unit covariance, where no image of the batch depends on another.
+
+    Args:
+        model_fn: x [N,C,H,W] -> [N,C or 2C,H,W], t bound by the caller; only the first C channels count.
+        x_t: [N,C,H,W] float, any range.
+        probe: [N,C,H,W] float, standard normal or random signs.
+
+    Returns:
+        penalty: [N] float, >= 0, differentiable in the network's parameters.
+
+    Raises:
+        ValueError: the probe's shape is not that of x_t.
+
+    Source: arXiv:2301.11706 L_GP (its estimator is not published).
+    """
+    with torch.enable_grad():
+        x_t = x_t.detach().requires_grad_()
+        return _squared_vjp(model_fn(x_t)[:, : x_t.shape[1]], x_t, probe)
+
+
+def _squared_vjp(eps: Tensor, x_t: Tensor, probe: Tensor) -> Tensor:
+    if probe.shape != x_t.shape:
+        raise ValueError(f"probe has shape {tuple(probe.shape)}, expected that of x_t, {tuple(x_t.shape)}")
+    # E |v^T J|^2 = tr(J^T E[v v^T] J) = ||J||_F^2
+    (product,) = torch.autograd.grad(eps, x_t, grad_outputs=probe, create_graph=True)
+    return product.square().flatten(1).sum(1)
+
+
+def _at(table: FloatArray, i: Index, like: Tensor) -> float | Tensor:
+    """Look up coefficients: a float for one step, [N,1,1,1] of like's dtype for one step an image."""
+    if not isinstance(i, Tensor):
+        return float(table[i])
+    return _per_image(torch.as_tensor(table, dtype=like.dtype, device=like.device)[i], like)
+
+
+def _per_image(values: Tensor, like: Tensor) -> Tensor:
+    return values.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def _image_mean(values: Tensor) -> Tensor:
+    return values.flatten(1).mean(1)
+
+
+def _normal_kl(mean1: Tensor, log_variance1: float | Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:
+    """KL(N1 || N2) of each element, in nats."""
+    difference = log_variance2 - log_variance1
+    return 0.5 * (difference + torch.exp(-difference) + (mean1 - mean2).square() * torch.exp(-log_variance2) - 1)
+
+
+def _decoder_log_likelihood(x0: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """Log probability, in nats, that a normal falls into the pixel value's bin of width 2/255.
+
+    Source: arXiv:2006.11239 Eq. 13; the cumulative normal is guided-diffusion's approximation
+        (guided_diffusion/losses.py@22e0df8), for equal numbers.
+    """
+    centred, inverse = x0 - mean, torch.exp(-log_scale)
+    below = _approximate_normal_cdf(inverse * (centred - 1 / 255))
+    up_to = _approximate_normal_cdf(inverse * (centred + 1 / 255))
+    # The first and last of the 256 bins are open to the outside.
+    inner = torch.where(x0 > 0.999, 1 - below, up_to - below)
+    return torch.where(x0 < -0.999, up_to, inner).clamp(min=1e-12).log()
+
+
+def _approximate_normal_cdf(x: Tensor) -> Tensor:
+    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def _given(name: str, noise: Tensor | None) -> Tensor:
+    if noise is None:
+        raise ValueError(f"{name} is None but needed here; give standard normal noise of the images' shape")
+    return noise
+
+
+def _check_index(i: Index, steps: int, x: Tensor) -> None:
+    if not isinstance(i, Tensor):
+        if not 0 <= i < steps:
+            raise ValueError(f"step {i} is outside the chain, expected 0..{steps - 1}")
+        return
+    if i.dtype != torch.int64 or i.shape != x.shape[:1]:
+        raise ValueError(f"steps are {i.dtype} of shape {tuple(i.shape)}, expected int64 of shape {(x.shape[0],)}")
+    # On a GPU this look would stop the queue, and the lookup itself fails there.
+    if i.device.type == "cpu" and i.numel() and not (0 <= int(i.min()) and int(i.max()) < steps):
+        raise ValueError(f"steps span {int(i.min())}..{int(i.max())}, expected 0..{steps - 1}")
+
+
+def _checked_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise ValueError(f"unknown {name} {value!r}; use {' or '.join(map(repr, choices))}")
+    return value
+
+
+def _checked_betas(betas: npt.ArrayLike) -> FloatArray:
+    array = np.array(betas, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"betas have shape {array.shape}, expected [T] with T >= 1; use make_betas")
+    bad = np.flatnonzero(~((array > 0) & (array < 1)))
+    if bad.size:
+        raise ValueError(f"betas[{bad[0]}]={array[bad[0]]:g}: expected a value between 0 and 1; use make_betas")
+    return array
+
+
+def _checked_timesteps(timesteps: Sequence[int] | IntArray | None, T: int) -> IntArray:
+    if timesteps is None:
+        return np.arange(T, dtype=np.int64)
+    array = np.array(timesteps)
+    if array.ndim != 1 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"timesteps are {array.dtype} of shape {array.shape}, expected integers, one or more")
+    if array[0] < 0 or array[-1] >= T or (np.diff(array) <= 0).any():
+        raise ValueError(f"timesteps run from {array[0]} to {array[-1]}, expected increasing within 0..{T - 1}")
+    return array.astype(np.int64)
+
+
+def _checked_gamma(gamma: npt.ArrayLike, T: int) -> FloatArray:
+    array = np.array(gamma, dtype=np.float64)
+    if array.shape not in ((), (T,)):
+        raise ValueError(f"gamma has shape {array.shape}, expected one number or T={T} of them")
+    bad = np.flatnonzero(~(np.isfinite(array) & (array >= 0)))
+    if bad.size:
+        raise ValueError(f"gamma={array.flat[bad[0]]:g}: expected a finite value >= 0; the paper uses 0.1 or 0.15")
+    return np.broadcast_to(array, (T,)).copy()

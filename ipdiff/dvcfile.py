@@ -1,0 +1,146 @@
+"""The dvc.yaml of each study, written from the grid: templates over cells, tables with their exact metrics."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ipdiff.code import STAGES as CODE_STAGES
+from ipdiff.code import code_files
+from ipdiff.grid import Cell, Grid, Stage
+
+HEADER = """\
+# Written by `ipdiff grid --write` from params.yaml and ipdiff/grid.py; do not edit.
+# Study: {study}. {count} cells. `dvc repro` makes them one after another, `snakemake {study}` in parallel.
+"""
+DEFAULT_STUDY = "digits"
+VARIANTS = {"train": "continue", "sample": "expose", "prepare": "prepare_raw"}
+"""Stage names of the cells that read more than the plain stage does (DVC wants a constant number of deps)."""
+
+
+def path_of(study: str) -> Path:
+    """Where a study's dvc.yaml lies: the default study's in the root."""
+    return Path("dvc.yaml") if study == DEFAULT_STUDY else Path("workflow") / study / "dvc.yaml"
+
+
+def code_output(verb: str, study: str) -> str:
+    """The file that holds a verb's code digest (one for each study: DVC allows an output in one dvc.yaml)."""
+    return f"code/{study}/{verb}"
+
+
+def stage_name(cell: Cell) -> str:
+    """The DVC stage (before @) of a cell."""
+    verb = cell.stage.verb
+    if verb in ("table", "figure"):
+        return f"{verb}_{cell.bindings[verb]}"
+    return VARIANTS[verb] if len(cell.stage.inputs) > len(_plain(verb).inputs) else verb
+
+
+def address(cell: Cell) -> str:
+    """The cell's address for `dvc repro`, without the dvc.yaml's path: `sample@digits-adm-s0-3000-ancestral-20`."""
+    name = stage_name(cell)
+    return name if cell.exact_inputs else f"{name}@{_key(cell)}"
+
+
+def _key(cell: Cell) -> str:
+    return "-".join(("s" if name == "seed" else "") + cell.bindings[name] for name in cell.stage.wildcards)
+
+
+def _plain(verb: str) -> Stage:
+    from ipdiff.grid import STAGES
+
+    return STAGES[verb]
+
+
+def render(grid: Grid, study: str) -> str:
+    """The text of a study's dvc.yaml."""
+    cells = grid.study(study)
+    stages: dict[str, Any] = {}
+    order = {verb: i for i, verb in enumerate(CODE_STAGES)}
+    for verb in sorted({cell.stage.verb for cell in cells}, key=lambda v: order[v]):
+        stages[f"code-{verb}"] = _code_stage(verb, study)
+    ordered = sorted(cells, key=lambda cell: (order[cell.stage.verb], stage_name(cell)))
+    for name, group in groupby(ordered, key=stage_name):
+        members = list(group)
+        stages[name] = _exact(members[0], study) if members[0].exact_inputs else _foreach(members, study)
+    if path_of(study).parent != Path():
+        for stage in stages.values():
+            stage.get("do", stage)["wdir"] = "../.."
+    text = yaml.dump({"stages": stages}, Dumper=_Dumper, sort_keys=False, width=200, default_flow_style=False)
+    return HEADER.format(study=study, count=len(cells)) + text
+
+
+def _code_stage(verb: str, study: str) -> dict[str, Any]:
+    root = Path(__file__).parent.parent
+    return {
+        "cmd": f"ipdiff code --verb {verb} --study {study}",
+        "deps": [path.relative_to(root).as_posix() for path in code_files(verb)],
+        "outs": [code_output(verb, study)],
+    }
+
+
+def _body(stage: Stage, study: str, fill: Any, exact: Sequence[str] = ()) -> dict[str, Any]:
+    body: dict[str, Any] = {"cmd": fill(stage.command)}
+    body["deps"] = [*map(fill, stage.inputs), *exact, code_output(stage.verb, study)]
+    if stage.params:
+        body["params"] = [fill(key) for key in stage.params]
+    metrics = [f"{stage.directory}/{name}" for name in stage.metrics]
+    body["outs"] = [fill(path) for path in stage.outputs if path not in metrics]
+    if metrics:
+        body["metrics"] = [fill(path) for path in metrics]
+    return body
+
+
+def _exact(cell: Cell, study: str) -> dict[str, Any]:
+    return _body(cell.stage, study, lambda text: text.format(**cell.bindings), cell.exact_inputs)
+
+
+def _foreach(cells: list[Cell], study: str) -> dict[str, Any]:
+    items = {_key(cell): _Flow(cell.bindings) for cell in cells}
+    return {"foreach": items, "do": _body(cells[0].stage, study, _item)}
+
+
+def _item(template: str) -> str:
+    return re.sub(r"\{(\w+)\}", r"${item.\1}", template)
+
+
+class _Flow(dict[str, str]):
+    """A mapping written on one line."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Block style, one-line cells, no anchors (they would turn a one-line edit into hundreds)."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Dumper.add_representer(
+    _Flow, lambda dumper, data: dumper.represent_mapping("tag:yaml.org,2002:map", data, flow_style=True)
+)
+
+
+def stale(grid: Grid) -> list[Path]:
+    """The dvc.yaml files that differ from what the grid would write."""
+    found = []
+    for study in grid.params.studies:
+        path = path_of(study)
+        if not path.exists() or path.read_text() != render(grid, study):
+            found.append(path)
+    return found
+
+
+def write(grid: Grid) -> list[Path]:
+    """Write the dvc.yaml files that are stale; return them."""
+    paths = stale(grid)
+    for study in grid.params.studies:
+        path = path_of(study)
+        if path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(render(grid, study))
+    return paths

@@ -1,0 +1,25 @@
+"""Errors that the command line turns into one line and an exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Bad input: printed as one line, exit code 2."""
+
+
+class ConfigError(UserError):
+    """A parameter file that cannot be used: printed as one line, exit code 2."""
+
+
+class IntegrityError(Exception):
+    """A file whose bytes are not the recorded ones: printed as one line, exit code 3."""
+
+    def __init__(self, path: Path | str, expected: str, got: str) -> None:
+        super().__init__(f"{path}: expected {expected}, found {got}; the file was changed or damaged")
+        self.path, self.expected, self.got = path, expected, got
+
+
+class Preempted(Exception):
+    """Stopped by a signal with its progress saved: run the same command again (exit code 75)."""

@@ -1,0 +1,388 @@
+"""The experiment grid: from the studies' tables to cells, each with its paths, command, inputs and parameters.
+
+The only place that spells a path or a command. Snakemake's rules and the dvc.yaml files are both views of
+it: a cell is a template (a `Stage`) and the names that fill it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from ipdiff import config
+from ipdiff.artifact import RECIPE
+from ipdiff.config import Params
+from ipdiff.errors import ConfigError, UserError
+from ipdiff.spec import Point, Sampler
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A verb: templates of its directory, files, inputs, parameter keys and flags."""
+
+    verb: str
+    directory: str
+    files: tuple[str, ...]
+    wildcards: tuple[str, ...]
+    inputs: tuple[str, ...] = ()
+    params: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Every declared output, the recipe last."""
+        return tuple(f"{self.directory}/{name}" for name in (*self.files, RECIPE))
+
+    @property
+    def command(self) -> str:
+        """What both engines run."""
+        return " ".join([f"ipdiff {self.verb}", *(f"--{name} {{{name}}}" for name in self.wildcards)])
+
+    @property
+    def log(self) -> str:
+        """Where Snakemake keeps what a job says."""
+        return f"logs/{self.directory}.log"
+
+    def with_inputs(self, *inputs: str) -> Stage:
+        """A variant of the stage that reads more."""
+        return dataclasses.replace(self, inputs=(*self.inputs, *inputs))
+
+
+_DATA = "data/{dataset}"
+_FEATURES = "features/{dataset}"
+_REFERENCE = "reference/{dataset}"
+_RUN = "runs/{dataset}/{model}/s{seed}"
+_SAMPLES = "samples/{dataset}/{model}/s{seed}/{step}/{sampler}"
+_METRICS = "metrics/{dataset}/{model}/s{seed}/{step}/{sampler}"
+_IMAGES = f"{_DATA}/images.npy"
+_CLASSIFIER = f"{_FEATURES}/classifier.safetensors"
+_SETTINGS = "datasets.{dataset}"
+
+STAGES = {
+    stage.verb: stage
+    for stage in (
+        Stage("prepare", _DATA, ("images.npy", "labels.npy"), ("dataset",), params=(f"{_SETTINGS}.source",)),
+        Stage(
+            "classifier",
+            _FEATURES,
+            ("classifier.safetensors", "accuracy.json"),
+            ("dataset",),
+            inputs=(_IMAGES, f"{_DATA}/labels.npy"),
+            params=(f"{_SETTINGS}.classifier", f"{_SETTINGS}.compute"),
+        ),
+        Stage(
+            "reference",
+            _REFERENCE,
+            ("stats.npz",),
+            ("dataset",),
+            inputs=(_IMAGES, _CLASSIFIER),
+            params=(f"{_SETTINGS}.classifier", f"{_SETTINGS}.compute"),
+        ),
+        Stage(
+            "train",
+            f"{_RUN}/{{step}}",
+            ("ema.safetensors", "loss.csv"),
+            ("dataset", "model", "seed", "step"),
+            inputs=(_IMAGES,),
+            params=(
+                "models.{model}",
+                "{strength}",
+                *(f"{_SETTINGS}.families.{{family}}.{part}" for part in ("network", "diffusion", "training")),
+                f"{_SETTINGS}.compute",
+            ),
+        ),
+        Stage(
+            "resume",
+            "states/{dataset}/{model}/s{seed}/{step}",
+            ("state.safetensors",),
+            ("dataset", "model", "seed", "step"),
+            inputs=(_IMAGES, f"{_RUN}/{{step}}/{RECIPE}"),
+        ),
+        Stage(
+            "sample",
+            _SAMPLES,
+            ("samples.npz",),
+            ("dataset", "model", "seed", "step", "sampler"),
+            inputs=(f"{_RUN}/{{step}}/ema.safetensors", f"{_RUN}/{{step}}/{RECIPE}"),
+            params=(
+                f"{_SETTINGS}.sampling",
+                f"{_SETTINGS}.families.{{family}}.clip_denoised",
+                f"{_SETTINGS}.compute",
+            ),
+        ),
+        Stage(
+            "evaluate",
+            _METRICS,
+            ("metrics.json",),
+            ("dataset", "model", "seed", "step", "sampler"),
+            inputs=(f"{_SAMPLES}/samples.npz", f"{_SAMPLES}/{RECIPE}", f"{_REFERENCE}/stats.npz", _CLASSIFIER),
+            params=(f"{_SETTINGS}.classifier", f"{_SETTINGS}.compute"),
+            metrics=("metrics.json",),
+        ),
+        Stage(
+            "table",
+            "tables/{study}/{table}",
+            ("table.csv", "table.md", "table.tex"),
+            ("study", "table"),
+            params=("studies.{study}.tables.{table}",),
+        ),
+        Stage(
+            "figure",
+            "figures/{study}/{figure}",
+            ("figure.png", "figure.csv"),
+            ("study", "figure"),
+            params=("studies.{study}.figures.{figure}",),
+        ),
+        Stage("report", "report/{study}", ("index.html",), ("study",), params=("studies.{study}",)),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One artifact of the grid: a stage, the names that fill its templates, and inputs of its own."""
+
+    stage: Stage
+    names: tuple[tuple[str, str], ...]
+    exact_inputs: tuple[str, ...] = ()
+
+    @cached_property
+    def bindings(self) -> dict[str, str]:
+        """Template name -> value."""
+        return dict(self.names)
+
+    def _fill(self, templates: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(template.format(**self.bindings) for template in templates)
+
+    @property
+    def directory(self) -> str:
+        """Where its files are published; also the cell's name."""
+        return self.stage.directory.format(**self.bindings)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Paths of its outputs, the recipe last."""
+        return self._fill(self.stage.outputs)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Paths it reads."""
+        return (*self._fill(self.stage.inputs), *self.exact_inputs)
+
+    @property
+    def params(self) -> tuple[str, ...]:
+        """Keys of params.yaml that decide its bytes."""
+        return self._fill(self.stage.params)
+
+    @property
+    def command(self) -> str:
+        """The command that makes it."""
+        return self.stage.command.format(**self.bindings)
+
+
+class Grid:
+    """Cells of params.yaml. Every cell can be asked for by its wildcards; studies list those they need."""
+
+    def __init__(self, params: Params) -> None:
+        """Cells of these parameters."""
+        self.params = params
+
+    def cell(self, verb: str, **wildcards: str) -> Cell:
+        """The cell of a verb.
+
+        Raises:
+            ConfigError: a wildcard names something that params.yaml does not have.
+        """
+        stage = STAGES[verb]
+        names = {name: str(wildcards[name]) for name in stage.wildcards}
+        if "dataset" in names:
+            self.params.dataset(names["dataset"])
+        if verb in ("table", "figure", "report"):
+            return self._view_cell(stage, names)
+        return getattr(self, f"_{verb}")(stage, names)
+
+    def _prepare(self, stage: Stage, names: dict[str, str]) -> Cell:
+        raw = self.params.dataset(names["dataset"]).source.raw
+        return _cell(stage if raw is None else stage.with_inputs("{raw}"), names, raw=raw)
+
+    def _classifier(self, stage: Stage, names: dict[str, str]) -> Cell:
+        return _cell(stage, names)
+
+    def _reference(self, stage: Stage, names: dict[str, str]) -> Cell:
+        return _cell(stage, names)
+
+    def _train(self, stage: Stage, names: dict[str, str]) -> Cell:
+        steps = self._checked_steps(names)
+        earlier = [step for step in steps if step < int(names["step"])]
+        if earlier:
+            stage = stage.with_inputs(f"{_RUN}/{{previous}}/{RECIPE}")
+        return _cell(
+            stage,
+            names,
+            family=self._family(names),
+            strength=self._strength(names),
+            previous=str(earlier[-1]) if earlier else None,
+        )
+
+    def _resume(self, stage: Stage, names: dict[str, str]) -> Cell:
+        self._checked_steps(names)
+        return _cell(stage, names)
+
+    def _sample(self, stage: Stage, names: dict[str, str]) -> Cell:
+        self._checked_steps(names)
+        sampler = _sampler(names)
+        T = self.params.family(names["dataset"], names["model"]).diffusion.T
+        if sampler.steps > T:
+            raise ConfigError(
+                f"sampler {names['sampler']} asks for T' = {sampler.steps}, more than T = {T} of "
+                f"{names['dataset']}/{names['model']}; use 1..{T}"
+            )
+        return _cell(
+            stage.with_inputs(_IMAGES) if sampler.kind == "exposure" else stage, names, family=self._family(names)
+        )
+
+    def _evaluate(self, stage: Stage, names: dict[str, str]) -> Cell:
+        self._checked_steps(names)
+        _sampler(names)
+        return _cell(stage, names)
+
+    def _view_cell(self, stage: Stage, names: dict[str, str]) -> Cell:
+        study = self.params.study(names["study"])
+        if stage.verb == "report":
+            views = [("table", name) for name in study.tables] + [("figure", name) for name in study.figures]
+            inputs = [
+                path for kind, name in views for path in self.cell(kind, study=names["study"], **{kind: name}).outputs
+            ]
+            return _cell(stage, names, exact=tuple(path for path in inputs if not path.endswith(RECIPE)))
+        views = study.tables if stage.verb == "table" else study.figures
+        name = names[stage.verb]
+        if name not in views:
+            raise ConfigError(f"{stage.verb} '{name}' is not in study {names['study']}; known: {', '.join(views)}")
+        view = views[name]
+        verb = "sample" if getattr(view, "kind", "") == "samples" else "evaluate"
+        exact = [
+            self._point_cell(verb, point, seed).outputs[0]
+            for point in config.points(self.params, view)
+            for seed in study.seeds_of(point.model)
+        ]
+        return _cell(stage, names, exact=tuple(dict.fromkeys(exact)))
+
+    def _point_cell(self, verb: str, point: Point, seed: int) -> Cell:
+        return self.cell(
+            verb, dataset=point.dataset, model=point.model, seed=str(seed), step=str(point.step), sampler=point.sampler
+        )
+
+    def _checked_steps(self, names: dict[str, str]) -> list[int]:
+        steps = self.params.dataset(names["dataset"]).checkpoints
+        self.params.family(names["dataset"], names["model"])
+        for name in ("seed", "step"):
+            if not names[name].isdigit():
+                raise ConfigError(f"{name} is '{names[name]}', expected a whole number")
+        if int(names["step"]) not in steps:
+            raise ConfigError(f"step {names['step']} is not one of datasets.{names['dataset']}.checkpoints {steps}")
+        return steps
+
+    def _family(self, names: dict[str, str]) -> str:
+        return self.params.model(names["model"]).family
+
+    def _strength(self, names: dict[str, str]) -> str:
+        """The key of the strength that a model takes from its data set, or one that it has itself."""
+        borrowed = self.params.model(names["model"]).borrowed
+        return f"datasets.{names['dataset']}.strengths.{borrowed[0]}" if borrowed else f"models.{names['model']}.family"
+
+    def study(self, name: str) -> list[Cell]:
+        """Every cell a study needs, makers before users, without repeats."""
+        return self.needed(self.cell("report", study=name))
+
+    def needed(self, target: Cell) -> list[Cell]:
+        """`target` and every cell it needs, makers before users; runs close with their `resume` cell."""
+        found: dict[str, Cell] = {}
+
+        def visit(cell: Cell) -> None:
+            if cell.directory in found:
+                return
+            for path in cell.inputs:
+                maker = self.maker(path)
+                if maker is not None:
+                    visit(maker)
+            found[cell.directory] = cell
+
+        visit(target)
+        if target.stage.verb == "report":
+            for cell in self._last_segments(list(found.values())):
+                visit(self.cell("resume", **{name: cell.bindings[name] for name in STAGES["resume"].wildcards}))
+        return list(found.values())
+
+    @staticmethod
+    def _last_segments(cells: list[Cell]) -> Iterator[Cell]:
+        last: dict[str, Cell] = {}
+        for cell in cells:
+            if cell.stage.verb == "train":
+                run = cell.directory.rpartition("/")[0]
+                if run not in last or int(cell.bindings["step"]) > int(last[run].bindings["step"]):
+                    last[run] = cell
+        yield from last.values()
+
+    def maker(self, path: str) -> Cell | None:
+        """The cell that makes a file, or None for raw data."""
+        return _maker(self, path)
+
+    def targets(self, study: str) -> list[str]:
+        """Files that stand for a whole study: its report and its runs' last states."""
+        report, *rest = reversed(self.study(study))
+        cells = [report, *rest]
+        return [cell.outputs[0] for cell in cells if cell.stage.verb in ("report", "resume")]
+
+
+@lru_cache(maxsize=100_000)
+def _maker(grid: Grid, path: str) -> Cell | None:
+    """Match a path against the stages' directories; names hold no slash, so the parts decide."""
+    parts = path.split("/")
+    for stage in STAGES.values():
+        template = stage.directory.split("/")
+        if len(template) != len(parts) - 1 or parts[-1] not in (*stage.files, RECIPE):
+            continue
+        names: dict[str, str] = {}
+        for pattern, part in zip(template, parts, strict=False):
+            prefix, brace, name = pattern.partition("{")
+            if not part.startswith(prefix) or (not brace and part != pattern):
+                break
+            if brace:
+                names[name.rstrip("}")] = part[len(prefix) :]
+        else:
+            return grid.cell(stage.verb, **names)
+    return None
+
+
+def _cell(stage: Stage, names: dict[str, str], exact: tuple[str, ...] = (), **more: str | None) -> Cell:
+    filled = {**names, **{key: value for key, value in more.items() if value is not None}}
+    return Cell(stage, tuple(filled.items()), exact)
+
+
+def _sampler(names: dict[str, str]) -> Sampler:
+    try:
+        return Sampler.parse(names["sampler"])
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def load(path: Path = config.PARAMS) -> Grid:
+    """The grid of params.yaml."""
+    return Grid(config.load(path))
+
+
+def param_values(cell: Cell, raw: dict[str, Any]) -> dict[str, Any]:
+    """The cell's parameters as they stand in params.yaml: what both engines compare."""
+    values: dict[str, Any] = {}
+    for key in cell.params:
+        try:
+            values[key] = config.value_at(raw, key)
+        except (KeyError, TypeError):
+            raise UserError(
+                f"{config.PARAMS} {key}: write this key out, even where the default is wanted; both engines compare it"
+            ) from None
+    return values

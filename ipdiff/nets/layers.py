@@ -1,0 +1,418 @@
+"""What both networks share: layers, the handling of time, dropout masks, initialisation.
+
+A U-Net here is a function of an image and of one vector for each residual block, a linear map of the
+embedded timestep. All blocks' maps are computed at once:
+
+    t --time_embedding--> [N, E] (+ label) --project--> [N, P] --forward_projected--> output
+
+`net(x, t)` walks the whole chain. A sampler, which meets the same few timesteps for every batch, calls
+`net.at_timesteps(ts)` once; what it gets is called like the network itself and pays only for the last arrow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+MaskSource = Callable[[int, torch.Size], Tensor]
+"""(ordinal of the dropout layer, shape of its input) -> bool tensor of that shape, true where kept."""
+
+UniformSource = Callable[[int, int], NDArray[np.float64]]
+"""(index of the tensor in `named_parameters()`, count) -> so many float64 in [0, 1)."""
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation whose statistics and output are computed in float32 at least.
+
+    Source: guided-diffusion guided_diffusion/nn.py@22e0df8 (GroupNorm32).
+    """
+
+    def __init__(self, groups: int, channels: int, eps: float = 1e-5) -> None:
+        """Normalise `channels` channels in `groups` groups; ValueError where they do not divide."""
+        if groups < 1 or channels % groups:
+            raise ValueError(f"norm_groups={groups} does not divide a layer's {channels} channels")
+        super().__init__(groups, channels, eps)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise [N,C,...] of any float dtype; the result has the input's dtype."""
+        if input.dtype in (torch.float16, torch.bfloat16):
+            weight, bias = self.weight.float(), self.bias.float()
+            return F.group_norm(input.float(), self.num_groups, weight, bias, self.eps).to(input.dtype)
+        return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def silu(x: Tensor) -> Tensor:
+    """Return x * sigmoid(x), overwriting x where no gradient is recorded.
+
+    For outputs of a norm or a linear layer, which nobody else holds: a large batch spends up to a third of
+    its time in fresh memory.
+    """
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+class SiLU(nn.Module):
+    """`silu` as a layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map a tensor of any shape, in place where no gradient is recorded."""
+        return silu(x)
+
+
+class ZeroConv2d(nn.Conv2d):
+    """A convolution that starts at zero, so that its residual branch starts as the identity."""
+
+    def reset_parameters(self) -> None:
+        """Set weight and bias to zero."""
+        _zero(self)
+
+
+class PointwiseConv(nn.Conv1d):
+    """A 1x1 convolution on images whose weight has a Conv1d's shape [out, in, 1].
+
+    Run as a 2-d convolution: it takes either memory format without a copy and is faster than a matrix product
+    wherever the BLAS is slower than the convolution library.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        """Map `in_channels` to `out_channels` at every pixel."""
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map [N,in,H,W] to [N,out,H,W]."""
+        return F.conv2d(input, self.weight.unsqueeze(-1), self.bias)
+
+
+class ZeroPointwiseConv(PointwiseConv):
+    """A `PointwiseConv` that starts at zero."""
+
+    def reset_parameters(self) -> None:
+        """Set weight and bias to zero."""
+        _zero(self)
+
+
+def _zero(layer: nn.Conv1d | nn.Conv2d) -> None:
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    """A 3x3 convolution padded by one pixel on all sides."""
+    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
+
+
+def halve(x: Tensor) -> Tensor:
+    """Average 2x2 pixels: [N,C,H,W] -> [N,C,H/2,W/2]."""
+    return F.avg_pool2d(x, 2)
+
+
+def double(x: Tensor) -> Tensor:
+    """Repeat every pixel 2x2: [N,C,H,W] -> [N,C,2H,2W]."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention over the pixels within each head, scaled by 1/sqrt(D).
+
+    Args:
+        q: queries [N,heads,D,H,W] float: an image, cut along its channels.
+        k: keys, likewise.
+        v: values, likewise.
+
+    Returns:
+        [N,heads*D,H,W] in channels_last. For arguments cut from a channels_last image nothing is copied.
+    """
+    n, heads, depth, height, width = q.shape
+    q, k, v = (_pixels_by_depth(part) for part in (q, k, v))
+    mixed = F.scaled_dot_product_attention(q, k, v)
+    return mixed.transpose(2, 3).reshape(n, heads * depth, height, width)
+
+
+def _pixels_by_depth(part: Tensor) -> Tensor:
+    """[N,heads,D,H,W] as [N,heads,H*W,D] with D adjacent in memory, which the fused kernels ask for."""
+    rows = part.flatten(3).transpose(2, 3)
+    return rows if rows.stride(3) == 1 else rows.contiguous()
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """A context in which the networks have second derivatives (a gradient penalty needs them).
+
+    Outside it, attention runs in fused kernels that have only first ones.
+    """
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def sinusoids(t: Tensor, count: int, span: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of t at geometrically falling frequencies exp(-ln(10000) i / span), i = 0..count-1.
+
+    Args:
+        t: [N] timesteps, any dtype.
+        count: number of frequencies.
+        span: count for the ADM code base, count - 1 for the DDIM one.
+
+    Returns:
+        Two tensors [N,count] float32.
+    """
+    index = torch.arange(count, dtype=torch.float32, device=t.device)
+    angle = t.float()[:, None] * torch.exp(index * (-math.log(10000) / span))
+    return torch.cos(angle), torch.sin(angle)
+
+
+class Dropout(nn.Module):
+    """Dropout that can take its masks from outside (see `dropout_masks`)."""
+
+    def __init__(self, p: float) -> None:
+        """Drop each element with probability `p`, 0 <= p < 1."""
+        super().__init__()
+        keep_threshold(p)
+        self.p = p
+        self.masks: Callable[[torch.Size], Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Identity in evaluation mode or at p = 0; else x * mask / keep, of x's shape and dtype."""
+        if not self.training or self.p == 0:
+            return x
+        if self.masks is None:
+            return F.dropout(x, self.p)
+        keep = 1 - keep_threshold(self.p) / 65536
+        return x * self.masks(x.shape).to(x.device, x.dtype).mul_(1 / keep)
+
+    def extra_repr(self) -> str:
+        """Show the probability."""
+        return f"p={self.p}"
+
+
+def keep_threshold(p: float) -> int:
+    """The number of 16-bit integers that mean "drop": an element is kept where its draw is >= this.
+
+    Args:
+        p: dropout probability, 0 <= p < 1.
+
+    Raises:
+        ValueError: p is out of range.
+    """
+    if not 0 <= p < 1 or (threshold := round(p * 65536)) == 65536:
+        raise ValueError(f"dropout={p} is not a probability of dropping; use 0 <= dropout < 1")
+    return threshold
+
+
+@contextmanager
+def dropout_masks(net: nn.Module, source: MaskSource) -> Iterator[None]:
+    """Inside this context the dropout layers of `net` take their masks from `source` while training.
+
+    Layers are numbered in the order of `net.modules()`. The share of kept elements that `source` must
+    produce is 1 - keep_threshold(p) / 65536, by which the kept elements are divided. The masks may lie on any
+    device. Layers with p = 0 and networks in evaluation mode never ask.
+    """
+    layers = [module for module in net.modules() if isinstance(module, Dropout)]
+    before = [layer.masks for layer in layers]
+    for ordinal, layer in enumerate(layers):
+        layer.masks = partial(source, ordinal)
+    try:
+        yield
+    finally:
+        for layer, masks in zip(layers, before, strict=True):
+            layer.masks = masks
+
+
+class UNet(nn.Module):
+    """A network of an image and a timestep: all that does not depend on the architecture.
+
+    A subclass defines `time_embedding` and `forward_projected`, and calls `_project_with` at the end of its
+    constructor. `num_classes` and `label_emb` are set by class-conditional networks.
+    """
+
+    num_classes: int | None = None
+    label_emb: nn.Embedding
+
+    def time_embedding(self, t: Tensor) -> Tensor:
+        """Embed timesteps t [N] (any dtype) as [N,E]; depends on no image and no label."""
+        raise NotImplementedError
+
+    def forward_projected(self, x: Tensor, projected: Tensor) -> Tensor:
+        """Run the U-Net on x [N,C,H,W], given `project`'s result [N,P] or [1,P]."""
+        raise NotImplementedError
+
+    def _cast(self, features: Tensor) -> Tensor:
+        """Time features in the dtype of the weights."""
+        return features.to(self._projections[0].weight.dtype)
+
+    def _project_with(self, layers: Sequence[nn.Linear]) -> None:
+        # A plain list: the blocks own these layers, and their state-dict names must not appear twice.
+        self._projections = list(layers)
+        self._widths = [layer.out_features for layer in layers]
+
+    def project(self, emb: Tensor) -> Tensor:
+        """Map an embedding [N,E] to what all residual blocks take from it, side by side: [N,P].
+
+        One matrix product instead of one for each block: the same numbers with less overhead.
+        """
+        weight = torch.cat([layer.weight for layer in self._projections])
+        bias = torch.cat([layer.bias for layer in self._projections])
+        return F.linear(F.silu(emb), weight, bias)
+
+    def _per_block(self, projected: Tensor) -> Iterator[Tensor]:
+        """Cut [N,P] into one [N,K,1,1] for each residual block, in the order in which they run."""
+        return iter(projected[:, :, None, None].split(self._widths, dim=1))
+
+    def add_label(self, emb: Tensor, y: Tensor | None) -> Tensor:
+        """Add the labels' embedding to emb [N,E].
+
+        Args:
+            emb: [N,E] float.
+            y: [N] int64 labels in 0..num_classes-1, or None for an unconditional network.
+
+        Raises:
+            ValueError: y is given to an unconditional network or missing for a class-conditional one.
+        """
+        if (y is None) != (self.num_classes is None):
+            raise ValueError(
+                "this network is unconditional: call it without y"
+                if self.num_classes is None
+                else f"this network is class-conditional: call it with labels y in 0..{self.num_classes - 1}"
+            )
+        return emb if y is None else emb + self.label_emb(y)
+
+    def forward_embedded(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Run the network on x [N,C,H,W], given its embedding [N,E] (time, and label if there is one)."""
+        return self.forward_projected(x, self.project(emb))
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """Predict from noisy images.
+
+        Args:
+            x: [N,C,H,W] float, any range, contiguous or channels_last.
+            t: [N] timesteps in 0..T-1, integer or float.
+            y: [N] int64 labels; exactly where the network is class-conditional.
+
+        Returns:
+            [N,out_channels,H,W], in the dtype and memory format of x.
+
+        Raises:
+            ValueError: y is missing or superfluous.
+        """
+        return self.forward_embedded(x, self.add_label(self.time_embedding(t), y))
+
+    def at_timesteps(self, ts: Sequence[int]) -> AtTimesteps:
+        """The network at these timesteps only, with everything that depends on t computed now, once.
+
+        The result is called like the network. It uses the time weights of this moment: make it anew after
+        an update of the weights. It gives the same numbers for any batch size, and no gradient with respect
+        to the time weights.
+
+        Args:
+            ts: distinct timesteps.
+        """
+        return AtTimesteps(self, ts)
+
+
+class AtTimesteps:
+    """A network whose time-dependent part is tabulated; see `UNet.at_timesteps`."""
+
+    def __init__(self, net: UNet, ts: Sequence[int]) -> None:
+        """Tabulate: block projections [len(ts),P], or [len(ts),E] where labels are still to be added."""
+        self.net = net
+        labelled = net.num_classes is not None
+        self._forward = net.forward_embedded if labelled else net.forward_projected
+        device = next(net.parameters()).device
+        steps = torch.as_tensor([int(t) for t in ts], dtype=torch.int64)
+        if len(steps) == 0 or int(steps.min()) < 0:
+            raise ValueError(f"at_timesteps got {list(ts)}; give one or more timesteps >= 0")
+        rows = torch.full((int(steps.max()) + 1,), len(steps))  # past the end of the table: an unlisted t
+        rows[steps] = torch.arange(len(steps))
+        self._rows = rows.to(device)
+        with torch.no_grad():
+            emb = net.time_embedding(steps.to(device))
+            self._table = emb if labelled else net.project(emb)
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """As `UNet.forward`, for integer t among the tabulated timesteps.
+
+        Raises:
+            ValueError: y is missing or superfluous, or (on the CPU) some t was not tabulated.
+        """
+        try:
+            row = self._table.index_select(0, self._rows[t])
+        except IndexError:
+            raise ValueError(f"t has values that at_timesteps was not given: {t.tolist()}") from None
+        row = self.net.add_label(row, y)
+        return self._forward(x, row)
+
+
+def level_sizes(
+    image_size: int, channel_mult: Sequence[int], num_res_blocks: int, attention_resolutions: Sequence[int]
+) -> list[int]:
+    """Image size of every level of a U-Net that halves between levels.
+
+    Raises:
+        ValueError: there is no level or block, a size is odd before the last level, or attention is asked
+            for at a size that does not occur.
+    """
+    if not channel_mult or min(channel_mult) < 1 or num_res_blocks < 1:
+        given = f"channel_mult={tuple(channel_mult)} and num_res_blocks={num_res_blocks}"
+        raise ValueError(f"{given} must be one or more, all >= 1")
+    factor = 2 ** (len(channel_mult) - 1)
+    if image_size < factor or image_size % factor:
+        raise ValueError(f"image_size={image_size} is not divisible by {factor} = 2^(levels - 1)")
+    sizes = [image_size >> level for level in range(len(channel_mult))]
+    absent = [size for size in attention_resolutions if size not in sizes]
+    if absent:
+        raise ValueError(f"attention_resolutions has {absent}, but the image sizes of the levels are {sizes}")
+    return sizes
+
+
+def initialise(net: nn.Module, uniforms: UniformSource) -> None:
+    """Draw all parameters anew, in place, from PyTorch's default distributions; no global RNG is touched.
+
+    Convolutions and linear layers: weight and bias uniform in +-1/sqrt(fan_in). Embeddings: standard normal
+    (Box-Muller in float64). Norms: 1 and 0. Layers that start at zero stay zero. Computed in float64, rounded
+    once to the parameter's dtype.
+
+    Args:
+        net: a network of such layers only.
+        uniforms: the source of random numbers.
+
+    Raises:
+        ValueError: a parameter belongs to another kind of layer.
+    """
+    owners = {id(p): module for module in net.modules() for p in module.parameters(recurse=False)}
+    with torch.no_grad():
+        for index, (name, parameter) in enumerate(net.named_parameters()):
+            values = _initial(owners[id(parameter)], name, parameter, partial(uniforms, index))
+            parameter.copy_(torch.from_numpy(values).view(parameter.shape))
+
+
+def _initial(
+    owner: nn.Module, name: str, parameter: Tensor, uniforms: Callable[[int], NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """Initial values of one parameter of `owner`, flat float64."""
+    count = parameter.numel()
+    if isinstance(owner, ZeroConv2d | ZeroPointwiseConv):
+        return np.zeros(count)
+    if isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Linear):
+        bound = 1 / math.sqrt(owner.weight[0].numel())
+        return (2 * uniforms(count) - 1) * bound
+    if isinstance(owner, nn.Embedding):
+        return _normals(uniforms, count)
+    if isinstance(owner, nn.GroupNorm):
+        return np.full(count, float(parameter is owner.weight))
+    raise ValueError(f"initialise has no rule for {name}, a parameter of {type(owner).__name__}")
+
+
+def _normals(uniforms: Callable[[int], NDArray[np.float64]], count: int) -> NDArray[np.float64]:
+    """`count` standard normals from the uniforms of whole pairs."""
+    half = (count + 1) // 2
+    draws = uniforms(2 * half)
+    radius, angle = np.sqrt(-2 * np.log1p(-draws[:half])), 2 * math.pi * draws[half:]
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]

@@ -1,0 +1,59 @@
+"""What happens between a gradient and the next weights: sums, learning rate, optimiser, EMA."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ipdiff.spec import Objective, Training
+
+
+def tree_sum(count: int, leaf: Callable[[int], list[Tensor]], first: int = 0) -> list[Tensor]:
+    """Sum leaf(first) .. leaf(first + count - 1) in a fixed order: halves while they are equal, then in turn.
+
+    A power-of-two number of processes, each with an equal share of the leaves, can compute a subtree each
+    and arrive at the same bits (design: exact data-parallel training).
+    """
+    if count == 1:
+        return leaf(first)
+    if count % 2 == 0:
+        total = tree_sum(count // 2, leaf, first)
+        _add_(total, tree_sum(count // 2, leaf, first + count // 2))
+        return total
+    total = leaf(first)
+    for i in range(first + 1, first + count):
+        _add_(total, leaf(i))
+    return total
+
+
+def _add_(total: list[Tensor], other: list[Tensor]) -> None:
+    torch._foreach_add_(total, other)  # type: ignore[attr-defined]
+
+
+def learning_rate(spec: Training, step: int) -> float:
+    """Rate of update `step` (0-based): linear warm-up, then constant or a decay to 0 at lr_decay_steps."""
+    rate = spec.lr * min(1.0, (step + 1) / spec.lr_warmup) if spec.lr_warmup else spec.lr
+    if spec.lr_decay == "none":
+        return rate
+    done = min(1.0, step / spec.lr_decay_steps)
+    return rate * (1.0 - done if spec.lr_decay == "linear" else 0.5 * (1.0 + math.cos(math.pi * done)))
+
+
+def make_optimizer(net: nn.Module, spec: Training, objective: Objective) -> torch.optim.Optimizer:
+    """AdamW (decoupled weight decay) or Adam (coupled), PyTorch's betas and eps, fused."""
+    kind = torch.optim.AdamW if spec.optimizer == "adamw" else torch.optim.Adam
+    return kind(net.parameters(), lr=spec.lr, weight_decay=objective.weight_decay, fused=True)
+
+
+def ema_decay(spec: Training, step: int) -> float:
+    """Decay used after update `step` (0-based)."""
+    return min(spec.ema_decay, (1 + step) / (10 + step)) if spec.ema_warmup else spec.ema_decay
+
+
+@torch.no_grad()
+def ema_update(ema: Sequence[Tensor], params: Sequence[Tensor], decay: float) -> None:
+    """Ema <- decay * ema + (1 - decay) * params, in place."""
+    torch._foreach_lerp_(list(ema), list(params), 1.0 - decay)  # type: ignore[attr-defined]

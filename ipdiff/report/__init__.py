@@ -1,0 +1,1 @@
+"""Tables, figures and the HTML report; reads metrics and sample sets only and never imports torch."""

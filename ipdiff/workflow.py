@@ -1,0 +1,65 @@
+"""What the Snakemake rules read: the grid, seen through wildcards."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ipdiff import config, dvcfile, grid
+from ipdiff.code import code_digest
+from ipdiff.errors import UserError
+
+Wildcards = Mapping[str, str]
+
+
+class Workflow:
+    """The grid of params.yaml for Snakemake. Bad input ends Snakemake with one line and exit code 2."""
+
+    def __init__(self) -> None:
+        """Read params.yaml."""
+        try:
+            self.grid = grid.load()
+            self.raw = config.load_raw()
+        except UserError as error:
+            print(f"ipdiff: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+
+    @property
+    def studies(self) -> list[str]:
+        """Names of the studies; the default study first."""
+        return sorted(self.grid.params.studies, key=lambda name: name != dvcfile.DEFAULT_STUDY)
+
+    def targets(self, study: str) -> list[str]:
+        """The files that stand for a study."""
+        return self.grid.targets(study)
+
+    def inputs(self, verb: str) -> Callable[[Any], list[str]]:
+        """Snakemake's input function of a verb."""
+        return lambda wildcards: list(self._cell(verb, wildcards).inputs)
+
+    def outputs(self, verb: str) -> dict[str, str]:
+        """Named outputs of a verb, with wildcards: {images_npy: data/{dataset}/images.npy, recipe_json: ...}."""
+        return {path.rpartition("/")[2].replace(".", "_"): path for path in grid.STAGES[verb].outputs}
+
+    def params(self, verb: str) -> Callable[[Any], str]:
+        """Snakemake's params function of a verb: the values of the cell's keys in params.yaml, as JSON."""
+        return lambda wildcards: json.dumps(grid.param_values(self._cell(verb, wildcards), self.raw), sort_keys=True)
+
+    def _cell(self, verb: str, wildcards: Any) -> grid.Cell:
+        names = {name: getattr(wildcards, name) for name in grid.STAGES[verb].wildcards}
+        return self.grid.cell(verb, **names)
+
+    def code(self, verb: str) -> str:
+        """The code digest of a verb: a change of it makes the verb's cells stale."""
+        return code_digest(verb)
+
+    def log(self, verb: str) -> str:
+        """Where a job's messages go."""
+        return grid.STAGES[verb].log
+
+    def command(self, verb: str) -> str:
+        """The shell command of a verb, with Snakemake's wildcards; messages go to the log."""
+        return re.sub(r"\{(\w+)\}", r"{wildcards.\1}", grid.STAGES[verb].command) + " > {log} 2>&1"

@@ -1,0 +1,43 @@
+"""SYNTHETIC metrics for the tests of `ipdiff.report`; no number here was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ipdiff.report.records import Record, load
+
+BASE = {
+    "dataset": "digits",
+    "model": "adm",
+    "seed": 0,
+    "step": 1000,
+    "sampler": "ancestral-100",
+    "sample_steps": 100,
+    "nfe": 100,
+    "fid": 3.0,
+    "n": 1000,
+    "reference_n": 1797,
+    "features": "classifier",
+    "features_digest": "md5:3fa2b1c0aa",
+    "reference_digest": "md5:77",
+}
+
+
+def write(path: Path, **changes: object) -> Path:
+    """A synthetic metrics.json."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**BASE, **changes}))
+    return path
+
+
+def record(**changes: object) -> Record:
+    """A synthetic record."""
+    with TemporaryDirectory() as folder:
+        return load([write(Path(folder) / "metrics.json", **changes)])[0]
+
+
+def records(dataset: str, model: str, fids: dict[int, float], **changes: object) -> list[Record]:
+    """One synthetic record for each seed: its FID."""
+    return [record(dataset=dataset, model=model, seed=seed, fid=fid, **changes) for seed, fid in fids.items()]

@@ -1,0 +1,158 @@
+"""The Frechet distance against closed forms and scipy's matrix square root; moments and batches."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy import linalg
+
+from ipdiff.metrics import frechet_distance
+from ipdiff.metrics.frechet import Moments
+
+
+def gaussian(rng, dim, rank=None):
+    root = rng.standard_normal((dim, rank or 2 * dim))
+    return rng.standard_normal(dim), root @ root.T / root.shape[1]
+
+
+def reference_distance(mu1, cov1, mu2, cov2):
+    """Compute the formula as it stands in guided-diffusion's evaluator."""
+    cross = np.trace(np.real(linalg.sqrtm(cov1 @ cov2)))
+    return float(((mu1 - mu2) ** 2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * cross)
+
+
+def test_equal_covariances_leave_the_means():
+    mu, cov = gaussian(np.random.default_rng(0), 20)
+    assert frechet_distance(mu, cov, mu + 0.5, cov) == pytest.approx(20 * 0.25, rel=1e-12)
+    assert frechet_distance(mu, cov, mu, cov) == pytest.approx(0.0, abs=1e-11)
+
+
+def test_one_dimension():
+    assert frechet_distance([1.0], [[4.0]], [3.0], [[9.0]]) == pytest.approx(4 + (2 - 3) ** 2, rel=1e-14)
+    assert frechet_distance(1.0, 4.0, 3.0, 9.0) == pytest.approx(5, rel=1e-14)
+
+
+def test_diagonal_covariances():
+    rng = np.random.default_rng(1)
+    a, b, mu1, mu2 = (
+        rng.uniform(0.1, 3, 30),
+        rng.uniform(0.1, 3, 30),
+        rng.normal(size=30),
+        rng.normal(size=30),
+    )
+    expected = ((mu1 - mu2) ** 2).sum() + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
+    assert frechet_distance(mu1, np.diag(a), mu2, np.diag(b)) == pytest.approx(expected, rel=1e-13)
+
+
+@pytest.mark.parametrize("dim", [2, 17, 64])
+def test_agrees_with_the_matrix_square_root(dim):
+    rng = np.random.default_rng(dim)
+    first, second = gaussian(rng, dim), gaussian(rng, dim)
+    assert frechet_distance(*first, *second) == pytest.approx(reference_distance(*first, *second), rel=1e-8)
+
+
+def test_rank_deficient_covariances():
+    """With a common basis the distance is the diagonal one; tiny and zero eigenvalues cost no accuracy."""
+    rng = np.random.default_rng(2)
+    basis = np.linalg.qr(rng.standard_normal((40, 40)))[0]
+    a, b = rng.uniform(0.5, 2, 40), rng.uniform(0.5, 2, 40)
+    a[:25], b[15:30] = 0, 0
+    expected = ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
+    zero = np.zeros(40)
+    got = frechet_distance(zero, basis * a @ basis.T, zero, basis * b @ basis.T)
+    assert got == pytest.approx(expected, rel=1e-12)
+
+
+def test_rank_deficient_against_eigenvalues_in_general_position():
+    """Trace (C1 C2)^(1/2) is the sum of the square roots of the eigenvalues of R1^T C2 R1, R1 thin."""
+    rng = np.random.default_rng(3)
+    root1, root2 = rng.standard_normal((50, 6)), rng.standard_normal((50, 11))
+    cov1, cov2 = root1 @ root1.T, root2 @ root2.T
+    cross = np.sqrt(np.linalg.eigvalsh(root1.T @ cov2 @ root1)).sum()
+    expected = np.trace(cov1) + np.trace(cov2) - 2 * cross
+    assert frechet_distance(np.zeros(50), cov1, np.zeros(50), cov2) == pytest.approx(expected, rel=1e-12)
+
+
+def test_zero_covariances():
+    assert frechet_distance([0, 0], np.zeros((2, 2)), [3, 4], np.zeros((2, 2))) == 25
+    assert frechet_distance([0, 0], np.zeros((2, 2)), [0, 0], np.eye(2)) == 2
+
+
+@pytest.mark.parametrize("rank", [3, 30, None])
+def test_symmetric_in_its_arguments(rank):
+    rng = np.random.default_rng(4)
+    first, second = gaussian(rng, 30, rank), gaussian(rng, 30)
+    there, back = frechet_distance(*first, *second), frechet_distance(*second, *first)
+    assert there == pytest.approx(back, rel=1e-10)
+
+
+def test_never_negative():
+    rng = np.random.default_rng(5)
+    for _ in range(50):
+        mu, cov = gaussian(rng, 12, 5)
+        assert 0 <= frechet_distance(mu, cov, mu, cov * (1 + 1e-15)) < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([0, 0], np.eye(3), [0, 0], np.eye(2)), "mu1 is"),
+        (([0, 0], np.eye(2), [0, 0, 0], np.eye(3)), "2 dimensions and mu2 has 3"),
+        (([0, np.nan], np.eye(2), [0, 0], np.eye(2)), "not finite"),
+        (([0, 0], np.eye(2), [0, 0], np.full((2, 2), np.inf)), "cov2 holds"),
+        (([0, 0], [[1, 0.5], [0.4, 1]], [0, 0], np.eye(2)), "cov1 is not symmetric"),
+        (([0, 0], np.eye(2), [0, 0], np.diag([1, -0.5])), "negative eigenvalue"),
+    ],
+)
+def test_refusals(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        frechet_distance(*arguments)
+
+
+def test_moments_are_numpys():
+    rows = np.random.default_rng(6).standard_normal((3000, 9)) * 3 + 100
+    moments = Moments(9)
+    moments.update(rows)
+    assert moments.n == 3000
+    np.testing.assert_allclose(moments.mu, rows.mean(0), rtol=1e-13)
+    np.testing.assert_allclose(moments.cov, np.cov(rows, rowvar=False), rtol=1e-9, atol=1e-12)
+
+
+def test_moments_do_not_depend_on_the_batches():
+    rows = np.random.default_rng(7).standard_normal((2500, 33)).astype(np.float32)
+    whole = Moments(33)
+    whole.update(rows)
+    for size in (1, 7, 500, 1024, 1500):
+        pieces = Moments(33)
+        for start in range(0, len(rows), size):
+            pieces.update(rows[start : start + size])
+            if size == 500:
+                _ = pieces.mu  # looking does not disturb
+        assert pieces.mu.tobytes() == whole.mu.tobytes()
+        assert pieces.cov.tobytes() == whole.cov.tobytes()
+
+
+def test_moments_do_not_depend_on_the_order_beyond_rounding():
+    rows = np.random.default_rng(8).standard_normal((2500, 12))
+    first, second = Moments(12), Moments(12)
+    first.update(rows)
+    second.update(rows[::-1])
+    np.testing.assert_allclose(first.mu, second.mu, atol=1e-15)
+    np.testing.assert_allclose(first.cov, second.cov, rtol=1e-12, atol=1e-14)
+
+
+def test_moments_refusals():
+    moments = Moments(3)
+    with pytest.raises(ValueError, match="no rows"):
+        _ = moments.mu
+    with pytest.raises(ValueError, match=r"expected \[n, 3\]"):
+        moments.update(np.zeros((2, 4)))
+    moments.update(np.zeros((1, 3)))
+    with pytest.raises(ValueError, match="2 rows or more; got 1"):
+        _ = moments.cov
+
+
+def test_needs_no_torch():
+    code = "import sys, ipdiff.metrics, ipdiff.prepare, ipdiff.data.images; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

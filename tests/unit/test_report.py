@@ -1,0 +1,477 @@
+"""Tables: aggregation, comparison, the paper's values, layout and renderers. Every number here is SYNTHETIC."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+from unit.report_factory import record, records, write
+
+from ipdiff.errors import UserError
+from ipdiff.report import entries, labels, layout, paper, render, table
+from ipdiff.report import records as report_records
+from ipdiff.spec import Point, Table
+
+PAPER = paper.values()
+
+
+def product(**changes: object) -> Table:
+    """A synthetic table of ADM and ADM-IP at T' = 100 on digits."""
+    base = Table(
+        "Synthetic",
+        ["fid"],
+        ["model"],
+        ["sampler"],
+        ["digits"],
+        ["adm", "adm-ip"],
+        ["ancestral-100"],
+        compare={"adm-ip": "adm"},
+    )
+    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+
+
+def build(view: Table, *groups: list[report_records.Record]) -> table.Frame:
+    return table.build(view, [item for group in groups for item in group], PAPER)
+
+
+def only(frame: table.Frame, kind: str = "difference") -> entries.Entry:
+    (found,) = [entry for entry in frame.entries if entry.kind == kind]
+    return found
+
+
+# Records ------------------------------------------------------------------------------------------------------
+
+
+def test_aggregation_is_the_mean_and_the_sample_deviation() -> None:
+    (cell,) = report_records.aggregate(records("digits", "adm", {2: 4.0, 0: 1.0, 1: 4.0}))
+    assert cell.seeds == (0, 1, 2)
+    assert cell.values("fid") == (1.0, 4.0, 4.0)
+    assert cell.mean("fid") == 3.0
+    assert cell.sd("fid") == math.sqrt(3.0)
+
+
+def test_one_seed_has_no_deviation() -> None:
+    (cell,) = report_records.aggregate(records("digits", "adm", {7: 2.5}))
+    assert (cell.mean("fid"), cell.sd("fid")) == (2.5, None)
+
+
+def test_a_seed_given_twice_is_refused() -> None:
+    with pytest.raises(UserError, match="one seed twice"):
+        report_records.aggregate([record(), record()])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n": 999},
+        {"features": "inception"},
+        {"features_digest": "md5:other"},
+        {"reference_n": 5},
+        {"reference_digest": "md5:other"},
+    ],
+)
+def test_seeds_measured_in_different_ways_are_never_averaged(change: dict[str, object]) -> None:
+    with pytest.raises(UserError, match="no common mean"):
+        report_records.aggregate([record(seed=0), record(seed=1, **change)])
+
+
+def test_load_reads_a_metrics_file(tmp_path: Path) -> None:
+    (found,) = report_records.load([write(tmp_path / "m.json", fid=2, sfid=None)])
+    assert found.metrics == {"fid": 2.0}
+    assert (found.dataset, found.model, found.seed, found.step, found.sampler) == (
+        "digits",
+        "adm",
+        0,
+        1000,
+        "ancestral-100",
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"fid": "3"}, "'fid' is '3', expected int or float"),
+        ({"seed": True}, "'seed' is True, expected int"),
+        ({"fid": None}, "none of fid, sfid, pixel_fd"),
+        ({"sampler": "magic-3"}, "sampler 'magic-3' is unknown"),
+        ({"fid": float("nan")}, "fid is nan"),
+        ({"n": 10.5}, "'n' is 10.5, expected int"),
+    ],
+)
+def test_a_malformed_file_is_named_in_one_line(tmp_path: Path, change: dict[str, object], said: str) -> None:
+    path = write(tmp_path / "m.json", **change)
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
+        report_records.load([path])
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"fid": 1}'])
+def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "m.json").write_text(text)
+    with pytest.raises(UserError, match=r"m\.json"):
+        report_records.load([tmp_path / "m.json"])
+
+
+def test_a_missing_file_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected a metrics file"):
+        report_records.load([tmp_path / "absent.json"])
+
+
+# Comparison ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("differences", "said"),
+    [
+        ([-2.0, -4.0], "better"),  # mean -3, sd sqrt 2
+        ([2.0, 4.0], "worse"),
+        ([0.0, 2.0], "within spread"),  # mean 1 < sd sqrt 2
+        ([-1.0, 0.0, 1.0], "within spread"),
+        ([0.0, 0.0], "within spread"),  # no difference at all
+        ([-1.0, -1.0], "better"),  # sd 0
+        ([-5.0], "one seed"),
+        ([1.0, 2.0, 0.0], "within spread"),  # |mean| = sd = 1 exactly: not larger
+    ],
+)
+def test_verdict(differences: list[float], said: str) -> None:
+    assert entries.verdict(differences) == said
+
+
+def test_differences_are_paired_by_common_seeds() -> None:
+    adm = records("digits", "adm", {0: 5.0, 1: 7.0, 2: 100.0})
+    frame = build(product(), adm, records("digits", "adm-ip", {1: 6.0, 0: 4.5, 3: -100.0}))
+    found = only(frame)
+    assert (found.model, found.baseline) == ("adm-ip", "adm")
+    assert found.seeds == (0, 1)
+    assert found.values == (-0.5, -1.0)
+    assert found.mean == -0.75
+    assert found.sd == pytest.approx(math.sqrt(0.125))
+    assert found.verdict == "better"
+
+
+def test_pairing_uses_the_seed_and_not_the_order() -> None:
+    """Unpaired, these two overlap widely; paired, every seed improves by exactly 1."""
+    frame = build(
+        product(),
+        records("digits", "adm", {0: 10.0, 1: 20.0, 2: 30.0}),
+        records("digits", "adm-ip", {2: 29.0, 1: 19.0, 0: 9.0}),
+    )
+    assert (only(frame).mean, only(frame).sd, only(frame).verdict) == (-1.0, 0.0, "better")
+
+
+def test_one_common_seed_gives_no_verdict_and_none_an_error() -> None:
+    adm = records("digits", "adm", {0: 5.0, 1: 7.0})
+    assert only(build(product(), adm, records("digits", "adm-ip", {1: 6.0}))).verdict == "one seed"
+    with pytest.raises(UserError, match="common seed"):
+        build(product(), adm, records("digits", "adm-ip", {4: 6.0}))
+
+
+def test_compare_refuses_unknown_models_and_other_protocols() -> None:
+    adm, ours = records("digits", "adm", {0: 5.0}), records("digits", "adm-ip", {0: 4.0}, n=77)
+    with pytest.raises(UserError, match="only figures of one kind"):
+        build(product(), adm, ours)
+    with pytest.raises(UserError, match=r"compare names \['adm-gp'\]"):
+        build(product(compare={"adm-ip": "adm-gp"}), adm, ours)
+
+
+# Cells --------------------------------------------------------------------------------------------------------
+
+
+def test_a_requested_cell_without_record_is_named() -> None:
+    with pytest.raises(UserError, match="no record of digits adm-ip ancestral-100"):
+        build(product(), records("digits", "adm", {0: 5.0}))
+    with pytest.raises(UserError, match="adm ancestral-100 step 2000"):
+        build(product(steps=[2000]), records("digits", "adm", {0: 5.0}))
+    with pytest.raises(UserError, match="no sfid was measured"):
+        build(product(metrics=["sfid"], models=["adm"], compare={}), records("digits", "adm", {0: 5.0}))
+
+
+def test_an_ambiguous_step_is_refused() -> None:
+    two = [record(), record(step=2000)]
+    with pytest.raises(UserError, match=r"steps \[1000, 2000\]"):
+        build(product(models=["adm"], compare={}), two)
+
+
+def test_axes_must_tell_cells_apart() -> None:
+    found = records("digits", "adm", {0: 5.0}), records("digits", "adm-ip", {0: 4.0})
+    with pytest.raises(UserError, match="add model to one"):
+        build(product(rows=["dataset"]), *found)
+    with pytest.raises(UserError, match="an axis stands twice"):
+        build(product(columns=["model"]), *found)
+    with pytest.raises(UserError, match="asks for no cell"):
+        build(product(datasets=[]), *found)
+
+
+# Layout -------------------------------------------------------------------------------------------------------
+
+
+def test_columns_of_one_protocol_stay_in_one_panel() -> None:
+    view = product(datasets=["digits", "fashion_mnist"], columns=["dataset", "metric"], compare={})
+    frame = build(
+        view,
+        *(records(d, m, {0: 5.0}, n=n) for d, n in (("digits", 10), ("fashion_mnist", 20)) for m in ("adm", "adm-ip")),
+    )
+    (panel,) = frame.panels
+    assert panel.columns == (("digits", "FID"), ("Fashion-MNIST", "FID"))
+
+
+@pytest.mark.parametrize("change", [{"n": 20}, {"features": "inception"}, {"features_digest": "md5:else"}])
+def test_a_column_never_mixes_protocols(change: dict[str, object]) -> None:
+    view = product(
+        datasets=["digits", "fashion_mnist"],
+        rows=["dataset", "model"],
+        columns=["metric"],
+        compare={},
+        metrics=["fid", "pixel_fd"],
+    )
+    frame = build(
+        view,
+        *(
+            records(d, m, {0: 5.0}, pixel_fd=1.0, **(change if d == "fashion_mnist" else {}))
+            for d in ("digits", "fashion_mnist")
+            for m in ("adm", "adm-ip")
+        ),
+    )
+    assert [[row.labels[0] for row in panel.rows] for panel in frame.panels] == [["digits"] * 2, ["Fashion-MNIST"] * 2]
+    assert frame.panels[0].caption != frame.panels[1].caption
+    assert "raw pixels" in frame.panels[0].caption
+
+
+def test_pixel_distance_names_no_network() -> None:
+    frame = build(product(metrics=["pixel_fd"], models=["adm"], compare={}), [record(pixel_fd=0.5)])
+    assert (frame.entries[0].features, frame.entries[0].features_digest) == ("pixels", "")
+
+
+def test_points_are_one_row_each_with_differences_after() -> None:
+    view = Table(
+        "Synthetic",
+        ["fid"],
+        [],
+        [],
+        compare={"adm-ip": "adm"},
+        points=[Point("digits", "adm", "ancestral-1000", 1000), Point("digits", "adm-ip", "ancestral-100", 800)],
+    )
+    frame = build(
+        view,
+        records("digits", "adm", {0: 5.0, 1: 6.0}, sampler="ancestral-1000"),
+        records("digits", "adm-ip", {0: 4.0, 1: 5.0}, step=800),
+    )
+    (panel,) = frame.panels
+    assert panel.stubs == ("data set", "model", "training steps", "T'")
+    assert [row.labels for row in panel.rows] == [
+        ("digits", "ADM", "1,000", "1000"),
+        ("digits", "ADM-IP", "800", "100"),
+        ("digits", "ADM-IP \u2212 ADM", "800 vs 1,000", "100 vs 1000"),
+    ]
+    assert not only(frame).same_sampler
+
+
+def test_cells_show_spread_sign_and_best() -> None:
+    frame = build(product(), records("digits", "adm", {0: 5.0, 1: 7.0}), records("digits", "adm-ip", {0: 4.0, 1: 5.0}))
+    adm, ours, difference = (row.cells[0] for row in frame.panels[0].rows)
+    assert adm == layout.Text("6.00 \u00b1 1.41")
+    assert ours == layout.Text("4.50 \u00b1 0.71", best=True)
+    assert difference == layout.Text("\u22121.50 \u00b1 0.71", "better")
+
+
+def test_notes_say_the_number_of_seeds() -> None:
+    frame = build(product(), records("digits", "adm", {0: 5.0, 1: 7.0}), records("digits", "adm-ip", {0: 4.0}))
+    text = " ".join(frame.notes)
+    assert "over 2 training seeds (0, 1)" in text
+    assert "ADM-IP: one training seed (0)" in text
+    assert "1 seed in common" in text
+    assert "Training steps: 1,000." in text
+
+
+# The paper ----------------------------------------------------------------------------------------------------
+
+
+def cifar(model: str, step: int, **changes: object) -> report_records.Record:
+    """A SYNTHETIC record that claims the paper's protocol."""
+    return record(dataset="cifar10", model=model, step=step, **{"features": "inception", "n": 50000, **changes})
+
+
+def test_the_papers_values_are_read() -> None:
+    assert {key: len(found.entries) for key, found in PAPER.items()} == {
+        "table1": 10,
+        "table2": 4,
+        "table3": 40,
+        "table4": 10,
+        "table5": 20,
+        "table7": 12,
+        "table8": 8,
+        "ablation": 41,
+        "figure3": 62,
+    }
+    assert all(found.source and found.features == "inception" and found.n == 50000 for found in PAPER.values())
+
+
+def test_the_papers_tables_agree_with_each_other() -> None:
+    """Table 2 and Table 7 repeat cells of Table 3, and the ablation ends in its T' = 100 values."""
+
+    def values(key: str) -> dict[tuple[object, ...], dict[str, float]]:
+        return {(e.dataset, e.model, e.kind, e.sample_steps, e.step): e.metrics for e in PAPER[key].entries}
+
+    third = values("table3")
+    for key, shared in (("table2", 2), ("table7", 8), ("ablation", 2)):
+        both = values(key).keys() & third.keys()
+        assert len(both) == shared
+        assert all(third[cell]["fid"] == values(key)[cell]["fid"] for cell in both)
+
+
+def test_a_comparable_cell_shows_the_papers_value() -> None:
+    view = product(datasets=["cifar10"], paper="table3")
+    frame = build(view, [cifar("adm", 500_000, fid=3.5)], [cifar("adm-ip", 460_000, fid=2.5)])
+    adm, ours, difference = frame.entries
+    assert (adm.paper, adm.comparable, adm.minus_paper) == (3.37, True, pytest.approx(0.13))
+    assert (ours.paper, difference.paper) == (2.70, pytest.approx(-0.67))
+    assert frame.panels[0].rows[0].cells[0] == layout.Text("3.50", "", "3.37")
+    assert "In brackets: the paper's value" in " ".join(frame.notes)
+    assert "LSUN" not in " ".join(frame.notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"features": "classifier"}, "features differ: classifier here, inception in the paper"),
+        ({"n": 10_000}, "N differs: 10,000 samples here, 50,000 in the paper"),
+        ({"step": 400_000}, "training steps differ: 400,000 here, 500,000 in the paper"),
+        ({"sampler": "ancestral-10"}, "no figure for this sampler"),
+        ({"sampler": "ddim0-100"}, "no figure for this sampler"),
+        ({"model": "ddim"}, "no figure for DDIM on this data set"),
+        ({"dataset": "digits"}, "no figure for the data set digits"),
+    ],
+)
+def test_any_other_cell_gives_the_reason(change: dict[str, object], reason: str) -> None:
+    found = dataclasses.replace(
+        cifar("adm", 500_000), **{k: v for k, v in change.items() if k in ("step", "sampler", "model", "dataset")}
+    )  # type: ignore[arg-type]
+    protocol = {k: v for k, v in change.items() if k in ("features", "n")}
+    found = dataclasses.replace(found, protocol=dataclasses.replace(found.protocol, **protocol))  # type: ignore[arg-type]
+    view = product(datasets=[found.dataset], models=[found.model], samplers=[found.sampler], compare={}, paper="table3")
+    frame = build(view, [found])
+    assert not frame.entries[0].comparable
+    assert reason in frame.entries[0].reason
+    assert any(reason in note for note in frame.notes)
+    cell = frame.panels[0].rows[0].cells[0]
+    assert cell is not None
+    assert cell.paper == ""
+
+
+def test_ddim_joins_on_eta_and_steps_whatever_the_grid() -> None:
+    for sampler, value in (("ddim0-quad10", 14.21), ("ddim0-uniform10", 14.21), ("ddim0.5-100", 4.88)):
+        found = paper.match(PAPER["table5"], "cifar10", "ddim", 123, sampler, "fid", cifar("ddim", 1).protocol)
+        assert (found.value, found.comparable) == (value, True)
+
+
+def test_curves_join_on_the_training_step() -> None:
+    how = cifar("adm", 1).protocol
+    assert paper.match(PAPER["ablation"], "cifar10", "adm-ip-g02", 460_000, "ancestral-100", "fid", how).value == 2.82
+    assert paper.match(PAPER["ablation"], "cifar10", "adm", 1, "ancestral-100", "fid", how).value is None
+
+
+def test_an_unknown_paper_key_is_refused() -> None:
+    with pytest.raises(UserError, match="use one of table1"):
+        build(product(paper="table99"), records("digits", "adm", {0: 5.0}), records("digits", "adm-ip", {0: 5.0}))
+
+
+# Files --------------------------------------------------------------------------------------------------------
+
+
+def run(out: Path, source: Path, **changes: object) -> Path:
+    files = [
+        write(source / f"{model}{seed}.json", model=model, seed=seed, fid=value + seed / 3)
+        for model, value in (("adm", 5.0), ("adm-ip", 4.1))
+        for seed in (0, 1, 2)
+    ]
+    table.run("synthetic_table", product(**changes), files, out)
+    return out
+
+
+def test_the_csv_round_trips_at_full_precision(tmp_path: Path) -> None:
+    out = run(tmp_path / "out", tmp_path)
+    found = entries.read_csv(out / "table.csv")
+    again = tmp_path / "again.csv"
+    entries.write_csv(found, again)
+    assert again.read_bytes() == (out / "table.csv").read_bytes()
+    assert found[0].values == (5.0, 5.0 + 1 / 3, 5.0 + 2 / 3)
+    with (out / "table.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 3
+
+
+def test_csv_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="make the table again"):
+        entries.read_csv(tmp_path / "x.csv")
+
+
+def test_files_are_the_same_bytes_for_any_order_of_inputs(tmp_path: Path) -> None:
+    first, names = run(tmp_path / "a", tmp_path), ("table.csv", "table.md", "table.tex")
+    table.run("synthetic_table", product(), sorted(tmp_path.glob("*.json"), reverse=True), tmp_path / "b")
+    assert all((first / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
+
+
+def test_markdown_is_a_pipe_table(tmp_path: Path) -> None:
+    lines = [line for line in (run(tmp_path / "a", tmp_path, title="a|b") / "table.md").read_text().splitlines()]
+    assert lines[0] == r"### a\|b"
+    rows = [line for line in lines if line.startswith("|")]
+    assert {row.count("|") for row in rows} == {3}
+    assert len(rows) == 5
+
+
+def test_tex_is_balanced_and_escaped(tmp_path: Path) -> None:
+    title = "100% of $x_1 & {y} # ~^\\ <z> at T' = 5"
+    view = product(title=title, columns=["sampler", "metric"], metrics=["fid", "sfid"])
+    found = [record(model=m, seed=s, fid=f, sfid=2.0) for m, f in (("adm", 5.0), ("adm-ip", 4.0)) for s in (0, 1)]
+    frame = build(view, found)
+    text = render.tex("a_b", title, frame.panels, frame.notes)
+    assert r"100\% of \$x\_1 \& \{y\} \# \textasciitilde{}\textasciicircum{}\textbackslash{}" in text
+    assert "$T'$ = 5" in text
+    assert r"\label{tab:a-b}" in text
+    assert re.findall(r"\\begin\{(\w+)\}", text) == re.findall(r"\\end\{(\w+)\}", text)[::-1]
+    plain = text.replace(r"\{", "").replace(r"\}", "")
+    assert plain.count("{") == plain.count("}")
+    body = text[text.index(r"\midrule") : text.index(r"\bottomrule")]
+    assert {line.count(" & ") for line in body.splitlines() if line.endswith(r"\\")} == {2}
+    assert text.isascii()
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("adm", "ADM"),
+        ("adm-ip", "ADM-IP"),
+        ("adm-ip-g01", "ADM-IP (g01)"),
+        ("ddpm-y", "DDPM-y"),
+        ("ddim-ip-x", "DDIM-IP (x)"),
+        ("mine", "mine"),
+    ],
+)
+def test_model_labels(name: str, shown: str) -> None:
+    assert labels.model(name) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "places", "signed", "shown"),
+    [(-0.004, 2, True, "0.00"), (1234.5, 1, False, "1,234.5"), (0.5, 2, True, "+0.50"), (-0.5, 2, False, "\u22120.50")],
+)
+def test_numbers(value: float, places: int, signed: bool, shown: str) -> None:
+    assert labels.number(value, places, signed=signed) == shown
+
+
+def test_decimals_keep_three_digits_of_the_smallest() -> None:
+    assert [labels.decimals([x]) for x in (25.0, 2.5, 0.25, 0.025, 0.0025, 1e-9)] == [2, 2, 3, 4, 5, 5]
+    assert labels.decimals([]) == 2
+
+
+def test_metrics_of_the_stage_evaluate_are_read(tmp_path: Path) -> None:
+    """Keys that the report does not know are let through."""
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps({**json.loads(write(path).read_text()), "device": "cpu"}))
+    assert report_records.load([path])

@@ -1,0 +1,292 @@
+"""Figures and the HTML report. Every number and image here is SYNTHETIC."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from unit.report_factory import write
+
+from ipdiff.errors import UserError
+from ipdiff.report import entries, figure, html, table
+from ipdiff.report.outcome import pairs
+from ipdiff.spec import Figure, Point, Study, Table
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+def metrics(folder: Path, fids: dict[tuple[str, str], float], **changes: object) -> list[Path]:
+    """Synthetic metrics of (model, sampler) for seeds 0 and 1, the second 0.1 higher."""
+    return [
+        write(
+            folder / f"{model}-{sampler}-{seed}-{len(changes)}.json",
+            model=model,
+            sampler=sampler,
+            seed=seed,
+            fid=fid + seed / 10,
+            **changes,
+        )
+        for (model, sampler), fid in fids.items()
+        for seed in (0, 1)
+    ]
+
+
+FIDS = {
+    ("adm", "ancestral-10"): 9.0,
+    ("adm", "ancestral-100"): 5.0,
+    ("adm-ip", "ancestral-10"): 7.0,
+    ("adm-ip", "ancestral-100"): 4.0,
+}
+LINES = Figure("lines", "Synthetic <lines>", ["digits"], ["adm", "adm-ip"], ["ancestral-10", "ancestral-100"])
+
+
+def samples(folder: Path, model: str, sampler: str, channels: int = 1, count: int = 20) -> Path:
+    """A synthetic sample set of 8 x 8 pixels: image i is one flat grey of 10 i."""
+    path = folder / "samples" / "digits" / model / "s0" / "1000" / sampler / "samples.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = np.arange(count, dtype=np.uint8)[:, None, None, None] * np.full((1, 8, 8, channels), 10, np.uint8)
+    np.savez(path, arr_0=images)
+    return path
+
+
+# Figures ------------------------------------------------------------------------------------------------------
+
+
+def test_lines_write_the_same_bytes_again(tmp_path: Path) -> None:
+    files = metrics(tmp_path, FIDS)
+    figure.run("f", LINES, files, tmp_path / "a")
+    figure.run("f", LINES, files[::-1], tmp_path / "b")
+    for name in ("figure.png", "figure.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    with Image.open(tmp_path / "a" / "figure.png") as image:
+        assert "Software" not in image.info
+        assert image.size[0] > 800
+    found = entries.read_csv(tmp_path / "a" / "figure.csv")
+    assert [(e.model, e.sampler, e.mean) for e in found] == [(m, s, fid + 0.05) for (m, s), fid in FIDS.items()]
+
+
+def test_the_users_matplotlib_settings_change_nothing(tmp_path: Path) -> None:
+    import matplotlib as mpl
+
+    files = metrics(tmp_path, FIDS)
+    figure.run("f", LINES, files, tmp_path / "a")
+    with mpl.rc_context({"font.size": 20, "lines.linewidth": 9}):
+        figure.run("f", LINES, files, tmp_path / "b")
+        assert mpl.rcParams["font.size"] == 20
+    assert (tmp_path / "a/figure.png").read_bytes() == (tmp_path / "b/figure.png").read_bytes()
+
+
+def test_lines_over_training_steps_need_each_step(tmp_path: Path) -> None:
+    view = dataclasses.replace(LINES, x="step", steps=[1000, 2000], samplers=["ancestral-100"])
+    files = metrics(tmp_path, FIDS)
+    with pytest.raises(UserError, match="figure 'f': no record of digits adm ancestral-100 step 2000"):
+        figure.run("f", view, files, tmp_path / "a")
+    figure.run("f", view, files + metrics(tmp_path, FIDS, step=2000), tmp_path / "a")
+    assert len(entries.read_csv(tmp_path / "a/figure.csv")) == 4
+
+
+def test_one_panel_never_mixes_protocols(tmp_path: Path) -> None:
+    adm = {key: fid for key, fid in FIDS.items() if key[0] == "adm"}
+    ours = {key: fid for key, fid in FIDS.items() if key[0] == "adm-ip"}
+    with pytest.raises(UserError, match="one panel holds one kind"):
+        figure.run("f", LINES, metrics(tmp_path, adm) + metrics(tmp_path, ours, n=7), tmp_path / "a")
+
+
+@pytest.mark.parametrize(("features", "curves"), [("inception", 1), ("classifier", 0)])
+def test_the_papers_curve_stands_beside_comparable_ones_only(tmp_path: Path, features: str, curves: int) -> None:
+    view = dataclasses.replace(
+        LINES, datasets=["celeba64"], models=["adm"], x="step", steps=[480_000], samplers=["ancestral-1000"]
+    )
+    path = write(
+        tmp_path / "m.json", dataset="celeba64", step=480_000, sampler="ancestral-1000", features=features, n=50_000
+    )
+    cells = figure.Cells("f", figure.records.aggregate(figure.records.load([path])))
+    made = [figure.value(cells.get(Point("celeba64", "adm", "ancestral-1000", 480_000)), "fid", figure._paper(view))]
+    canvas = figure._draw(view, made, figure._paper(view))
+    names = [str(text) for text in canvas.axes[0].get_legend_handles_labels()[1]]
+    assert names.count("ADM, paper") == curves
+
+
+def test_a_model_has_one_colour() -> None:
+    assert len({figure.colour(name) for name in figure.COLOURS}) == len(figure.COLOURS)
+    assert figure.colour("adm-ip-g005") == figure.colour("adm-ip-g005")
+
+
+def test_samples_are_shown_pixel_by_pixel(tmp_path: Path) -> None:
+    files = [samples(tmp_path, "adm", "ancestral-10"), samples(tmp_path, "adm-ip", "ancestral-10", channels=3)]
+    view = dataclasses.replace(LINES, kind="samples", images=18)
+    figure.run("f", view, files, tmp_path / "a")
+    figure.run("f", view, files, tmp_path / "b")
+    assert (tmp_path / "a/figure.png").read_bytes() == (tmp_path / "b/figure.png").read_bytes()
+    with Image.open(tmp_path / "a" / "figure.png") as image:
+        greys = {pixel for count, pixel in image.convert("RGB").getcolors(1 << 20) or [] if count >= 2 * 64 * 64}
+    assert greys >= {(10 * i, 10 * i, 10 * i) for i in range(18)}
+    with (tmp_path / "a" / "figure.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["model"], row["seed"], row["step"], row["sampler"], row["last"]) for row in rows] == [
+        ("adm", "0", "1000", "ancestral-10", "17"),
+        ("adm-ip", "0", "1000", "ancestral-10", "17"),
+    ]
+    assert not any(str(tmp_path) in row["source"] for row in rows)
+
+
+def test_bad_sample_sets_are_named(tmp_path: Path) -> None:
+    view = dataclasses.replace(LINES, kind="samples", images=30)
+    with pytest.raises(UserError, match="expected 30 images or more"):
+        figure.run("f", view, [samples(tmp_path, "adm", "ancestral-10")], tmp_path / "a")
+    with pytest.raises(UserError, match="expected samples/DATASET"):
+        figure.run("f", view, [tmp_path / "elsewhere.npz"], tmp_path / "a")
+    with pytest.raises(UserError, match="no sample sets"):
+        figure.run("f", view, [], tmp_path / "a")
+
+
+# The report ---------------------------------------------------------------------------------------------------
+
+
+class Checker(HTMLParser):
+    """Collects the text and fails on a tag that is closed out of turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.links += [found[key] or "" for key in ("href", "src") if key in found]
+        self.ids += [found["id"] or ""] if "id" in found else []
+        assert tag != "script"
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Path:
+    """A synthetic study of two tables and a figure, reported."""
+    wide = Table(
+        "Synthetic & <b>bold</b>",
+        ["fid"],
+        ["sampler"],
+        ["model"],
+        ["digits"],
+        ["adm", "adm-ip"],
+        ["ancestral-10", "ancestral-100"],
+        compare={"adm-ip": "adm"},
+        note="A <note>",
+        paper="table3",
+    )
+    fast = Table(
+        "Fewer steps at T' = 10",
+        ["fid"],
+        [],
+        [],
+        compare={"adm-ip": "adm"},
+        points=[Point("digits", "adm", "ancestral-100", 1000), Point("digits", "adm-ip", "ancestral-10", 1000)],
+    )
+    again = dataclasses.replace(wide, title="The same again", paper=None)
+    study = Study(
+        "A <study>",
+        ["digits"],
+        {"default": [0, 1]},
+        {"wide": wide, "fast": fast, "again": again},
+        {"lines": LINES},
+        'Opening "words" & more',
+    )
+    files = metrics(tmp_path, FIDS)
+    folders = {name: tmp_path / "tables" / name for name in study.tables}
+    for name, view in study.tables.items():
+        table.run(name, view, files, folders[name])
+    figure.run("lines", LINES, files, tmp_path / "lines")
+    html.run("mini", study, folders, {"lines": tmp_path / "lines"}, tmp_path / "out")
+    return tmp_path / "out" / "index.html"
+
+
+def test_the_report_is_well_formed_and_escaped(report: Path) -> None:
+    text = report.read_text()
+    checker = Checker()
+    checker.feed(text)
+    assert checker.open == []
+    words = "".join(checker.words)
+    assert "A <study>" in words
+    assert "Synthetic & <b>bold</b>" in words
+    assert "A <note>" in words
+    assert "<note>" not in text
+    assert "<lines>" not in text
+    assert "T\u2032 = 10" in words
+    assert "arXiv:2301.11706" in words
+
+
+def test_the_report_is_self_contained(report: Path) -> None:
+    checker = Checker()
+    checker.feed(report.read_text())
+    outside = [link for link in checker.links if not link.startswith(("#", "data:image/png;base64,"))]
+    assert set(outside) == {
+        "https://arxiv.org/abs/2301.11706",
+        *(
+            f"../../tables/mini/{name}/table.{kind}"
+            for name in ("wide", "fast", "again")
+            for kind in ("csv", "md", "tex")
+        ),
+        "../../figures/mini/lines/figure.csv",
+        "../../figures/mini/lines/figure.png",
+    }
+    anchors = [link[1:] for link in checker.links if link.startswith("#")]
+    assert set(anchors) <= set(checker.ids)
+    assert len(checker.ids) == len(set(checker.ids))
+    assert "url(" not in report.read_text()
+
+
+def test_the_outcome_lists_each_comparison_once(report: Path) -> None:
+    frames = {
+        name: entries.read_csv(report.parent.parent / "tables" / name / "table.csv")
+        for name in ("wide", "fast", "again")
+    }
+    equal, other = pairs(frames)
+    assert (equal.same_sampler, other.same_sampler) == (True, False)
+    assert [names for _, names in equal.cases] == [["wide", "again"], ["wide", "again"]]
+    assert equal.counts("fid") == {"better": 2, "within spread": 0, "worse": 0, "one seed": 0}
+    assert other.counts("fid")["worse"] == 1
+    text = report.read_text()
+    assert "ADM-IP against ADM</h3>" in text
+    assert "ADM-IP against ADM, with different samplers" in text
+    assert "worse 1" in text
+
+
+def test_the_report_has_the_same_bytes_again(report: Path, tmp_path: Path) -> None:
+    study = Study("One", ["digits"], {"default": [0]}, {}, {})
+    for name in ("x", "y"):
+        html.run("one", study, {}, {}, tmp_path / name)
+    assert (tmp_path / "x/index.html").read_bytes() == (tmp_path / "y/index.html").read_bytes()
+    assert "No table of this study compares" in (tmp_path / "x/index.html").read_text()
+
+
+def test_a_missing_table_or_figure_is_named(tmp_path: Path) -> None:
+    view = Table("t", ["fid"], ["model"], ["metric"], ["digits"], ["adm"], ["ancestral-10"])
+    with pytest.raises(UserError, match="table 't' of the study was not given"):
+        html.run("s", Study("S", ["digits"], {"default": [0]}, {"t": view}), {}, {}, tmp_path)
+    with pytest.raises(UserError, match=r"table\.csv"):
+        html.run("s", Study("S", ["digits"], {"default": [0]}, {"t": view}), {"t": tmp_path}, {}, tmp_path)
+    with pytest.raises(UserError, match="expected a PNG"):
+        html.run("s", Study("S", ["digits"], {"default": [0]}, {}, {"f": LINES}), {}, {"f": tmp_path}, tmp_path)
+
+
+def test_the_report_imports_no_torch() -> None:
+    code = "import sys, ipdiff.report.html, ipdiff.report.figure; print({'torch', 'pandas'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

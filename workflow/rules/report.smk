@@ -1,0 +1,40 @@
+rule table:
+    input:
+        W.inputs("table"),
+    output:
+        **W.outputs("table"),
+    log:
+        W.log("table"),
+    params:
+        values=W.params("table"),
+        code=W.code("table"),
+    shell:
+        W.command("table")
+
+
+rule figure:
+    input:
+        W.inputs("figure"),
+    output:
+        **W.outputs("figure"),
+    log:
+        W.log("figure"),
+    params:
+        values=W.params("figure"),
+        code=W.code("figure"),
+    shell:
+        W.command("figure")
+
+
+rule html:
+    input:
+        W.inputs("report"),
+    output:
+        **W.outputs("report"),
+    log:
+        W.log("report"),
+    params:
+        values=W.params("report"),
+        code=W.code("report"),
+    shell:
+        W.command("report")

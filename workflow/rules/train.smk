@@ -1,0 +1,26 @@
+rule train:
+    input:
+        W.inputs("train"),
+    output:
+        **W.outputs("train"),
+    log:
+        W.log("train"),
+    params:
+        values=W.params("train"),
+        code=W.code("train"),
+    shell:
+        W.command("train")
+
+
+rule resume:
+    input:
+        W.inputs("resume"),
+    output:
+        **W.outputs("resume"),
+    log:
+        W.log("resume"),
+    params:
+        values=W.params("resume"),
+        code=W.code("resume"),
+    shell:
+        W.command("resume")
