@@ -42,6 +42,15 @@ BASE = {
     "n": 4000,
 }
 SETS: dict[str, dict[str, dict[str, Any]]] = {
+    "choose": {
+        "2000": {
+            "gammas": [0.0, 0.2, 0.3],
+            "steps": 2000,
+            "samplers": [*BASE["samplers"], "ddim0-uniform10", "ddim0.5-uniform10"],
+        },
+    },
+    "confirm": {"2000": {"gammas": [0.0, 0.3], "steps": 2000}},
+    "longer": {"4000": {"gammas": [0.0, 0.3], "steps": 4000}},
     "pilot": {
         "2500": {"gammas": [0.0, 0.2, 0.3], "steps": 2500},
         "1500": {"gammas": [0.0, 0.2], "steps": 1500},

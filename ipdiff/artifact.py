@@ -42,13 +42,16 @@ def file_digest(path: Path) -> str:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The recipe at `path`; UserError if it is missing or not JSON."""
+    """The recipe at `path`; UserError if it is missing, IntegrityError if it is none."""
     try:
-        return json.loads(path.read_text())
+        recipe = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} is missing: that artifact has not been made (or pulled) yet") from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise IntegrityError(path, "a JSON recipe", "something else") from None
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("outputs"), dict):
+        raise IntegrityError(path, "a recipe that names its outputs", "other JSON")
+    return recipe
 
 
 def verify_inputs(paths: tuple[str, ...]) -> dict[str, str]:
@@ -66,7 +69,9 @@ def verify_inputs(paths: tuple[str, ...]) -> dict[str, str]:
     for name in paths:
         path = Path(name)
         if not path.exists():
-            raise UserError(f"{name} is missing: make it first (snakemake {name}, or dvc repro), or pull it")
+            raise UserError(
+                f"{name} is missing: make it (snakemake {name}, or dvc repro), or pull it; raw data has to be put there"
+            )
         found[name] = file_digest(path)
         beside = path.parent / RECIPE
         if path.name == RECIPE or not beside.exists():
@@ -90,7 +95,8 @@ class Publication:
 def publishing(directory: Path, files: tuple[str, ...], recipe: Mapping[str, Any]) -> Iterator[Publication]:
     """Publish a cell's files: staged aside, flushed, renamed into `directory`, the recipe last.
 
-    Nothing appears in `directory` when the block raises. A file the stage did not write is an error.
+    Nothing appears in `directory` when the block raises, or leaves one of `files` unwritten (RuntimeError: a
+    mistake in the stage, not in its input).
     """
     STAGING.mkdir(parents=True, exist_ok=True)
     publication = Publication(Path(tempfile.mkdtemp(dir=STAGING)))
@@ -98,6 +104,8 @@ def publishing(directory: Path, files: tuple[str, ...], recipe: Mapping[str, Any
     try:
         yield publication
         written = {name: publication.staging / name for name in files}
+        if forgotten := [name for name, path in written.items() if not path.exists()]:
+            raise RuntimeError(f"{directory}: the stage did not write {', '.join(forgotten)}; nothing was published")
         outputs = {name: file_digest(path) for name, path in written.items()}
         full = {**recipe, **publication.extra, "outputs": outputs}
         written[RECIPE] = publication.staging / RECIPE
@@ -105,6 +113,7 @@ def publishing(directory: Path, files: tuple[str, ...], recipe: Mapping[str, Any
         directory.mkdir(parents=True, exist_ok=True)
         (directory / RECIPE).unlink(missing_ok=True)
         for name, path in written.items():
+            path.chmod(0o644)  # some writers choose 0600, which no colleague could read
             _flush(path)
             path.replace(directory / name)
         _flush(directory)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ipdiff.diffusion import GaussianDiffusion
@@ -21,7 +22,8 @@ def network(spec: RunSpec) -> ADMUNet | DDPMUNet:
         key: tuple(value) if isinstance(value, list) else value for key, value in asdict(spec.network).items()
     }
     kind = ADMUNet if isinstance(spec.network, ADMNetwork) else DDPMUNet
-    return kind(spec.image_size, out_channels=out_channels, in_channels=spec.channels, **options)
+    with torch.random.fork_rng(devices=[]):  # torch's own initialisation draws from its global generator
+        return kind(spec.image_size, out_channels=out_channels, in_channels=spec.channels, **options)
 
 
 def diffusion(spec: RunSpec, timesteps: NDArray[np.int64] | None = None) -> GaussianDiffusion:

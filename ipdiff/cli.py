@@ -129,9 +129,11 @@ def _draw_one(cell: Cell, index: int, path: Path) -> int:
 
 
 def _code(verb: str, study: str) -> int:
+    from ipdiff import config
     from ipdiff.code import code_digest
     from ipdiff.dvcfile import code_output
 
+    config.load().study(study)
     path = Path(code_output(verb, study))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(code_digest(verb) + "\n")
@@ -140,17 +142,21 @@ def _code(verb: str, study: str) -> int:
 
 
 def _grid(args: argparse.Namespace) -> int:
-    from ipdiff import dvcfile, grid
+    from ipdiff import dvcfile, grid, written
 
     cells = grid.load()
     if args.write:
-        for path in dvcfile.write(cells):
+        for path in written.write(cells):
             print(f"wrote {path}")
     if args.check:
-        stale = dvcfile.stale(cells)
+        stale = written.stale(cells)
         if stale:
             raise UserError(f"{', '.join(map(str, stale))}: not what params.yaml asks for; run `ipdiff grid --write`")
     if args.study:
         for cell in cells.study(args.study):
             print(f"{dvcfile.address(cell)}\t{cell.directory}")
     return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

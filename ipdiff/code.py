@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
@@ -30,6 +30,8 @@ PLUMBING = {"ipdiff.errors"}
 BY_NAME = "ipdiff.spec"
 """Counted by definition, not by file: a stage depends on the records it names and on what those name."""
 
+UNCOUNTED = {"FORBID"}
+"""Definitions of the module of records that decide no byte."""
 
 DATA = {"ipdiff.report.paper": "paper_values.yaml"}
 """Modules that read a file of the package: its bytes count as their code."""
@@ -44,18 +46,34 @@ def module_file(module: str) -> Path | None:
     return None
 
 
-@lru_cache
 def _tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_bytes())
+    return _parsed(path.read_bytes())
+
+
+@cache  # these go by the file's bytes: ten digests share most of their files
+def _parsed(source: bytes) -> ast.Module:
+    return ast.parse(source)
+
+
+@cache
+def _import_statements(source: bytes) -> list[ast.Import | ast.ImportFrom]:
+    return [node for node in ast.walk(_parsed(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
+@cache
+def _text(source: bytes) -> str:
+    return _canonical(_parsed(source))
 
 
 def _imports(path: Path) -> set[str]:
     """Modules of this package that a file imports, at its top or inside a function."""
     found: set[str] = set()
-    for node in ast.walk(_tree(path)):
+    for node in _import_statements(path.read_bytes()):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        elif node.level:
+            raise ValueError(f"{path} line {node.lineno}: relative import; write it in full, or it is not counted")
+        elif node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return {name for name in found if name.split(".")[0] == "ipdiff" and name != "ipdiff" and module_file(name)}
 
@@ -96,7 +114,7 @@ def code_digest(verb: str) -> str:
     digest = hashlib.md5(usedforsecurity=False)
     files = closure(verb)
     for module, path in files.items():
-        digest.update(f"{module}\n{_canonical(_tree(path))}\n".encode())
+        digest.update(f"{module}\n{_text(path.read_bytes())}\n".encode())
     for path in _data_files(files):
         digest.update(path.read_bytes())
     for name, node in _definitions({name for path in files.values() for name in _names_from(path)}).items():
@@ -109,13 +127,17 @@ def _data_files(modules: Iterable[str]) -> list[Path]:
 
 
 def _names_from(path: Path) -> set[str]:
-    """What a file imports by name from the module of records."""
-    return {
-        alias.name
-        for node in ast.walk(_tree(path))
-        if isinstance(node, ast.ImportFrom) and node.module == BY_NAME
-        for alias in node.names
-    }
+    """What a file imports by name from the module of records; ValueError if it imports the module whole."""
+    found: set[str] = set()
+    package, _, module = BY_NAME.rpartition(".")
+    for node in _import_statements(path.read_bytes()):
+        names = {alias.name for alias in node.names}
+        source = node.module if isinstance(node, ast.ImportFrom) else None
+        if BY_NAME in names or (source == package and module in names) or (source == BY_NAME and "*" in names):
+            raise ValueError(f"{path} line {node.lineno}: import what is used from {BY_NAME} by name")
+        if source == BY_NAME:
+            found |= names
+    return found
 
 
 def _definitions(names: set[str]) -> dict[str, ast.stmt]:
@@ -126,10 +148,12 @@ def _definitions(names: set[str]) -> dict[str, ast.stmt]:
             known[node.name] = node
         elif isinstance(node, ast.Assign):
             known.update({target.id: node for target in node.targets if isinstance(target, ast.Name)})
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            known[node.target.id] = node
     todo, seen = list(names), set[str]()
     while todo:
         name = todo.pop()
-        if name in seen or name not in known:
+        if name in seen or name not in known or name in UNCOUNTED:
             continue
         seen.add(name)
         todo += [node.id for node in ast.walk(known[name]) if isinstance(node, ast.Name)]

@@ -12,6 +12,7 @@ import yaml
 
 from ipdiff.code import STAGES as CODE_STAGES
 from ipdiff.code import code_files
+from ipdiff.errors import ConfigError
 from ipdiff.grid import Cell, Grid, Stage
 
 HEADER = """\
@@ -102,6 +103,11 @@ def _exact(cell: Cell, study: str) -> dict[str, Any]:
 
 def _foreach(cells: list[Cell], study: str) -> dict[str, Any]:
     items = {_key(cell): _Flow(cell.bindings) for cell in cells}
+    if len(items) < len(cells):
+        keys = [_key(cell) for cell in cells]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        both = " and ".join(cell.directory for cell in cells if _key(cell) == twice)
+        raise ConfigError(f"study {study}: {both} have the same address in DVC, {twice}; rename a data set or model")
     return {"foreach": items, "do": _body(cells[0].stage, study, _item)}
 
 
@@ -123,24 +129,3 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(
     _Flow, lambda dumper, data: dumper.represent_mapping("tag:yaml.org,2002:map", data, flow_style=True)
 )
-
-
-def stale(grid: Grid) -> list[Path]:
-    """The dvc.yaml files that differ from what the grid would write."""
-    found = []
-    for study in grid.params.studies:
-        path = path_of(study)
-        if not path.exists() or path.read_text() != render(grid, study):
-            found.append(path)
-    return found
-
-
-def write(grid: Grid) -> list[Path]:
-    """Write the dvc.yaml files that are stale; return them."""
-    paths = stale(grid)
-    for study in grid.params.studies:
-        path = path_of(study)
-        if path in paths:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(render(grid, study))
-    return paths

@@ -7,6 +7,7 @@ it: a cell is a template (a `Stage`) and the names that fill it.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -234,20 +235,14 @@ class Grid:
 
     def _sample(self, stage: Stage, names: dict[str, str]) -> Cell:
         self._checked_steps(names)
-        sampler = _sampler(names)
-        T = self.params.family(names["dataset"], names["model"]).diffusion.T
-        if sampler.steps > T:
-            raise ConfigError(
-                f"sampler {names['sampler']} asks for T' = {sampler.steps}, more than T = {T} of "
-                f"{names['dataset']}/{names['model']}; use 1..{T}"
-            )
+        sampler = self._checked_sampler(names)
         return _cell(
             stage.with_inputs(_IMAGES) if sampler.kind == "exposure" else stage, names, family=self._family(names)
         )
 
     def _evaluate(self, stage: Stage, names: dict[str, str]) -> Cell:
         self._checked_steps(names)
-        _sampler(names)
+        self._checked_sampler(names)
         return _cell(stage, names)
 
     def _view_cell(self, stage: Stage, names: dict[str, str]) -> Cell:
@@ -261,7 +256,7 @@ class Grid:
         views = study.tables if stage.verb == "table" else study.figures
         name = names[stage.verb]
         if name not in views:
-            raise ConfigError(f"{stage.verb} '{name}' is not in study {names['study']}; known: {', '.join(views)}")
+            raise ConfigError(f"{stage.verb} '{name}' is not in study {names['study']}{config.suggest(name, views)}")
         view = views[name]
         verb = "sample" if getattr(view, "kind", "") == "samples" else "evaluate"
         exact = [
@@ -280,11 +275,19 @@ class Grid:
         steps = self.params.dataset(names["dataset"]).checkpoints
         self.params.family(names["dataset"], names["model"])
         for name in ("seed", "step"):
-            if not names[name].isdigit():
-                raise ConfigError(f"{name} is '{names[name]}', expected a whole number")
+            if not re.fullmatch("0|[1-9][0-9]*", names[name]):
+                raise ConfigError(f"{name} is '{names[name]}'; expected a whole number, without leading zeros")
+        if int(names["seed"]) >= 2**64:
+            raise ConfigError(f"seed is {names['seed']}; use 0..2**64-1")
         if int(names["step"]) not in steps:
             raise ConfigError(f"step {names['step']} is not one of datasets.{names['dataset']}.checkpoints {steps}")
         return steps
+
+    def _checked_sampler(self, names: dict[str, str]) -> Sampler:
+        try:
+            return config.sampler_of(self.params, names["dataset"], names["model"], names["sampler"])
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
 
     def _family(self, names: dict[str, str]) -> str:
         return self.params.model(names["model"]).family
@@ -361,13 +364,6 @@ def _maker(grid: Grid, path: str) -> Cell | None:
 def _cell(stage: Stage, names: dict[str, str], exact: tuple[str, ...] = (), **more: str | None) -> Cell:
     filled = {**names, **{key: value for key, value in more.items() if value is not None}}
     return Cell(stage, tuple(filled.items()), exact)
-
-
-def _sampler(names: dict[str, str]) -> Sampler:
-    try:
-        return Sampler.parse(names["sampler"])
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
 
 
 def load(path: Path = config.PARAMS) -> Grid:

@@ -65,7 +65,7 @@ def words(
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed is {seed}; use 0 <= seed < 2**64")
     out = np.empty((len(index), count), dtype=np.uint64)
-    bits = np.random.Philox(key=[seed, int(purpose)])
+    bits = np.random.Philox(key=np.array([seed, int(purpose)], dtype=np.uint64))  # a list would pass through float64
     state = bits.state
     counter = np.array([0, 0, step, lane], dtype=np.uint64)
     state["state"]["counter"] = counter

@@ -48,7 +48,7 @@ class ImageSampler:
         T = spec.diffusion.T
         if sampler.kind == "exposure" and images is None:
             raise UserError("exposure sampling starts from real images; none were given")
-        if sampler.steps > T:
+        if not 1 <= sampler.steps <= T:
             raise UserError(f"sampler asks for {sampler.steps} steps; the model was trained with T = {T}; use 1..{T}")
         kept = np.arange(T) if sampler.kind == "exposure" else respace(T, sampler.spacing)
         self.timesteps = kept

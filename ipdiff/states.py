@@ -24,19 +24,22 @@ class States:
     keep: int = 2
 
     def save(self, step: int, tensors: Mapping[str, np.ndarray]) -> str:
-        """Write a state (flushed, then renamed into place), drop all but the newest few, return its digest."""
+        """Write a state (flushed, then renamed into place), return its digest.
+
+        Older files are dropped; this one and the newest others, `keep` in all, stay.
+        """
         data = safe.save(dict(tensors))
-        digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        digest = _md5(data)
+        final = self._file(step, digest)
         self.directory.mkdir(parents=True, exist_ok=True)
-        final = self.directory / f"{step:09d}-{digest}.safetensors"
-        if not final.exists():
-            part = self.directory / f".{os.getpid()}.part"
-            with part.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            part.replace(final)
-        for old in self._files()[: -self.keep]:
+        part = self.directory / f".{os.getpid()}.part"
+        with part.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(final)  # also where a file of this name is there: it may be damaged
+        others = [path for path in self._files() if path != final]
+        for old in others[: max(0, len(others) + 1 - self.keep)]:
             old.unlink(missing_ok=True)
         return digest
 
@@ -47,14 +50,26 @@ class States:
             if int(step) > last_step:
                 continue
             data = path.read_bytes()
-            if hashlib.md5(data, usedforsecurity=False).hexdigest() == digest:
+            if _md5(data) == digest:
                 return int(step), safe.load(data)
         return None
 
     def find(self, step: int, digest: str) -> Path | None:
-        """The file of the state of `step` with `digest`, if it is there."""
-        path = self.directory / f"{step:09d}-{digest}.safetensors"
-        return path if path.exists() else None
+        """The file of the state of `step` with `digest`, if it is there and undamaged."""
+        path = self._file(step, digest)
+        return path if path.exists() and _md5(path.read_bytes()) == digest else None
+
+    def _file(self, step: int, digest: str) -> Path:
+        return self.directory / f"{step:09d}-{digest}.safetensors"
 
     def _files(self) -> list[Path]:
         return sorted(self.directory.glob("[0-9]*.safetensors"))
+
+
+def state_digest(tensors: Mapping[str, np.ndarray]) -> str:
+    """md5 of a state's file, without writing it."""
+    return _md5(safe.save(dict(tensors)))
+
+
+def _md5(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()

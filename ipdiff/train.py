@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import signal
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ from ipdiff.compute import configure
 from ipdiff.data.batches import batch_indices, flips
 from ipdiff.data.images import load_images, to_network
 from ipdiff.errors import Preempted, UserError
-from ipdiff.nets import dropout_masks, initialise, twice_differentiable
+from ipdiff.nets import dropout_masks, initialise, keep_threshold, twice_differentiable
 from ipdiff.rng import Purpose
 from ipdiff.spec import RunSpec
-from ipdiff.states import States
+from ipdiff.states import States, state_digest
 from ipdiff.timesteps import make_timestep_sampler
 
 LOSS_ROWS = 200
@@ -120,7 +120,7 @@ class Trainer:
         if not self.spec.network.dropout:
             return nullcontext()
         seed, step = self.spec.seed, self.step
-        threshold = round(self.spec.network.dropout * 65536)
+        threshold = keep_threshold(self.spec.network.dropout)
 
         def source(layer: int, shape: torch.Size) -> Tensor:
             mask = rng.keep_mask(seed, places, tuple(shape[1:]), threshold, step=step, lane=layer)
@@ -143,7 +143,7 @@ class Trainer:
         return value.to(self.device)
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Everything the run needs to go on, as arrays."""
+        """Everything the run needs to go on, as arrays; on the CPU they are the live weights, not copies."""
         moments = self.optimizer.state_dict()["state"]
         tensors: dict[str, NDArray[Any]] = {"loss": self.losses, "step": np.array(self.step, dtype=np.int64)}
         for i, name in enumerate(self.names):
@@ -176,7 +176,7 @@ class Trainer:
 
 
 def _array(value: Tensor) -> NDArray[Any]:
-    return np.ascontiguousarray(value.detach().cpu().numpy())
+    return value.detach().cpu().contiguous().numpy()
 
 
 def run(
@@ -226,20 +226,19 @@ def resume(
     progress: Callable[[int], None] = lambda step: None,
 ) -> None:
     """Bring `trainer` to `step`, from the newest state at hand, through the digest recorded at `previous`."""
-    known = previous is not None and states.find(*previous) is not None
     start = states.newest(step)
     if start is not None:
         trainer.load(start[1])
-    stop = _StopSignal()
-    while trainer.step < step:
-        if previous and trainer.step == previous[0] and not known:
-            _require(states.save(trainer.step, trainer.state()), previous)
-        trainer.advance()
-        progress(trainer.step)
-        if stop.requested or (trainer.step % save_every == 0 and trainer.step < step):
-            states.save(trainer.step, trainer.state())
-        if stop.requested:
-            raise Preempted(f"stopped by a signal at step {trainer.step} of {step}; saved, run me again to go on")
+    with _stop_signals() as stop:
+        while trainer.step < step:
+            if previous and trainer.step == previous[0]:
+                _require(state_digest(trainer.state()), previous)
+            trainer.advance()
+            progress(trainer.step)
+            if stop or (trainer.step % save_every == 0 and trainer.step < step):
+                states.save(trainer.step, trainer.state())
+            if stop:
+                raise Preempted(f"stopped by a signal at step {trainer.step} of {step}; saved, run me again to go on")
 
 
 def _require(got: str, previous: tuple[int, str]) -> None:
@@ -251,16 +250,16 @@ def _require(got: str, previous: tuple[int, str]) -> None:
         )
 
 
-class _StopSignal:
-    """Becomes `requested` at SIGTERM or SIGUSR1 (a scheduler's warning)."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        for name in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(name, self._set)
-
-    def _set(self, *_: object) -> None:
-        self.requested = True
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that SIGTERM or SIGUSR1 (a scheduler's warning) is put into instead of ending the process."""
+    came: list[int] = []
+    before = {name: signal.signal(name, lambda got, _: came.append(got)) for name in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield came
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
 
 
 def write_losses(path: Path, losses: NDArray[np.float32], start: int) -> None:

@@ -1,0 +1,29 @@
+"""Files that are written from params.yaml and the code, committed, and checked for freshness."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ipdiff import configdoc, dvcfile
+from ipdiff.grid import Grid
+
+
+def expected(grid: Grid) -> dict[Path, str]:
+    """Every written file and the text it should have."""
+    files = {dvcfile.path_of(study): dvcfile.render(grid, study) for study in grid.params.studies}
+    return {**files, configdoc.PATH: configdoc.render()}
+
+
+def stale(grid: Grid) -> list[Path]:
+    """The written files that are missing or differ from what they should be."""
+    return [path for path, text in expected(grid).items() if not path.exists() or path.read_text() != text]
+
+
+def write(grid: Grid) -> list[Path]:
+    """Write the files that are stale; return them."""
+    texts = expected(grid)
+    paths = stale(grid)
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(texts[path])
+    return paths

@@ -1,0 +1,317 @@
+"""Whole studies in one process, without an engine: every stage by its command, in the grid's order."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import html
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from unit.tiny import flip_bit
+
+from ipdiff import cli, grid
+from ipdiff.code import code_digest
+from ipdiff.grid import Cell
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+CELLS = grid.load(PARAMS).study("mini")
+READINGS = {(cell.stage.verb, Path(path).name): (cell, path) for cell in CELLS for path in cell.inputs}
+"""One consumer for each kind of input: (verb, file name) -> cell, path."""
+
+
+def ipdiff(*args: str) -> int:
+    """Run a command in this process; argument errors leave argparse as SystemExit."""
+    return cli.main(args)
+
+
+def make(cells: list[Cell]) -> None:
+    for cell in cells:
+        assert ipdiff(*cell.command.split()[1:]) == 0, cell.command
+
+
+def md5(path: str | Path) -> str:
+    return hashlib.md5(Path(path).read_bytes()).hexdigest()
+
+
+def recipe(cell: Cell) -> dict[str, Any]:
+    return json.loads((Path(cell.directory) / "recipe.json").read_text())
+
+
+def published(cells: list[Cell]) -> dict[str, bytes]:
+    return {path: Path(path).read_bytes() for cell in cells for path in cell.outputs}
+
+
+def write_params(change) -> None:
+    params = yaml.safe_load(PARAMS.read_text())
+    change(params)
+    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A project in which the study `mini` has been made."""
+    project = tmp_path_factory.mktemp("project")
+    shutil.copyfile(PARAMS, project / "params.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project)
+        make(CELLS)
+    return project
+
+
+@pytest.fixture
+def project(made, monkeypatch) -> Iterator[None]:
+    """Work in that project; leave its artifacts as they were."""
+    monkeypatch.chdir(made)
+    before = published(CELLS)
+    yield
+    assert published(CELLS) == before
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch) -> Path:
+    """An empty project."""
+    shutil.copyfile(PARAMS, tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# What is published
+
+
+def test_a_study_has_every_stage():
+    assert {cell.stage.verb for cell in CELLS} == set(grid.STAGES)
+    made_before: set[str] = set()
+    for cell in CELLS:
+        assert set(cell.inputs) <= made_before, cell.directory
+        made_before |= set(cell.outputs)
+
+
+@pytest.mark.usefixtures("project")
+def test_every_recipe_tells_the_truth():
+    for cell in CELLS:
+        found = recipe(cell)
+        assert found["inputs"] == {path: md5(path) for path in cell.inputs}, cell.directory
+        assert found["outputs"] == {Path(path).name: md5(path) for path in cell.outputs[:-1]}, cell.directory
+        assert found["command"] == cell.command
+        assert found["code"] == code_digest(cell.stage.verb)
+        assert set(found["params"]) == set(cell.params)
+        receipt = json.loads(Path(f"receipts/{cell.directory}.json").read_text())
+        assert receipt["recipe"] == md5(f"{cell.directory}/recipe.json")
+
+
+@pytest.mark.usefixtures("project")
+def test_nothing_else_is_left_behind():
+    listed = {str(path) for path in Path().rglob("*") if path.is_file()}
+    own = {path for path in listed if path.partition("/")[0] not in ("work", "receipts", "params.yaml")}
+    assert own == {path for cell in CELLS for path in cell.outputs}
+    assert not list(Path("work/staging").iterdir())
+
+
+@pytest.mark.parametrize("states", ["kept", "lost"])
+def test_making_everything_again_changes_no_byte(made, tmp_path, monkeypatch, states):
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    before = published(CELLS)
+    if states == "lost":
+        shutil.rmtree("work")
+    make(CELLS)
+    assert published(CELLS) == before
+
+
+# What is read
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(("verb", "name"), READINGS)
+def test_a_flipped_bit_stops_its_reader(verb, name, capsys):
+    cell, path = READINGS[verb, name]
+    place = 0 if name == "recipe.json" else -1
+    flip_bit(Path(path), place)
+    try:
+        assert ipdiff(*cell.command.split()[1:]) == 3
+    finally:
+        flip_bit(Path(path), place)
+    said = capsys.readouterr().err
+    assert said.startswith(f"ipdiff: {path}: ")
+    assert said.count("\n") == 1
+    assert not list(Path("work/staging").iterdir())
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(("verb", "name"), READINGS)
+def test_a_missing_input_is_named(verb, name, capsys):
+    cell, path = READINGS[verb, name]
+    aside = Path(path).rename("aside")
+    try:
+        assert ipdiff(*cell.command.split()[1:]) == 2
+    finally:
+        aside.rename(path)
+    said = capsys.readouterr().err
+    assert path in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.usefixtures("project")
+def test_a_segment_does_not_go_on_from_other_parameters(capsys):
+    write_params(lambda params: params["datasets"]["digits_mini"]["families"]["adm"]["training"].update(lr=0.5))
+    try:
+        assert ipdiff("train", "--dataset=digits_mini", "--model=adm", "--seed=0", "--step=8") == 2
+    finally:
+        shutil.copyfile(PARAMS, "params.yaml")
+    assert "runs/digits_mini/adm/s0/4/recipe.json is of other parameters" in capsys.readouterr().err
+
+
+# What comes out
+
+
+def rows(cell: Cell) -> list[dict[str, str]]:
+    with Path(cell.outputs[0]).open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.mark.usefixtures("project")
+def test_tables_show_the_measured_numbers():
+    for cell in CELLS:
+        if cell.stage.verb != "table":
+            continue
+        measured = {(m["model"], m["sampler"]): m for m in (json.loads(Path(p).read_text()) for p in cell.inputs)}
+        values = [row for row in rows(cell) if row["kind"] == "value"]
+        assert {(row["model"], row["sampler"]) for row in values} == set(measured)
+        for row in values:
+            source = measured[row["model"], row["sampler"]]
+            assert float(row["mean"]) == source[row["metric"]]
+            assert [int(row[key]) for key in ("step", "nfe", "n", "reference_n")] == [
+                source[key] for key in ("step", "nfe", "n", "reference_n")
+            ]
+        differences = [row for row in rows(cell) if row["kind"] == "difference"]
+        for row in differences:
+            ours, base = (measured[row[who], row["sampler"]][row["metric"]] for who in ("model", "baseline"))
+            assert float(row["mean"]) == ours - base
+        assert len(differences) == (3 if cell.bindings["table"] == "table3" else 0)
+
+
+@pytest.mark.usefixtures("project")
+def test_the_report_shows_every_table_and_figure():
+    study = grid.load().params.study("mini")
+    page = html.unescape(Path("report/mini/index.html").read_text())
+    for name, view in {**study.tables, **study.figures}.items():
+        assert f">{view.title}</h2>" in page, name
+    assert page.count("data:image/png;base64,") == len(study.figures)
+    (cell,) = (cell for cell in CELLS if cell.bindings.get("table") == "table1")
+    assert f"{float(rows(cell)[0]['mean']):.2f}"[:-1] in page
+
+
+@pytest.mark.usefixtures("project")
+def test_one_image_of_a_set_as_a_png(tmp_path):
+    cell = next(cell for cell in CELLS if cell.stage.verb == "sample")
+    path = tmp_path / "one.png"
+    assert ipdiff(*cell.command.split()[1:], "--index", "33", "--out", str(path)) == 0
+    with np.load(cell.outputs[0]) as file:
+        assert np.array_equal(np.asarray(Image.open(path)), file["arr_0"][33, :, :, 0])
+    assert ipdiff(*cell.command.split()[1:], "--index", "5000", "--out", str(path)) == 2
+
+
+# A preempted job
+
+
+def test_a_terminated_training_goes_on_and_ends_at_the_same_bytes(empty):
+    write_params(
+        lambda params: (
+            params["datasets"]["digits_mini"].update(checkpoints=[80], final_step={"default": 80}),
+            params.update(studies={}, work={"save_every": 5}),
+        )
+    )
+    prepare = ["prepare", "--dataset", "digits_mini"]
+    training = ["train", "--dataset", "digits_mini", "--model", "adm", "--seed", "0", "--step", "80"]
+    assert ipdiff(*prepare) == 0
+    program = "import sys; from ipdiff.cli import main; sys.exit(main())"
+    job = subprocess.Popen([sys.executable, "-c", program, *training], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(Path("work").glob("states/*/0*")) and job.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(job.pid, signal.SIGTERM)
+    said = job.communicate(timeout=60)[1]
+    assert job.returncode == 75, said
+    assert "run me again" in said
+    assert not Path("runs").exists()
+    assert ipdiff(*training) == 0
+    disturbed = {path.name: path.read_bytes() for path in Path("runs/digits_mini/adm/s0/80").iterdir()}
+    shutil.rmtree("work")
+    assert ipdiff(*training) == 0
+    assert {path.name: path.read_bytes() for path in Path("runs/digits_mini/adm/s0/80").iterdir()} == disturbed
+
+
+# A user's own images
+
+
+def pets(root: Path) -> None:
+    """40 colour PNGs in two directories, one class darker than the other."""
+    random = np.random.default_rng(0)
+    for number in range(40):
+        kind = ("cats", "dogs")[number % 2]
+        (root / kind).mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 128, (8, 8, 3)) + 120 * (number % 2)
+        Image.fromarray(pixels.astype(np.uint8)).save(root / kind / f"{number:02d}.png")
+
+
+def test_a_users_own_images_from_directory_and_zip(empty):
+    pets(Path("raw/pets"))
+    with zipfile.ZipFile("raw/pets.zip", "w") as archive:
+        for path in sorted(Path("raw/pets").rglob("*.png")):
+            archive.write(path, path.relative_to("raw/pets"))
+    names = {"pets_dir": "raw/pets", "pets_zip": "raw/pets.zip"}
+
+    def change(params):
+        mini = params["datasets"]["digits_mini"]
+        for name, raw in names.items():
+            params["datasets"][name] = {
+                **mini,
+                "source": {"reader": "folder", "image_size": 8, "channels": 3, "raw": raw},
+                "sampling": {"num_samples": 16, "batch_size": 8},
+                "checkpoints": [3],
+                "final_step": {"default": 3},
+            }
+        table = {
+            "title": "Pets & co",
+            "datasets": list(names),
+            "models": ["adm", "adm-ip"],
+            "samplers": ["ancestral-5"],
+            "metrics": ["fid", "sfid", "pixel_fd"],
+            "rows": ["dataset", "model"],
+            "columns": ["metric"],
+            "compare": {"adm-ip": "adm"},
+        }
+        params["studies"] = {
+            "mine": {"title": "Mine", "datasets": list(names), "seeds": {"default": [0]}, "tables": {"pets": table}}
+        }
+
+    write_params(change)
+    cells = grid.load().study("mine")
+    make(cells)
+    assert recipe(cells[0])["inputs"].keys() <= set(names.values())
+    for name in names:
+        images, labels = np.load(f"data/{name}/images.npy"), np.load(f"data/{name}/labels.npy")
+        assert images.shape == (40, 8, 8, 3)
+        assert labels.tolist() == [0] * 20 + [1] * 20
+        assert images[labels == 0].max() < 128 < images[labels == 1].mean()
+    (table,) = (cell for cell in cells if cell.stage.verb == "table")
+    figures: dict[str, list[tuple[str, ...]]] = {name: [] for name in names}
+    for row in rows(table):
+        figures[row["dataset"]].append((row["kind"], row["model"], row["metric"], row["mean"]))
+    assert len(figures["pets_dir"]) == 9
+    assert figures["pets_dir"] == figures["pets_zip"]  # the same images, so the same numbers
+    assert "Pets &amp; co" in Path("report/mine/index.html").read_text()

@@ -1,0 +1,124 @@
+"""A small params.yaml for tests: one set of digits, one folder of images, one study."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_TRAINING = {"batch_size": 16, "micro_batch": 8, "lr": 0.002}
+_ADM = {"model_channels": 8, "channel_mult": [1, 2], "num_res_blocks": 1, "attention_resolutions": [], "norm_groups": 4}
+_TINY = {
+    "source": {"reader": "digits", "image_size": 8, "channels": 1, "limit": 64},
+    "classifier": {"width": 8, "features": 16, "spatial_channels": 4, "steps": 30, "batch_size": 64},
+    "compute": {"device": "cpu", "threads": 1},
+    "families": {
+        "adm": {
+            "network": _ADM,
+            "diffusion": {"schedule": "cosine", "T": 20},
+            "training": _TRAINING,
+            "clip_denoised": True,
+        },
+        "ddpm": {
+            "network": _ADM,
+            "diffusion": {"schedule": "linear", "T": 30},
+            "training": _TRAINING,
+            "clip_denoised": False,
+        },
+    },
+    "strengths": {"gamma": 0.1, "weight_decay": 0.01},
+    "sampling": {"num_samples": 64, "batch_size": 32, "exposure_samples": 48},
+    "checkpoints": [4, 8],
+    "final_step": {"default": 8},
+}
+_PHOTOS = {
+    **_TINY,
+    "source": {"reader": "folder", "image_size": 8, "channels": 3, "raw": "raw/photos.zip"},
+    "checkpoints": [4],
+    "final_step": {"default": 4},
+}
+_SMALL = {
+    "title": "A small study",
+    "datasets": ["tiny"],
+    "seeds": {"default": [0], "adm-ip": [0, 1]},
+    "tables": {
+        "table1": {
+            "title": "Exposure bias",
+            "datasets": ["tiny"],
+            "models": ["adm"],
+            "samplers": ["exposure-10"],
+            "metrics": ["fid"],
+            "rows": ["model"],
+            "columns": ["sampler"],
+        },
+        "table3": {
+            "title": "FID",
+            "datasets": ["tiny"],
+            "models": ["adm", "adm-ip"],
+            "samplers": ["ancestral-5"],
+            "metrics": ["fid", "sfid"],
+            "rows": ["sampler", "model"],
+            "columns": ["metric"],
+            "compare": {"adm-ip": "adm"},
+        },
+    },
+    "figures": {
+        "figure3": {
+            "kind": "lines",
+            "title": "FID over training steps",
+            "datasets": ["tiny"],
+            "models": ["adm"],
+            "samplers": ["ancestral-5"],
+            "steps": [4, 8],
+            "x": "step",
+        },
+        "samples": {
+            "kind": "samples",
+            "title": "Images",
+            "datasets": ["tiny"],
+            "models": ["adm"],
+            "samplers": ["ancestral-4"],
+        },
+    },
+}
+_MODELS = {
+    "adm": {"family": "adm"},
+    "adm-ip": {"family": "adm", "gamma": "dataset"},
+    "adm-wd": {"family": "adm", "weight_decay": "dataset"},
+    "ddim": {"family": "ddpm"},
+}
+
+
+def small() -> dict[str, Any]:
+    """A fresh copy that a test may change."""
+    whole = {"datasets": {"tiny": _TINY, "photos": _PHOTOS}, "models": _MODELS, "studies": {"small": _SMALL}}
+    return json.loads(json.dumps(whole))
+
+
+def put(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """Set a dotted key; returns `raw`."""
+    *parents, last = key.split(".")
+    node = raw
+    for part in parents:
+        node = node[part]
+    node[last] = value
+    return raw
+
+
+def drop(raw: dict[str, Any], key: str) -> dict[str, Any]:
+    """Delete a dotted key; returns `raw`."""
+    *parents, last = key.split(".")
+    node = raw
+    for part in parents:
+        node = node[part]
+    del node[last]
+    return raw
+
+
+def write(directory: Path, raw: dict[str, Any]) -> Path:
+    """Write params.yaml into a directory."""
+    path = directory / "params.yaml"
+    path.write_text(yaml.safe_dump(raw, sort_keys=False))
+    return path

@@ -1,0 +1,234 @@
+"""Publishing leaves a whole artifact or none; reading notices what is not what was published."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from ipdiff.artifact import RECEIPTS, RECIPE, STAGING, file_digest, publishing, read_recipe, verify_inputs
+from ipdiff.errors import IntegrityError, UserError
+
+FILES = {"a.npy": b"first file", "b.csv": b"second file"}
+HEAD = {"stage": "train", "params": {"lr": 0.1}, "inputs": {}}
+HERE = Path("runs/x/8")
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def publish(directory: Path = HERE, files: dict[str, bytes] | None = None, **extra: object) -> None:
+    files = FILES if files is None else files
+    with publishing(directory, tuple(FILES), HEAD) as made:
+        made.extra = dict(extra)
+        for name, content in files.items():
+            (made.staging / name).write_bytes(content)
+
+
+def paths() -> tuple[str, ...]:
+    return tuple(str(HERE / name) for name in (*FILES, RECIPE))
+
+
+def test_a_published_artifact_is_whole_and_verifies() -> None:
+    publish(state="abc")
+    assert {path.name for path in HERE.iterdir()} == {*FILES, RECIPE}
+    md5 = {name: hashlib.md5(content).hexdigest() for name, content in FILES.items()}
+    assert read_recipe(HERE / RECIPE) == {**HEAD, "state": "abc", "outputs": md5}
+    found = verify_inputs(paths())
+    assert list(found) == list(paths())
+    assert found == {
+        **{str(HERE / name): digest for name, digest in md5.items()},
+        paths()[2]: file_digest(HERE / RECIPE),
+    }
+    assert list(STAGING.iterdir()) == []
+
+
+def test_two_publications_of_the_same_have_the_same_bytes() -> None:
+    publish()
+    first = {path.name: path.read_bytes() for path in HERE.iterdir()}
+    publish()
+    publish(Path("runs/y/8"))
+    assert {path.name: path.read_bytes() for path in HERE.iterdir()} == first
+    assert (Path("runs/y/8") / RECIPE).read_bytes() == first[RECIPE]
+
+
+def test_a_receipt_says_when_and_where_but_the_recipe_does_not() -> None:
+    publish()
+    receipt = json.loads((RECEIPTS / f"{HERE}.json").read_text())
+    assert receipt["recipe"] == file_digest(HERE / RECIPE)
+    assert receipt["stage"] == "train"
+    assert receipt["seconds"] >= 0
+    assert "numpy" in receipt["versions"]
+    assert [path.name for path in (RECEIPTS / HERE.parent).iterdir()] == ["8.json"]
+    assert not {"seconds", "versions", "machine"} & read_recipe(HERE / RECIPE).keys()
+
+
+def test_receipts_of_names_with_a_dot_do_not_collide() -> None:
+    publish(Path("metrics/ddim0.5-quad20"))
+    publish(Path("metrics/ddim0.5-quad10"))
+    assert {path.name for path in (RECEIPTS / "metrics").iterdir()} == {"ddim0.5-quad20.json", "ddim0.5-quad10.json"}
+
+
+def fail_inside() -> None:
+    with publishing(HERE, tuple(FILES), HEAD) as made:
+        (made.staging / "a.npy").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+
+def test_nothing_appears_when_the_stage_fails() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fail_inside()
+    assert not HERE.exists()
+    assert not RECEIPTS.exists()
+    assert list(STAGING.iterdir()) == []
+
+
+def test_what_was_there_stays_when_the_stage_fails() -> None:
+    publish()
+    with pytest.raises(KeyboardInterrupt):
+        fail_inside()
+    assert (HERE / "a.npy").read_bytes() == FILES["a.npy"]
+    verify_inputs(paths())
+
+
+@pytest.mark.parametrize("written", [{}, {"a.npy": b"first file"}, {"b.csv": b"", "other": b""}])
+def test_a_file_that_the_stage_forgot_is_named_and_nothing_published(written: dict[str, bytes]) -> None:
+    forgotten = ", ".join(name for name in FILES if name not in written)
+    with pytest.raises(RuntimeError, match=rf"^{HERE}: the stage did not write {forgotten}; nothing was published$"):
+        publish(files=written)
+    assert not HERE.exists()
+    assert list(STAGING.iterdir()) == []
+
+
+def test_files_that_are_not_declared_are_not_published() -> None:
+    publish(files={**FILES, "debug.log": b"..."})
+    assert {path.name for path in HERE.iterdir()} == {*FILES, RECIPE}
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("failing", ["a.npy", "b.csv", RECIPE])
+def test_the_recipe_is_written_last(monkeypatch: pytest.MonkeyPatch, failing: str, older: bool) -> None:
+    if older:
+        publish(files={"a.npy": b"old", "b.csv": b"old"})
+    replace = Path.replace
+
+    def full_disk(self: Path, target: Path) -> Path:
+        if self.name == failing:
+            raise OSError("no space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        publish()
+    assert not (HERE / RECIPE).exists()
+    assert list(STAGING.iterdir()) == []
+    monkeypatch.undo()
+    publish()
+    verify_inputs(tuple(f"{HERE}/{name}" for name in FILES))
+
+
+def test_files_reach_the_disk_before_they_get_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    replace, fsync = Path.replace, os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: events.append("flush") or fsync(handle))
+    monkeypatch.setattr(Path, "replace", lambda self, target: events.append(self.name) or replace(self, target))
+    publish()
+    assert events == ["flush", "a.npy", "flush", "b.csv", "flush", RECIPE, "flush", "8.part"]
+
+
+@pytest.mark.parametrize("position", [0, 5, 9])
+@pytest.mark.parametrize("bit", [0, 7])
+def test_a_flipped_bit_is_found_and_the_file_named(position: int, bit: int) -> None:
+    publish()
+    expected = file_digest(HERE / "a.npy")
+    content = bytearray(FILES["a.npy"])
+    content[position] ^= 1 << bit
+    (HERE / "a.npy").write_bytes(content)
+    with pytest.raises(IntegrityError) as caught:
+        verify_inputs(paths())
+    assert caught.value.path == HERE / "a.npy"
+    assert (caught.value.expected, caught.value.got) == (expected, hashlib.md5(content).hexdigest())
+    assert str(caught.value).startswith(f"{HERE}/a.npy: expected {expected}, found ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"first fil", b"first file\n"])
+def test_a_truncated_or_longer_file_is_found(content: bytes) -> None:
+    publish()
+    (HERE / "a.npy").write_bytes(content)
+    with pytest.raises(IntegrityError):
+        verify_inputs(paths())
+
+
+def test_swapped_files_are_found() -> None:
+    publish()
+    (HERE / "a.npy").rename(HERE / "c")
+    (HERE / "b.csv").rename(HERE / "a.npy")
+    (HERE / "c").rename(HERE / "b.csv")
+    with pytest.raises(IntegrityError):
+        verify_inputs((f"{HERE}/b.csv",))
+
+
+def test_a_file_of_another_run_is_found() -> None:
+    publish()
+    publish(Path("runs/y/8"), {"a.npy": b"another", "b.csv": b"another"})
+    (Path("runs/y/8") / "a.npy").replace(HERE / "a.npy")
+    with pytest.raises(IntegrityError):
+        verify_inputs(paths())
+
+
+@pytest.mark.parametrize("name", [*FILES, RECIPE])
+def test_a_missing_file_is_named_with_what_to_do(name: str) -> None:
+    publish()
+    (HERE / name).unlink()
+    with pytest.raises(
+        UserError, match=rf"^{HERE}/{name} is missing: make it \(snakemake {HERE}/{name}, or dvc repro\)"
+    ):
+        verify_inputs((f"{HERE}/{name}",))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"outputs": 3}', "\x80"])
+def test_a_damaged_recipe_is_an_integrity_error(text: str) -> None:
+    publish()
+    (HERE / RECIPE).write_bytes(text.encode("latin-1"))
+    with pytest.raises(IntegrityError, match=rf"^{HERE}/{RECIPE}: expected a (JSON )?recipe"):
+        verify_inputs((f"{HERE}/a.npy",))
+
+
+def test_a_missing_recipe_is_said_in_words() -> None:
+    with pytest.raises(UserError, match="runs/x/8/recipe.json is missing: that artifact has not been made"):
+        read_recipe(HERE / RECIPE)
+
+
+def test_raw_data_has_no_recipe_and_is_digested_all_the_same(tmp_path: Path) -> None:
+    Path("raw").mkdir()
+    Path("raw/data.zip").write_bytes(b"zip")
+    assert verify_inputs(("raw/data.zip",)) == {"raw/data.zip": hashlib.md5(b"zip").hexdigest()}
+
+
+def test_the_digest_of_a_directory_is_of_names_and_bytes() -> None:
+    def tree(root: str, files: dict[str, bytes]) -> str:
+        for name, content in files.items():
+            path = Path(root) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return file_digest(Path(root))
+
+    base = tree("one", {"a.png": b"1", "sub/b.png": b"2"})
+    assert tree("same", {"sub/b.png": b"2", "a.png": b"1"}) == base
+    assert tree("bytes", {"a.png": b"1", "sub/b.png": b"3"}) != base
+    assert tree("name", {"a.png": b"1", "sub/c.png": b"2"}) != base
+    assert tree("place", {"a.png": b"1", "b.png": b"2"}) != base
+    assert tree("swap", {"a.png": b"2", "sub/b.png": b"1"}) != base
+
+
+def test_a_large_file_is_read_in_blocks() -> None:
+    content = os.urandom(3 * 2**20 + 17)
+    Path("large").write_bytes(content)
+    assert file_digest(Path("large")) == hashlib.md5(content).hexdigest()

@@ -1,0 +1,269 @@
+"""The command line: one line on stderr and the right exit code, and nothing heavy before it is needed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from unit.params_factory import put, small, write
+
+from ipdiff import cli, code, grid
+from ipdiff.artifact import file_digest
+from ipdiff.errors import IntegrityError, Preempted, UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Done:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run ipdiff in a project of its own."""
+    monkeypatch.chdir(tmp_path)
+    for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(pool, "1")
+    write(tmp_path, small())
+
+    def run(*argv: str) -> Done:
+        try:
+            code = cli.main(argv)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        said = capsys.readouterr()
+        return Done(code, said.out, said.err)
+
+    return run
+
+
+def refused(done: Done, code: int, said: str) -> None:
+    """One line on stderr that says so, nothing on stdout."""
+    assert done.code == code
+    assert done.out == ""
+    assert done.err.endswith("\n")
+    assert done.err.count("\n") == 1
+    assert done.err.startswith("ipdiff")
+    assert said in done.err
+
+
+RUN = "--dataset tiny --model adm --seed 0 --step 8"
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("prepare --dataset tyny", "dataset 'tyny' is not in params.yaml; did you mean 'tiny'?"),
+        (
+            "train --dataset tiny --model adn --seed 0 --step 8",
+            "model 'adn' is not in params.yaml; did you mean 'adm'?",
+        ),
+        ("train --dataset tiny --model adm --seed 0 --step 9", "step 9 is not one of datasets.tiny.checkpoints [4, 8]"),
+        ("train --dataset tiny --model adm --seed zero --step 8", "seed is 'zero'; expected a whole number"),
+        ("table --study small --table table9", "table 'table9' is not in study small; did you mean 'table"),
+        ("figure --study small --figure figure9", "figure 'figure9' is not in study small; did you mean 'figure3'?"),
+        ("report --study smal", "study 'smal' is not in params.yaml; did you mean 'small'?"),
+        ("grid --study smal", "study 'smal' is not in params.yaml; did you mean 'small'?"),
+        ("code --verb train --study smal", "study 'smal' is not in params.yaml; did you mean 'small'?"),
+        (f"sample {RUN} --sampler euler-5", "sampler 'euler-5' is unknown; use ancestral-N, ddimETA-N"),
+        (f"sample {RUN} --sampler ancestral-21", "asks for T' = 21, more than T = 20 of tiny/adm; use 1..20"),
+        (f"evaluate {RUN} --sampler exposure-21", "asks for T' = 21, more than T = 20 of tiny/adm; use 1..20"),
+        (f"sample {RUN} --sampler ddim0-ddim11", "no integer stride keeps 11 of T=20 steps"),
+        (
+            "classifier --dataset tiny",
+            "data/tiny/images.npy is missing: make it (snakemake data/tiny/images.npy, or dvc",
+        ),
+        (f"train {RUN}", "data/tiny/images.npy is missing: make it"),
+        (f"sample {RUN} --sampler ancestral-5", "runs/tiny/adm/s0/8/ema.safetensors is missing: make it"),
+        ("table --study small --table table3", "metrics/tiny/adm/s0/8/ancestral-5/metrics.json is missing: make it"),
+        ("prepare --dataset photos", "raw/photos.zip is missing: "),
+        ("grid --check", "not what params.yaml asks for; run `ipdiff grid --write`"),
+        ("trian --dataset tiny", "invalid choice: 'trian'"),
+        ("", "the following arguments are required: VERB; see ipdiff --help"),
+        ("prepare --dataset tiny --gama 3", "unrecognized arguments: --gama 3"),
+        ("prepare", "the following arguments are required: --dataset; see ipdiff prepare --help"),
+        (f"sample {RUN} --sampler ancestral-5 --index one", "invalid int value: 'one'"),
+        ("code --verb trian --study small", "invalid choice: 'trian'"),
+    ],
+)
+def test_bad_input_ends_with_2_and_one_line(run: Run, tmp_path: Path, command: str, said: str) -> None:
+    refused(run(*command.split()), 2, said)
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
+def test_raw_data_is_not_something_to_make(run: Run) -> None:
+    refused(run("prepare", "--dataset", "photos"), 2, "raw data has to be put there")
+
+
+def test_a_typing_error_in_params_is_bad_input_for_every_verb(run: Run, tmp_path: Path) -> None:
+    write(tmp_path, put(small(), "datasets.tiny.families.adm.training.batchsize", 3))
+    said = "params.yaml datasets.tiny.families.adm.training.batchsize: unknown key; did you mean 'batch_size'?"
+    for command in ("prepare --dataset tiny", f"train {RUN}", "grid --check", "code --verb train --study small"):
+        refused(run(*command.split()), 2, said)
+
+
+def test_no_params_at_all(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").unlink()
+    refused(run("prepare", "--dataset", "tiny"), 2, "params.yaml is missing; run ipdiff in the project's root")
+
+
+def artifact(directory: Path, files: dict[str, bytes]) -> None:
+    directory.mkdir(parents=True)
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
+    outputs = {name: file_digest(directory / name) for name in files}
+    (directory / "recipe.json").write_text(json.dumps({"outputs": outputs}))
+
+
+def test_a_damaged_input_ends_with_3_and_names_the_file(run: Run) -> None:
+    artifact(Path("data/tiny"), {"images.npy": b"images", "labels.npy": b"labels"})
+    Path("data/tiny/labels.npy").write_bytes(b"lapels")
+    done = run("classifier", "--dataset", "tiny")
+    refused(done, 3, "ipdiff: data/tiny/labels.npy: expected ")
+    assert "the file was changed or damaged" in done.err
+    assert not Path("features").exists()
+
+
+def test_a_damaged_recipe_ends_with_3(run: Run) -> None:
+    artifact(Path("data/tiny"), {"images.npy": b"images", "labels.npy": b"labels"})
+    Path("data/tiny/recipe.json").write_text("{")
+    refused(run("classifier", "--dataset", "tiny"), 3, "data/tiny/recipe.json: expected a JSON recipe")
+
+
+@pytest.mark.parametrize("index", ["64", "-1"])
+def test_an_image_that_the_set_does_not_have(run: Run, index: str) -> None:
+    artifact(Path("runs/tiny/adm/s0/8"), {"ema.safetensors": b"weights"})
+    done = run(*f"sample {RUN} --sampler ancestral-5 --index {index}".split())
+    refused(done, 2, f"index is {index}; the set has images 0..63")
+    assert not Path(f"{index}.png").exists()
+
+
+def test_the_set_of_the_exposure_test_has_another_size(run: Run) -> None:
+    artifact(Path("runs/tiny/adm/s0/8"), {"ema.safetensors": b"weights"})
+    artifact(Path("data/tiny"), {"images.npy": b"images"})
+    done = run(*f"sample {RUN} --sampler exposure-5 --index 48".split())
+    refused(done, 2, "index is 48; the set has images 0..47")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UserError("no such thing"), 2, "ipdiff: no such thing\n"),
+        (IntegrityError("a.npy", "1", "2"), 3, "ipdiff: a.npy: expected 1, found 2; the file was changed or damaged\n"),
+        (Preempted("saved at step 3"), 75, "ipdiff: saved at step 3\n"),
+    ],
+)
+def test_errors_have_their_exit_codes(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, said: str
+) -> None:
+    from ipdiff import stages
+
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(stages, "make", fail)
+    done = run("prepare", "--dataset", "tiny")
+    assert (done.code, done.out, done.err) == (code, "", said)
+
+
+def test_a_mistake_of_ours_is_not_dressed_up_as_bad_input(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ipdiff import stages
+
+    def fail(_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(stages, "make", fail)
+    with pytest.raises(ZeroDivisionError):
+        run("prepare", "--dataset", "tiny")
+
+
+def test_a_stage_publishes_and_says_where(run: Run) -> None:
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    done = run("prepare", "--dataset", "tiny")
+    assert (done.code, done.out) == (0, "data/tiny\n")
+    assert {path.name for path in Path("data/tiny").iterdir()} == {"images.npy", "labels.npy", "recipe.json"}
+    recipe = json.loads(Path("data/tiny/recipe.json").read_text())
+    assert recipe["command"] == "ipdiff prepare --dataset tiny"
+    assert recipe["code"] == code.code_digest("prepare")
+    assert recipe["params"] == {"datasets.tiny.source": small()["datasets"]["tiny"]["source"]}
+
+
+def test_code_writes_the_digest_where_dvc_looks_for_it(run: Run) -> None:
+    done = run("code", "--verb", "train", "--study", "small")
+    assert (done.code, done.out, done.err) == (0, "code/small/train\n", "")
+    assert Path("code/small/train").read_text() == code.code_digest("train") + "\n"
+
+
+def test_grid_writes_checks_and_lists(run: Run) -> None:
+    done = run("grid", "--write")
+    assert done.code == 0
+    assert "wrote workflow/small/dvc.yaml\n" in done.out
+    assert run("grid", "--write").out == ""
+    assert run("grid", "--check") == Done(0, "", "")
+    lines = run("grid", "--study", "small").out.splitlines()
+    assert "sample@tiny-adm-s0-8-ancestral-5\tsamples/tiny/adm/s0/8/ancestral-5" in lines
+    assert len(lines) == len(grid.load().study("small"))
+
+
+def test_help_lists_every_verb(run: Run) -> None:
+    done = run("--help")
+    assert (done.code, done.err) == (0, "")
+    listed = {line.split()[0] for line in done.out.splitlines() if line.startswith("    ")}
+    assert {*grid.STAGES, "grid", "code"} <= listed
+    assert run("--version").out.startswith("ipdiff 0.")
+
+
+@pytest.mark.parametrize("verb", list(cli.STAGE_HELP))
+def test_help_of_a_verb_says_what_each_name_is(run: Run, verb: str) -> None:
+    done = run(verb, "--help")
+    assert done.code == 0
+    for name in cli.WILDCARDS[verb]:
+        assert f"--{name} " in done.out
+        assert cli.WILDCARD_HELP[name].split()[0] in done.out
+
+
+def test_what_both_engines_run_is_what_the_command_line_reads() -> None:
+    from ipdiff import stages
+
+    assert set(cli.STAGE_HELP) == set(cli.WILDCARDS) == set(grid.STAGES) == set(stages.RUN) == set(code.STAGES)
+    for verb, stage in grid.STAGES.items():
+        assert cli.WILDCARDS[verb] == stage.wildcards
+    known = grid.load(ROOT / "params.yaml")
+    for study in known.params.studies:
+        for cell in known.study(study):
+            program, *argv = cell.command.split()
+            args = cli.parser().parse_args(argv)
+            assert program == "ipdiff"
+            assert args.verb == cell.stage.verb
+            assert {name: getattr(args, name) for name in cell.stage.wildcards} == {
+                name: cell.bindings[name] for name in cell.stage.wildcards
+            }
+
+
+@pytest.mark.parametrize("argv", ["", "--help", "train --help"])
+def test_nothing_heavy_is_imported_to_print_help(argv: str) -> None:
+    script = (
+        "import sys\n"
+        "import ipdiff.cli\n"
+        f"argv = {argv.split()!r}\n"
+        "try:\n"
+        "    argv and ipdiff.cli.main(argv)\n"
+        "except SystemExit as stop:\n"
+        "    assert not stop.code\n"
+        "print('HEAVY', *sorted({'torch', 'numpy', 'scipy', 'pydantic', 'yaml', 'PIL'} & sys.modules.keys()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "HEAVY"

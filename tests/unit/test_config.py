@@ -1,0 +1,349 @@
+"""params.yaml: what is accepted, and the one line that refuses the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from unit.params_factory import drop, put, small, write
+
+from ipdiff import config
+from ipdiff.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+
+def refusal(tmp_path: Path, raw: dict[str, Any]) -> str:
+    """The message for these parameters, without the directory."""
+    return refused(write(tmp_path, raw))
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        config.load(path)
+    message = str(caught.value).replace(f"{path.parent}/", "")
+    assert "\n" not in message
+    assert message.startswith("params.yaml")
+    assert len(message) < 400
+    for leftover in ("pydantic", "literal[", "list[", "Value error", "Input should", "input should", "__", "<unicode"):
+        assert leftover not in message
+    return message
+
+
+def test_a_good_file_is_read_into_records(tmp_path: Path) -> None:
+    params = config.load(write(tmp_path, small()))
+    tiny = params.dataset("tiny")
+    assert (tiny.source.limit, tiny.compute.threads, tiny.last_step("adm")) == (64, 1, 8)
+    assert params.family("tiny", "adm").diffusion.T == 20
+    assert params.family("tiny", "ddim").diffusion.T == 30
+    assert params.model("adm-ip").borrowed == ["gamma"]
+    assert params.study("small").seeds_of("adm-ip") == [0, 1]
+    assert params.study("small").seeds_of("ddim") == [0]
+    assert params.work.states_kept == 2
+
+
+def test_the_projects_own_file_is_good() -> None:
+    params = config.load(ROOT / "params.yaml")
+    assert {"digits", "mini"} <= set(params.studies)
+    assert all(config.points(params, table) for study in params.studies.values() for table in study.tables.values())
+
+
+def test_an_edit_is_seen_at_once(tmp_path: Path) -> None:
+    raw = small()
+    for title in ("one", "two", "three"):  # within one tick of the clock
+        path = write(tmp_path, put(raw, "studies.small.title", title))
+        assert config.load(path).study("small").title == title
+
+
+def test_raw_values_are_those_of_the_file(tmp_path: Path) -> None:
+    raw = small()
+    assert config.load_raw(write(tmp_path, raw)) == raw
+    assert config.value_at(raw, "datasets.tiny.families.adm.training.lr") == 0.002
+
+
+def test_numbers_without_a_dot_before_the_exponent_are_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path, put(small(), "datasets.tiny.families.adm.training.lr", "LR"))
+    for written, value in (("1e-4", 1e-4), ("2E+1", 20.0), ("-3.5e0", -3.5), ("5e-05", 5e-5)):
+        path.write_text(path.read_text().replace("lr: LR", f"lr: {written}"))
+        found = config.value_at(config.load_raw(path), "datasets.tiny.families.adm.training.lr")
+        assert type(found) is float
+        assert found == value
+        path.write_text(path.read_text().replace(f"lr: {written}", "lr: LR"))
+
+
+def test_anchors_and_merge_keys_work(tmp_path: Path) -> None:
+    path = write(tmp_path, small())
+    text = path.read_text().replace("  adm:\n    family: adm\n", "  adm: &adm\n    family: adm\n")
+    text = text.replace("    weight_decay: dataset\n", "").replace(
+        "  adm-wd:\n    family: adm\n", "  adm-wd:\n    <<: *adm\n    weight_decay: dataset\n"
+    )
+    path.write_text(text)
+    model = config.load(path).model("adm-wd")
+    assert (model.family, model.borrowed) == ("adm", ["weight_decay"])
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("model", "models"),
+        ("work.save_evry", "save_every"),
+        ("models.adm-ip.gama", "gamma"),
+        ("datasets.tiny.classifer", "classifier"),
+        ("datasets.tiny.families.admm", "adm"),
+        ("datasets.tiny.strengths.weight_decy", "weight_decay"),
+        ("datasets.tiny.families.adm.training.batchsize", "batch_size"),
+        ("datasets.tiny.families.ddpm.network.model_chanels", "model_channels"),
+        ("studies.small.tabels", "tables"),
+        ("studies.small.tables.table3.sampler", "samplers"),
+        ("studies.small.figures.figure3.step", "steps"),
+    ],
+)
+def test_an_unknown_key_is_named_with_its_place_and_the_nearest_one(tmp_path: Path, key: str, nearest: str) -> None:
+    raw = small()
+    raw["work"] = {}
+    message = refusal(tmp_path, put(raw, key, {}))
+    assert message.startswith(f"params.yaml {key}: unknown key; did you mean '{nearest}'? known: ")
+
+
+def test_a_key_like_no_other_gets_the_list_alone(tmp_path: Path) -> None:
+    message = refusal(tmp_path, put(small(), "models.adm.xyzzy", 1))
+    assert message == "params.yaml models.adm.xyzzy: unknown key; known: family, gamma, target, gp_weight, weight_decay"
+
+
+def test_a_misspelt_required_key_is_said_to_be_misspelt_not_missing(tmp_path: Path) -> None:
+    point = {"dataset": "tiny", "modle": "adm", "sampler": "ancestral-5"}
+    message = refusal(tmp_path, put(small(), "studies.small.tables.table3.points", [point]))
+    assert message.startswith(
+        "params.yaml studies.small.tables.table3.points.0.modle: unknown key; did you mean 'model'?"
+    )
+
+
+TRAINING = "datasets.tiny.families.adm.training"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        (f"{TRAINING}.batch_size", "many", "found 'many'; expected a whole number"),
+        (f"{TRAINING}.batch_size", 1.5, "found 1.5; expected a whole number"),
+        (f"{TRAINING}.lr", "fast", "found 'fast'; expected a number"),
+        (f"{TRAINING}.flip", "maybe", "found 'maybe'; expected true or false"),
+        (TRAINING, None, "found nothing; expected a mapping"),
+        ("datasets.tiny.families.adm", 7, "found 7; expected a mapping"),
+        ("datasets.tiny.checkpoints", 8, "found 8; expected a list"),
+        ("models.adm", "adm", "found 'adm'; expected a mapping"),
+        ("models.adm.family", "amd", "found 'amd'; expected adm or ddpm; did you mean 'adm'?"),
+        (
+            "models.adm-ip.gamma",
+            "datset",
+            "found 'datset'; expected a number or a list of numbers or the word 'dataset'",
+        ),
+        ("models.adm-ip.gamma", [0.1, "x"], "expected a number or a list of numbers or the word 'dataset'"),
+        ("models.adm.gp_weight", [1], "found the list [1]; expected a number or the word 'dataset'"),
+        ("datasets.tiny.strengths.gamma", "x", "found 'x'; expected a number or a list of numbers"),
+        ("studies.small.title", 3, "found 3; expected text"),
+        ("studies.small.tables", None, "found nothing; expected a mapping"),
+        ("studies.small.seeds.default", 0, "found 0; expected a list"),
+        ("studies.small.tables.table3.samplers", "ancestral-5", "found 'ancestral-5'; expected a list"),
+    ],
+)
+def test_a_wrong_type_is_said_in_words(tmp_path: Path, key: str, value: Any, said: str) -> None:
+    message = refusal(tmp_path, put(small(), key, value))
+    assert message.startswith(f"params.yaml {key}: ")
+    assert message.endswith(said)
+
+
+def test_an_item_of_a_list_is_named_by_its_number(tmp_path: Path) -> None:
+    message = refusal(tmp_path, put(small(), "studies.small.tables.table3.metrics", ["fid", "sfd"]))
+    assert message.startswith("params.yaml studies.small.tables.table3.metrics.1: found 'sfd'; expected ")
+    assert message.endswith("did you mean 'sfid'?")
+
+
+def test_a_name_that_yaml_reads_as_a_number(tmp_path: Path) -> None:
+    raw = small()
+    raw["models"][0] = {"family": "adm"}
+    assert refusal(tmp_path, raw) == "params.yaml models.0: a name must be text; write it in quotes"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "place", "said"),
+    [
+        ("datasets.tiny.source.channels", 2, "datasets.tiny.source", "channels is 2; use 1 or 3"),
+        ("datasets.tiny.source.limit", 1, "datasets.tiny.source", "limit is 1; use 2 or more"),
+        ("datasets.tiny.source.reader", "folder", "datasets.tiny.source", "reader folder needs `raw`"),
+        ("datasets.tiny.classifier.holdout", 0.9, "datasets.tiny.classifier", "holdout is 0.9; use 0..0.5"),
+        ("datasets.tiny.families.adm.diffusion.T", 1, "datasets.tiny.families.adm.diffusion", "T is 1; the chain"),
+        (f"{TRAINING}.micro_batch", 7, TRAINING, "micro_batch 7 does not divide batch_size 16"),
+        (f"{TRAINING}.lr_decay", "cosine", TRAINING, "lr_decay needs lr_decay_steps > 0"),
+        ("datasets.tiny.checkpoints", [8, 4], "datasets.tiny", "checkpoints [8, 4] must be positive, ascending"),
+        ("datasets.tiny.final_step.default", 9, "datasets.tiny", "final_step.default is 9, not one of checkpoints"),
+        ("models.adm-ip.gp_weight", "dataset", "models.adm-ip", "takes ['gamma', 'gp_weight'] from the data set"),
+        ("studies.small.seeds", {"adm": [0]}, "studies.small", "seeds needs a `default`"),
+    ],
+)
+def test_a_value_out_of_range(tmp_path: Path, key: str, value: Any, place: str, said: str) -> None:
+    assert refusal(tmp_path, put(small(), key, value)).startswith(f"params.yaml {place}: {said}")
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["models", "models.adm.family", "datasets.tiny.families", f"{TRAINING}.lr", "studies.small.tables.table1.rows"],
+)
+def test_a_missing_key(tmp_path: Path, key: str) -> None:
+    assert refusal(tmp_path, drop(small(), key)) == f"params.yaml {key}: missing key"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: 1\nb:\n  c: 1\n  c: 2\n", "params.yaml line 4, column 3: key 'c' stands twice"),
+        ("a: [1\n", "params.yaml line 2, column 1: expected ',' or ']', but got '<stream end>'"),
+        ("a:\n\t- 1\n", "params.yaml line 2, column 1: found character '\\t' that cannot start any token"),
+        ("- 1\n", "params.yaml: found the list [1]; expected a mapping with datasets, models and studies"),
+        ("", "params.yaml: found nothing; expected a mapping with datasets, models and studies"),
+        (
+            "a: !!python/name:os.system x\n",
+            "params.yaml line 1, column 4: could not determine a constructor for the tag",
+        ),
+    ],
+)
+def test_not_the_expected_yaml(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    assert refused(path).startswith(said)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    assert refused(path) == "params.yaml is missing; run ipdiff in the project's root"
+    path.write_bytes(b"title: \xe9\n")
+    assert refused(path) == "params.yaml: not UTF-8: byte 7 is 0xe9"
+    path.unlink()
+    path.mkdir()
+    assert refused(path) == "params.yaml cannot be read: Is a directory"
+
+
+TABLE = "studies.small.tables.table3"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("studies.small.datasets", ["tny"], "studies.small.datasets: unknown name 'tny'; did you mean 'tiny'?"),
+        ("studies.small.seeds.amd", [0], "studies.small.seeds: unknown name 'amd'; did you mean 'adm'?"),
+        ("datasets.tiny.final_step.admip", 8, "datasets.tiny.final_step: unknown name 'admip'; did you mean 'adm-ip'?"),
+        (f"{TABLE}.models", ["adm", "admip"], f"{TABLE}.models: unknown name 'admip'; did you mean 'adm-ip'?"),
+        (f"{TABLE}.datasets", ["tony"], f"{TABLE}.datasets: unknown name 'tony'; did you mean 'tiny'?"),
+        (f"{TABLE}.datasets", ["photos"], f"{TABLE}.datasets: unknown name 'photos'; known: tiny"),
+        (f"{TABLE}.compare", {"adm-ip": "amd"}, f"{TABLE}.compare: unknown name 'amd'; did you mean 'adm'?"),
+        (f"{TABLE}.compare", {"ddim": "adm"}, f"{TABLE}.compare: unknown name 'ddim'"),
+        (f"{TABLE}.models", [], f"{TABLE}: no cell; name datasets, models and samplers, or points"),
+        (f"{TABLE}.metrics", [], f"{TABLE}.metrics: found nothing; expected one metric or more"),
+        (f"{TABLE}.rows", ["metric"], f"{TABLE}: an axis stands twice in rows ['metric'] and columns ['metric']"),
+        (f"{TABLE}.steps", [4, 5], f"{TABLE}.steps: 5 is not one of datasets.tiny.checkpoints [4, 8]"),
+        ("studies.small.figures.figure3.steps", [7], "studies.small.figures.figure3.steps: 7 is not one of"),
+        ("studies.small.figures.figure3.models", ["amd"], "studies.small.figures.figure3.models: unknown name 'amd'"),
+        (f"{TABLE}.samplers", ["ancestrl-5"], f"{TABLE}.samplers: sampler 'ancestrl-5' is unknown; use ancestral-N, "),
+        ("datasets.tiny.families.adm", None, "datasets.tiny.families.adm: missing; model adm needs it"),
+    ],
+)
+def test_a_name_that_does_not_exist(tmp_path: Path, key: str, value: Any, said: str) -> None:
+    assert refusal(tmp_path, put(small(), key, value)).startswith(f"params.yaml {said}")
+
+
+def test_names_inside_explicit_points(tmp_path: Path) -> None:
+    for change, place in (
+        ({"model": "amd"}, "models: unknown name 'amd'"),
+        ({"dataset": "photos"}, "datasets: unknown name 'photos'"),
+        ({"step": 3}, "steps: 3 is not one of"),
+        ({"sampler": "ancestral-21"}, "samplers: sampler ancestral-21 asks for T' = 21, more than T = 20"),
+    ):
+        point = {"dataset": "tiny", "model": "adm", "sampler": "ancestral-5", **change}
+        raw = drop(put(small(), f"{TABLE}.points", [point]), f"{TABLE}.compare")
+        assert refusal(tmp_path, raw).startswith(f"params.yaml {TABLE}.{place}")
+
+
+@pytest.mark.parametrize(
+    ("model", "sampler", "said"),
+    [
+        ("adm", "ancestral-21", "asks for T' = 21, more than T = 20 of tiny/adm; use 1..20"),
+        ("ddim", "ddim0-uniform31", "asks for T' = 31, more than T = 30 of tiny/ddim; use 1..30"),
+        ("adm", "exposure-21", "asks for T' = 21, more than T = 20 of tiny/adm; use 1..20"),
+        ("adm", "ancestral-0", "asks for T' = 0, less than 1; use 1..20"),
+        ("adm", "exposure-0", "asks for T' = 0, less than 1; use 1..20"),
+        ("ddim", "ddim0-quad0", "asks for T' = 0, less than 1; use 1..30"),
+        ("adm", "ddim0-ddim11", "no integer stride keeps 11 of T=20 steps; use '11' or another N"),
+        ("adm", "ddim0-cubic5", "is unknown; use ancestral-N, ddimETA-N"),
+        ("adm", "ddim-5", "is unknown; use ancestral-N, ddimETA-N"),
+        ("adm", "ancestral-05", "write it as 'ancestral-5' (one name, one artifact)"),
+        ("adm", "ddim0.50-quad05", "write it as 'ddim0.5-quad5' (one name, one artifact)"),
+        ("adm", "ancestral-\u0665", "write it as 'ancestral-5' (one name, one artifact)"),
+    ],
+)
+def test_a_sampler_that_the_chain_does_not_have(tmp_path: Path, model: str, sampler: str, said: str) -> None:
+    raw = put(small(), "studies.small.tables.table1.models", [model])
+    message = refusal(tmp_path, put(raw, "studies.small.tables.table1.samplers", [sampler]))
+    assert message.startswith("params.yaml studies.small.tables.table1.samplers: ")
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    ["ancestral-20", "exposure-20", "exposure-1", "ddim0-7", "ddim1-ddim7", "ddim0.25-uniform7", "ddim10-quad20"],
+)
+def test_samplers_that_the_chain_has(tmp_path: Path, sampler: str) -> None:
+    config.load(write(tmp_path, put(small(), f"{TABLE}.samplers", [sampler])))
+
+
+def test_a_data_set_belongs_to_one_study(tmp_path: Path) -> None:
+    raw = small()
+    raw["studies"]["other"] = raw["studies"]["small"]
+    assert refusal(tmp_path, raw) == (
+        "params.yaml studies.other.datasets: tiny belongs to study small already; a data set belongs to one study"
+    )
+
+
+@pytest.mark.parametrize("seeds", [[], [-1], [2**64], [0, 1, 0]])
+def test_seeds_that_make_no_or_the_same_cell(tmp_path: Path, seeds: list[int]) -> None:
+    message = refusal(tmp_path, put(small(), "studies.small.seeds.default", seeds))
+    assert message.startswith(f"params.yaml studies.small.seeds.default: found {seeds}; expected one seed or more")
+
+
+@pytest.mark.parametrize("kind", ["datasets", "models", "studies", "studies.small.tables", "studies.small.figures"])
+@pytest.mark.parametrize("name", ["a/b", "a.b", "a b", "{a}", "-a", "..", ""])
+def test_a_name_that_would_spoil_a_path_or_a_key(tmp_path: Path, kind: str, name: str) -> None:
+    raw = small()
+    node = config.value_at(raw, kind)
+    node[name] = node[next(iter(node))]
+    message = refusal(tmp_path, raw)
+    assert message == f"params.yaml {kind}: '{name}' cannot be part of a path; use letters, digits, '_' and '-'"
+
+
+def test_lookups_name_the_nearest(tmp_path: Path) -> None:
+    params = config.load(write(tmp_path, small()))
+    for call, said in (
+        (
+            lambda: params.dataset("tyny"),
+            "dataset 'tyny' is not in params.yaml; did you mean 'tiny'? known: tiny, photos",
+        ),
+        (lambda: params.model("adm_ip"), "model 'adm_ip' is not in params.yaml; did you mean 'adm-ip'? known: adm, "),
+        (lambda: params.study("smal"), "study 'smal' is not in params.yaml; did you mean 'small'? known: small"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            call()
+        assert str(caught.value).startswith(said)
+
+
+def test_points_are_the_product_in_its_order_each_with_its_step(tmp_path: Path) -> None:
+    raw = put(small(), "datasets.tiny.final_step.adm-ip", 4)
+    params = config.load(write(tmp_path, put(raw, f"{TABLE}.samplers", ["ancestral-5", "ancestral-2"])))
+    found = [(p.model, p.step, p.sampler) for p in config.points(params, params.study("small").tables["table3"])]
+    assert found == [
+        ("adm", 8, "ancestral-5"),
+        ("adm", 8, "ancestral-2"),
+        ("adm-ip", 4, "ancestral-5"),
+        ("adm-ip", 4, "ancestral-2"),
+    ]
+    figure = params.study("small").figures["figure3"]
+    assert [p.step for p in config.points(params, figure)] == [4, 8]

@@ -1,0 +1,524 @@
+"""Cells of a small study, what leaves them alone, and the dvc.yaml that is written from them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from unit.params_factory import drop, put, small, write
+
+from ipdiff import config, dvcfile, grid, written
+from ipdiff.code import code_files
+from ipdiff.errors import ConfigError, UserError
+from ipdiff.grid import Cell, Grid
+
+ROOT = Path(__file__).parents[2]
+VIEWS = {"table", "figure", "report"}
+
+
+def grid_of(tmp_path: Path, raw: dict[str, Any]) -> Grid:
+    return grid.load(write(tmp_path, raw))
+
+
+@pytest.fixture
+def cells(tmp_path: Path) -> Grid:
+    return grid_of(tmp_path, small())
+
+
+TINY = {"dataset": "tiny"}
+RUN = {**TINY, "model": "adm-ip", "seed": "1", "step": "8"}
+FIRST = {**RUN, "step": "4"}
+SET = {**RUN, "sampler": "ancestral-5"}
+EXPOSED = {**RUN, "sampler": "exposure-10"}
+RUN_PATH = "runs/tiny/adm-ip/s1"
+SET_PATH = "tiny/adm-ip/s1/8/ancestral-5"
+RUN_PARAMS = (
+    "models.adm-ip",
+    "datasets.tiny.strengths.gamma",
+    "datasets.tiny.families.adm.network",
+    "datasets.tiny.families.adm.diffusion",
+    "datasets.tiny.families.adm.training",
+    "datasets.tiny.compute",
+)
+SAMPLE_PARAMS = ("datasets.tiny.sampling", "datasets.tiny.families.adm.clip_denoised", "datasets.tiny.compute")
+FEATURE_PARAMS = ("datasets.tiny.classifier", "datasets.tiny.compute")
+
+
+@pytest.mark.parametrize(
+    ("verb", "names", "command", "inputs", "outputs", "params"),
+    [
+        (
+            "prepare",
+            TINY,
+            "ipdiff prepare --dataset tiny",
+            (),
+            ("data/tiny/images.npy", "data/tiny/labels.npy", "data/tiny/recipe.json"),
+            ("datasets.tiny.source",),
+        ),
+        (
+            "prepare",
+            {"dataset": "photos"},
+            "ipdiff prepare --dataset photos",
+            ("raw/photos.zip",),
+            ("data/photos/images.npy", "data/photos/labels.npy", "data/photos/recipe.json"),
+            ("datasets.photos.source",),
+        ),
+        (
+            "classifier",
+            TINY,
+            "ipdiff classifier --dataset tiny",
+            ("data/tiny/images.npy", "data/tiny/labels.npy"),
+            ("features/tiny/classifier.safetensors", "features/tiny/accuracy.json", "features/tiny/recipe.json"),
+            FEATURE_PARAMS,
+        ),
+        (
+            "reference",
+            TINY,
+            "ipdiff reference --dataset tiny",
+            ("data/tiny/images.npy", "features/tiny/classifier.safetensors"),
+            ("reference/tiny/stats.npz", "reference/tiny/recipe.json"),
+            FEATURE_PARAMS,
+        ),
+        (
+            "train",
+            FIRST,
+            "ipdiff train --dataset tiny --model adm-ip --seed 1 --step 4",
+            ("data/tiny/images.npy",),
+            (f"{RUN_PATH}/4/ema.safetensors", f"{RUN_PATH}/4/loss.csv", f"{RUN_PATH}/4/recipe.json"),
+            RUN_PARAMS,
+        ),
+        (
+            "train",
+            RUN,
+            "ipdiff train --dataset tiny --model adm-ip --seed 1 --step 8",
+            ("data/tiny/images.npy", f"{RUN_PATH}/4/recipe.json"),
+            (f"{RUN_PATH}/8/ema.safetensors", f"{RUN_PATH}/8/loss.csv", f"{RUN_PATH}/8/recipe.json"),
+            RUN_PARAMS,
+        ),
+        (
+            "resume",
+            RUN,
+            "ipdiff resume --dataset tiny --model adm-ip --seed 1 --step 8",
+            ("data/tiny/images.npy", f"{RUN_PATH}/8/recipe.json"),
+            ("states/tiny/adm-ip/s1/8/state.safetensors", "states/tiny/adm-ip/s1/8/recipe.json"),
+            (),
+        ),
+        (
+            "sample",
+            SET,
+            "ipdiff sample --dataset tiny --model adm-ip --seed 1 --step 8 --sampler ancestral-5",
+            (f"{RUN_PATH}/8/ema.safetensors", f"{RUN_PATH}/8/recipe.json"),
+            (f"samples/{SET_PATH}/samples.npz", f"samples/{SET_PATH}/recipe.json"),
+            SAMPLE_PARAMS,
+        ),
+        (
+            "sample",
+            EXPOSED,
+            "ipdiff sample --dataset tiny --model adm-ip --seed 1 --step 8 --sampler exposure-10",
+            (f"{RUN_PATH}/8/ema.safetensors", f"{RUN_PATH}/8/recipe.json", "data/tiny/images.npy"),
+            ("samples/tiny/adm-ip/s1/8/exposure-10/samples.npz", "samples/tiny/adm-ip/s1/8/exposure-10/recipe.json"),
+            SAMPLE_PARAMS,
+        ),
+        (
+            "evaluate",
+            SET,
+            "ipdiff evaluate --dataset tiny --model adm-ip --seed 1 --step 8 --sampler ancestral-5",
+            (
+                f"samples/{SET_PATH}/samples.npz",
+                f"samples/{SET_PATH}/recipe.json",
+                "reference/tiny/stats.npz",
+                "features/tiny/classifier.safetensors",
+            ),
+            (f"metrics/{SET_PATH}/metrics.json", f"metrics/{SET_PATH}/recipe.json"),
+            FEATURE_PARAMS,
+        ),
+        (
+            "table",
+            {"study": "small", "table": "table3"},
+            "ipdiff table --study small --table table3",
+            (
+                "metrics/tiny/adm/s0/8/ancestral-5/metrics.json",
+                "metrics/tiny/adm-ip/s0/8/ancestral-5/metrics.json",
+                "metrics/tiny/adm-ip/s1/8/ancestral-5/metrics.json",
+            ),
+            tuple(f"tables/small/table3/{name}" for name in ("table.csv", "table.md", "table.tex", "recipe.json")),
+            ("studies.small.tables.table3",),
+        ),
+        (
+            "figure",
+            {"study": "small", "figure": "figure3"},
+            "ipdiff figure --study small --figure figure3",
+            ("metrics/tiny/adm/s0/4/ancestral-5/metrics.json", "metrics/tiny/adm/s0/8/ancestral-5/metrics.json"),
+            tuple(f"figures/small/figure3/{name}" for name in ("figure.png", "figure.csv", "recipe.json")),
+            ("studies.small.figures.figure3",),
+        ),
+        (
+            "figure",
+            {"study": "small", "figure": "samples"},
+            "ipdiff figure --study small --figure samples",
+            ("samples/tiny/adm/s0/8/ancestral-4/samples.npz",),
+            tuple(f"figures/small/samples/{name}" for name in ("figure.png", "figure.csv", "recipe.json")),
+            ("studies.small.figures.samples",),
+        ),
+        (
+            "report",
+            {"study": "small"},
+            "ipdiff report --study small",
+            (
+                *(f"tables/small/table1/{name}" for name in ("table.csv", "table.md", "table.tex")),
+                *(f"tables/small/table3/{name}" for name in ("table.csv", "table.md", "table.tex")),
+                *(f"figures/small/figure3/{name}" for name in ("figure.png", "figure.csv")),
+                *(f"figures/small/samples/{name}" for name in ("figure.png", "figure.csv")),
+            ),
+            ("report/small/index.html", "report/small/recipe.json"),
+            ("studies.small",),
+        ),
+    ],
+)
+def test_a_cell_of_each_stage(
+    cells: Grid,
+    verb: str,
+    names: dict[str, str],
+    command: str,
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    params: tuple[str, ...],
+) -> None:
+    cell = cells.cell(verb, **names)
+    assert cell.command == command
+    assert cell.inputs == inputs
+    assert cell.outputs == outputs
+    assert cell.params == params
+
+
+def test_a_strength_is_a_parameter_of_the_models_that_borrow_it_and_of_no_other(cells: Grid) -> None:
+    def strengths(model: str) -> list[str]:
+        cell = cells.cell("train", **{**FIRST, "model": model})
+        return [key for key in cell.params if ".strengths." in key]
+
+    assert strengths("adm-ip") == ["datasets.tiny.strengths.gamma"]
+    assert strengths("adm-wd") == ["datasets.tiny.strengths.weight_decay"]
+    assert strengths("adm") == strengths("ddim") == []
+
+
+def test_a_study_is_what_its_views_need_and_nothing_else(cells: Grid) -> None:
+    sets = {
+        "tiny/adm/s0/8/exposure-10",
+        "tiny/adm/s0/8/ancestral-5",
+        "tiny/adm-ip/s0/8/ancestral-5",
+        "tiny/adm-ip/s1/8/ancestral-5",
+        "tiny/adm/s0/4/ancestral-5",
+    }
+    runs = {f"{model}/s{seed}" for model, seed in (("adm", 0), ("adm-ip", 0), ("adm-ip", 1))}
+    assert {cell.directory for cell in cells.study("small")} == {
+        "data/tiny",
+        "features/tiny",
+        "reference/tiny",
+        *(f"runs/tiny/{run}/{step}" for run in runs for step in (4, 8)),
+        *(f"states/tiny/{run}/8" for run in runs),
+        *(f"samples/{name}" for name in (*sets, "tiny/adm/s0/8/ancestral-4")),
+        *(f"metrics/{name}" for name in sets),
+        "tables/small/table1",
+        "tables/small/table3",
+        "figures/small/figure3",
+        "figures/small/samples",
+        "report/small",
+    }
+    assert set(cells.targets("small")) == {
+        "report/small/index.html",
+        *(f"states/tiny/{run}/8/state.safetensors" for run in runs),
+    }
+
+
+def test_a_target_needs_only_its_own_cells(cells: Grid) -> None:
+    needed = cells.needed(cells.cell("sample", **{**SET, "step": "4"}))
+    assert [cell.directory for cell in needed] == [
+        "data/tiny",
+        f"{RUN_PATH}/4",
+        "samples/tiny/adm-ip/s1/4/ancestral-5",
+    ]
+
+
+def every_study() -> list[tuple[Grid, str]]:
+    known = grid.load(ROOT / "params.yaml")
+    return [(known, study) for study in known.params.studies]
+
+
+@pytest.fixture(params=[pytest.param(pair, id=pair[1]) for pair in every_study()])
+def study(request: pytest.FixtureRequest) -> tuple[Grid, str]:
+    return request.param
+
+
+def test_makers_come_before_users_and_nothing_comes_twice(study: tuple[Grid, str]) -> None:
+    known, name = study
+    made = set[str]()
+    for cell in known.study(name):
+        raw = known.params.dataset(cell.bindings["dataset"]).source.raw if "dataset" in cell.bindings else None
+        assert set(cell.inputs) <= made | {raw}
+        assert not made & set(cell.outputs)
+        made |= set(cell.outputs)
+
+
+def test_maker_is_the_inverse_of_outputs(study: tuple[Grid, str]) -> None:
+    known, name = study
+    for cell in known.study(name):
+        for path in cell.outputs:
+            assert known.maker(path) == cell
+
+
+def test_parameters_of_every_cell_stand_in_the_file(study: tuple[Grid, str]) -> None:
+    known, name = study
+    raw = config.load_raw(ROOT / "params.yaml")
+    for cell in known.study(name):
+        assert grid.param_values(cell, raw).keys() == set(cell.params)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["raw/photos.zip", "params.yaml", "data/tiny/other.npy", "runs/tiny/adm/0/8/ema.safetensors", "data/images.npy"],
+)
+def test_a_file_of_no_cell_has_no_maker(cells: Grid, path: str) -> None:
+    assert cells.maker(path) is None
+
+
+def view_free(known: Grid) -> dict[str, tuple[Any, ...]]:
+    """What both engines compare, of all cells but the views."""
+    return {
+        cell.directory: (cell.command, cell.inputs, cell.outputs, cell.params)
+        for cell in known.study("small")
+        if cell.stage.verb not in VIEWS
+    }
+
+
+TABLE = "studies.small.tables.table3"
+
+
+@pytest.mark.parametrize(
+    ("edits", "added"),
+    [
+        ({f"{TABLE}.samplers": ["ancestral-5", "ancestral-7"]}, "metrics/tiny/adm/s0/8/ancestral-7"),
+        ({"studies.small.seeds.default": [0, 3]}, "metrics/tiny/adm/s3/8/ancestral-5"),
+        ({f"{TABLE}.models": ["adm", "adm-ip", "ddim"]}, "states/tiny/ddim/s0/8"),
+        (
+            {f"{TABLE}.models": ["adm", "adm-ip", "new"], "models.new": {"family": "adm", "gamma": 0.3}},
+            "runs/tiny/new/s0/4",
+        ),
+        ({f"{TABLE}.steps": [4, 8]}, "metrics/tiny/adm-ip/s1/4/ancestral-5"),
+        ({"studies.small.figures.figure3.samplers": ["exposure-20"]}, "metrics/tiny/adm/s0/4/exposure-20"),
+    ],
+)
+def test_an_addition_changes_no_other_cell(tmp_path: Path, edits: dict[str, Any], added: str) -> None:
+    raw = small()
+    before = view_free(grid_of(tmp_path, raw))
+    if "studies.small.figures.figure3.samplers" in edits:  # its own cells may go; keep them by another table
+        before = {k: v for k, v in before.items() if "adm/s0/4/ancestral-5" not in k}
+    for key, value in edits.items():
+        put(raw, key, value)
+    after = view_free(grid_of(tmp_path, raw))
+    assert added not in before
+    assert added in after
+    assert before.items() <= after.items()
+
+
+def test_a_longer_run_adds_a_segment_and_moves_the_published_state(tmp_path: Path) -> None:
+    raw = small()
+    before = view_free(grid_of(tmp_path, raw))
+    put(raw, "datasets.tiny.checkpoints", [4, 8, 16])
+    assert view_free(grid_of(tmp_path, raw)) == before  # no table asks for it yet
+    put(raw, f"{TABLE}.steps", [8, 16])
+    after = view_free(grid_of(tmp_path, raw))
+    gone = before.keys() - after.keys()
+    assert gone == {"states/tiny/adm/s0/8", "states/tiny/adm-ip/s0/8", "states/tiny/adm-ip/s1/8"}
+    assert all(after[name] == value for name, value in before.items() if name not in gone)
+    assert after["runs/tiny/adm/s0/16"][1] == ("data/tiny/images.npy", "runs/tiny/adm/s0/8/recipe.json")
+
+
+def test_a_checkpoint_in_between_changes_the_inputs_of_the_segment_after_it_alone(tmp_path: Path) -> None:
+    raw = small()
+    before = view_free(grid_of(tmp_path, raw))
+    after = view_free(grid_of(tmp_path, put(raw, "datasets.tiny.checkpoints", [4, 6, 8])))
+    changed = {name for name in before if after[name] != before[name]}
+    assert changed == {"runs/tiny/adm/s0/8", "runs/tiny/adm-ip/s0/8", "runs/tiny/adm-ip/s1/8"}
+
+
+def test_a_key_that_is_not_written_out_is_named(tmp_path: Path) -> None:
+    raw = drop(small(), "datasets.tiny.classifier")
+    known = grid_of(tmp_path, raw)
+    with pytest.raises(UserError) as caught:
+        grid.param_values(known.cell("reference", **TINY), raw)
+    assert str(caught.value).startswith("params.yaml datasets.tiny.classifier: write this key out")
+    values = grid.param_values(known.cell("prepare", **TINY), raw)
+    assert values == {"datasets.tiny.source": raw["datasets"]["tiny"]["source"]}
+
+
+@pytest.mark.parametrize(
+    ("verb", "names", "said"),
+    [
+        ("prepare", {"dataset": "tony"}, "dataset 'tony' is not in params.yaml; did you mean 'tiny'?"),
+        ("train", {**RUN, "model": "adn"}, "model 'adn' is not in params.yaml; did you mean 'adm'?"),
+        ("evaluate", {**SET, "model": "adn"}, "model 'adn' is not in params.yaml; did you mean 'adm'?"),
+        ("train", {**RUN, "step": "5"}, "step 5 is not one of datasets.tiny.checkpoints [4, 8]"),
+        ("sample", {**SET, "step": "5"}, "step 5 is not one of datasets.tiny.checkpoints [4, 8]"),
+        ("resume", {**RUN, "step": "-4"}, "step is '-4'; expected a whole number"),
+        ("train", {**RUN, "seed": "one"}, "seed is 'one'; expected a whole number"),
+        ("train", {**RUN, "seed": "01"}, "seed is '01'; expected a whole number, without leading zeros"),
+        ("train", {**RUN, "seed": str(2**64)}, "seed is 18446744073709551616; use 0..2**64-1"),
+        ("train", {**RUN, "step": "08"}, "step is '08'; expected a whole number, without leading zeros"),
+        ("train", {**RUN, "seed": "\u00b2"}, "seed is '\u00b2'; expected a whole number"),
+        (
+            "sample",
+            {**SET, "sampler": "ancestral-21"},
+            "sampler ancestral-21 asks for T' = 21, more than T = 20 of tiny/",
+        ),
+        ("evaluate", {**SET, "sampler": "ancestral-21"}, "sampler ancestral-21 asks for T' = 21, more than T = 20 of"),
+        ("sample", {**SET, "sampler": "ddim0-ddim11"}, "respacing 'ddim11': no integer stride keeps 11 of T=20 steps"),
+        ("sample", {**SET, "sampler": "ancestral-05"}, "sampler 'ancestral-05': write it as 'ancestral-5'"),
+        ("sample", {**SET, "sampler": "euler-5"}, "sampler 'euler-5' is unknown"),
+        ("table", {"study": "smal", "table": "table3"}, "study 'smal' is not in params.yaml; did you mean 'small'?"),
+        ("table", {"study": "small", "table": "table2"}, "table 'table2' is not in study small; did you mean 'table"),
+        ("figure", {"study": "small", "figure": "table3"}, "figure 'table3' is not in study small; "),
+    ],
+)
+def test_wildcards_that_name_nothing(cells: Grid, verb: str, names: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        cells.cell(verb, **names)
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_whose_family_the_data_set_lacks(tmp_path: Path) -> None:
+    known = grid_of(tmp_path, drop(small(), "datasets.photos.families.ddpm"))
+    with pytest.raises(ConfigError, match="datasets.photos.families.ddpm: missing; model ddim needs it"):
+        known.cell("train", dataset="photos", model="ddim", seed="0", step="4")
+
+
+def filled(template: str, item: dict[str, str]) -> str:
+    """DVC's `${item.x}`, the only template that is used."""
+    text = re.sub(r"\$\{item\.(\w+)\}", lambda match: item[match[1]], template)
+    assert "${" not in text
+    return text
+
+
+def expanded(text: str) -> dict[str, dict[str, Any]]:
+    """Address -> cmd, deps, params, outs (metrics among them) of a dvc.yaml, templates filled in."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, stage in yaml.safe_load(text)["stages"].items():
+        body = stage.get("do", stage)
+        items = stage.get("foreach", {"": {}})
+        for key, item in items.items():
+            address = f"{name}@{key}" if "foreach" in stage else name
+            assert address not in found
+            found[address] = {
+                "cmd": filled(body["cmd"], item),
+                **{
+                    kind: [filled(path, item) for path in body.get(kind, [])]
+                    for kind in ("deps", "params", "outs", "metrics")
+                },
+                "wdir": body.get("wdir", "."),
+            }
+    return found
+
+
+def test_dvc_files_say_what_the_cells_say(study: tuple[Grid, str]) -> None:
+    known, name = study
+    stages = expanded(dvcfile.render(known, name))
+    cells = {dvcfile.address(cell): cell for cell in known.study(name)}
+    codes = {address for address in stages if address.startswith("code-")}
+    assert stages.keys() - codes == cells.keys()
+    assert len(cells) == len(known.study(name))
+    for address, cell in cells.items():
+        stage = stages[address]
+        assert stage["cmd"] == cell.command
+        assert stage["deps"] == [*cell.inputs, dvcfile.code_output(cell.stage.verb, name)]
+        assert stage["params"] == list(cell.params)
+        assert sorted(stage["outs"] + stage["metrics"]) == sorted(cell.outputs)
+        assert stage["metrics"] == [path for path in cell.outputs if path.endswith("metrics.json")]
+    verbs = {cell.stage.verb for cell in cells.values()}
+    assert codes == {f"code-{verb}" for verb in verbs}
+    for verb in verbs:
+        stage = stages[f"code-{verb}"]
+        assert stage["cmd"] == f"ipdiff code --verb {verb} --study {name}"
+        assert stage["outs"] == [dvcfile.code_output(verb, name)]
+        assert [ROOT / path for path in stage["deps"]] == code_files(verb)
+    depth = len(dvcfile.path_of(name).parent.parts)
+    assert {stage["wdir"] for stage in stages.values()} == {"/".join([".."] * depth) or "."}
+
+
+def test_cells_of_a_group_have_as_many_dependencies(study: tuple[Grid, str]) -> None:
+    known, name = study
+    counts: dict[str, set[int]] = {}
+    for cell in known.study(name):
+        if not cell.exact_inputs:
+            counts.setdefault(dvcfile.stage_name(cell), set()).add(len(cell.inputs))
+    assert all(len(found) == 1 for found in counts.values())
+    assert "train" in counts
+
+
+def test_addresses_say_which_variant_it_is(cells: Grid) -> None:
+    for verb, names, address in (
+        ("prepare", TINY, "prepare@tiny"),
+        ("prepare", {"dataset": "photos"}, "prepare_raw@photos"),
+        ("train", FIRST, "train@tiny-adm-ip-s1-4"),
+        ("train", RUN, "continue@tiny-adm-ip-s1-8"),
+        ("sample", SET, "sample@tiny-adm-ip-s1-8-ancestral-5"),
+        ("sample", EXPOSED, "expose@tiny-adm-ip-s1-8-exposure-10"),
+        ("table", {"study": "small", "table": "table3"}, "table_table3"),
+        ("report", {"study": "small"}, "report"),
+    ):
+        assert dvcfile.address(cells.cell(verb, **names)) == address
+
+
+def test_two_cells_of_one_address_are_refused_not_lost(tmp_path: Path) -> None:
+    raw = small()
+    raw["datasets"]["tiny-adm"] = raw["datasets"]["tiny"]
+    raw["models"]["ip"] = raw["models"]["adm-ip"]
+    table = {**raw["studies"]["small"]["tables"]["table1"], "datasets": ["tiny-adm"], "models": ["ip"]}
+    table2 = {**table, "datasets": ["tiny"], "models": ["adm-ip"]}
+    raw["studies"]["small"] |= {"datasets": ["tiny", "tiny-adm"], "tables": {"a": table, "b": table2}}
+    with pytest.raises(ConfigError, match=r"have the same address in DVC, tiny-adm-ip-s0-8; rename"):
+        dvcfile.render(grid_of(tmp_path, raw), "small")
+
+
+def test_the_text_is_the_same_every_time_and_has_no_anchors(tmp_path: Path, study: tuple[Grid, str]) -> None:
+    _, name = study
+    text = dvcfile.render(grid.load(ROOT / "params.yaml"), name)
+    assert text == dvcfile.render(grid.load(ROOT / "params.yaml"), name)
+    assert not [token for token in yaml.scan(text) if isinstance(token, yaml.AnchorToken | yaml.AliasToken)]
+    assert all(len(line) < 400 for line in text.splitlines())
+
+
+def test_an_edited_or_missing_file_is_stale_and_writing_repairs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    raw = small()
+    known = grid_of(tmp_path, raw)
+    path = dvcfile.path_of("small")
+    assert path == Path("workflow/small/dvc.yaml")
+    assert path in written.stale(known)
+    assert path in written.write(known)
+    assert written.stale(known) == written.write(known) == []
+    good = path.read_text()
+
+    path.write_text(good.replace("ancestral-5", "ancestral-6", 1))
+    assert written.stale(known) == [path]
+    written.write(known)
+    assert path.read_text() == good
+
+    longer = grid_of(tmp_path, put(raw, f"{TABLE}.samplers", ["ancestral-5", "ancestral-7"]))
+    assert written.stale(longer) == [path]
+    valued = grid_of(tmp_path, put(small(), "datasets.tiny.families.adm.training.lr", 0.5))
+    assert written.stale(valued) == []
+
+
+def test_only_the_default_study_lies_in_the_root() -> None:
+    assert dvcfile.path_of(dvcfile.DEFAULT_STUDY) == Path("dvc.yaml")
+
+
+def test_a_cell_is_named_by_its_directory(study: tuple[Grid, str]) -> None:
+    known, name = study
+    cells: list[Cell] = known.study(name)
+    assert len({cell.directory for cell in cells}) == len({cell.command for cell in cells}) == len(cells)

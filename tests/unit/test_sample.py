@@ -1,0 +1,359 @@
+"""Sampling: image i depends on its number alone; every sampler; exposure bias; the file."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+from unit.tiny import IMAGES, RUNS, change
+
+from ipdiff import rng, sample
+from ipdiff.data.images import to_network, to_uint8
+from ipdiff.errors import UserError
+from ipdiff.rng import Purpose
+from ipdiff.sample import ImageSampler
+from ipdiff.schedule import make_betas, respace
+from ipdiff.spec import Compute, Sampler, Sampling
+from ipdiff.train import Trainer
+
+MODELS = {"adm": change(RUNS["adm-ip"], gamma=0.0, lr=5e-3), "adm-ip": change(RUNS["adm-ip"], lr=5e-3)}
+SET = Sampling(num_samples=10, batch_size=4)
+T = 20
+ALPHAS_CUMPROD = np.cumprod(1 - make_betas("cosine", T))
+CHAINS = {
+    "ancestral-20": range(20),
+    "ancestral-5": respace(T, "5"),
+    "ancestral-1": [0],
+    "ddim0-5": respace(T, "5"),
+    "ddim0-ddim5": respace(T, "ddim5"),
+    "ddim0-uniform6": respace(T, "uniform6"),
+    "ddim0.5-quad5": respace(T, "quad5"),
+    "exposure-7": range(7),
+    "exposure-1": range(1),
+}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """EMA weights of two models trained from one seed, far enough to draw something."""
+    root = tmp_path_factory.mktemp("weights")
+    for name, spec in MODELS.items():
+        trainer = Trainer(spec, IMAGES)
+        for _ in range(15):
+            trainer.advance()
+        save_file(trainer.ema_weights(), root / f"{name}.safetensors")
+    return {name: root / f"{name}.safetensors" for name in MODELS}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "images.npy"
+    np.save(path, IMAGES)
+    return path
+
+
+@pytest.fixture
+def sampler(weights):
+    def make(name, model="adm", images=IMAGES, **changes):
+        return ImageSampler(
+            change(MODELS[model], **changes),
+            weights[model],
+            Sampler.parse(name),
+            clip_denoised=True,
+            compute=Compute(),
+            images=images,
+        )
+
+    return make
+
+
+class Recorder:
+    """A model that keeps what it is shown."""
+
+    def __init__(self, model) -> None:
+        self.model, self.x, self.t = model, [], []
+
+    def __call__(self, x, t):
+        self.x.append(x.clone())
+        self.t.append(int(t[0]))
+        assert (t == t[0]).all()
+        return self.model(x, t)
+
+
+def watched(drawer):
+    drawer.model = recorder = Recorder(drawer.model)
+    return recorder
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Every noise image drawn: (purpose, image, step) -> list of the arrays."""
+    noises: dict[tuple, list] = {}
+    real = rng.normals
+
+    def spy(seed, purpose, index, shape, *, step=0, lane=0):
+        out = real(seed, purpose, index, shape, step=step, lane=lane)
+        for image, noise in zip(index, out, strict=True):
+            noises.setdefault((purpose, image, step), []).append(noise)
+        return out
+
+    monkeypatch.setattr(rng, "normals", spy)
+    return noises
+
+
+def oracle(x0):
+    """The network that knows the images, at whatever t: eps and a middling variance."""
+
+    def model(x, t):
+        a = torch.from_numpy(ALPHAS_CUMPROD)[t].reshape(-1, 1, 1, 1)
+        eps = ((x.double() - a.sqrt() * x0.double()) / (1 - a).sqrt()).float()
+        return torch.cat([eps, torch.zeros_like(eps)], 1)
+
+    return model
+
+
+# Image i
+
+
+@pytest.mark.parametrize("name", ["ancestral-5", "ddim0.5-quad5", "exposure-7"])
+def test_the_noise_of_an_image_is_its_own(sampler, drawn, name):
+    whole, part = sampler(name), sampler(name)
+    first, other = watched(whole), watched(part)
+    whole.draw(range(8))
+    keys = set(drawn)
+    part.draw(range(4, 6))
+    assert set(drawn) == keys
+    assert torch.equal(first.x[0][4:6], other.x[0])
+    twice = [pair for (_, image, _), pair in drawn.items() if image in (4, 5)]
+    assert all(len(pair) == 2 and np.array_equal(*pair) for pair in twice)
+    everything = [pair[0].tobytes() for pair in drawn.values()]
+    assert len(set(everything)) == len(everything)
+
+
+@pytest.mark.parametrize("name", ["ancestral-20", "ddim0-5", "exposure-7"])
+def test_an_image_hardly_depends_on_its_batch(sampler, name):
+    drawer = sampler(name)
+    whole = drawer.draw(range(8)).astype(int)
+    assert np.abs(np.diff(whole, axis=0)).max() > 20
+    for size in (1, 3, 8):
+        parts = np.concatenate([drawer.draw(index) for index in sample.batches(8, size)])
+        assert np.abs(parts - whole).max() <= 1
+
+
+def test_batches_cut_a_set():
+    assert [list(part) for part in sample.batches(7, 3)] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert list(sample.batches(6, 3)) == [range(3), range(3, 6)]
+
+
+def run(weights, images, out, name="ancestral-5", model="adm", sampling=SET, **options):
+    return sample.run(
+        MODELS[model],
+        weights[model],
+        Sampler.parse(name),
+        sampling,
+        out,
+        clip_denoised=True,
+        compute=Compute(),
+        images=images,
+        **options,
+    )
+
+
+def arr_0(out):
+    with np.load(out / "samples.npz", allow_pickle=False) as file:
+        assert file.files == ["arr_0"]
+        return file["arr_0"]
+
+
+def test_a_larger_set_begins_with_the_smaller_one(weights, images, tmp_path):
+    (tmp_path / "large").mkdir()
+    run(weights, images, tmp_path, sampling=Sampling(8, 4))
+    run(weights, images, tmp_path / "large", sampling=Sampling(12, 4))
+    assert np.array_equal(arr_0(tmp_path), arr_0(tmp_path / "large")[:8])
+
+
+@pytest.mark.parametrize("name", ["ancestral-5", "exposure-7"])
+def test_one_image_drawn_alone_is_that_of_the_set(weights, images, tmp_path, name):
+    run(weights, images, tmp_path, name)
+    found = arr_0(tmp_path)
+
+    def one(index):
+        return sample.draw_one(
+            MODELS["adm"],
+            weights["adm"],
+            Sampler.parse(name),
+            SET,
+            index,
+            clip_denoised=True,
+            compute=Compute(),
+            images=images,
+        )
+
+    for index in (0, 3, 4, 9):
+        assert one(index).shape == (4, 4, 1)
+        assert np.array_equal(one(index), found[index])
+    for index in (-1, 10):
+        with pytest.raises(UserError, match=f"index is {index}; the set has 10 images"):
+            one(index)
+
+
+def test_two_models_of_a_seed_share_their_noise(sampler, drawn):
+    firsts = []
+    for model in MODELS:
+        drawer = sampler("ancestral-5", model)
+        firsts.append((watched(drawer), drawer.draw(range(4))))
+    (one, image), (other, other_image) = firsts
+    assert torch.equal(one.x[0], other.x[0])
+    assert not np.array_equal(image, other_image)
+    assert all(len(pair) == 2 and np.array_equal(*pair) for pair in drawn.values())
+
+
+def test_another_seed_is_other_noise(sampler):
+    one, other = sampler("ancestral-5"), sampler("ancestral-5", seed=4)
+    seen = watched(one), watched(other)
+    one.draw(range(4))
+    other.draw(range(4))
+    assert not torch.equal(seen[0].x[0], seen[1].x[0])
+
+
+def test_no_global_generator_is_used_or_disturbed(sampler):
+    results = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        results.append(sampler("ancestral-5").draw(range(4)))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(*results)
+
+
+# Samplers
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_sampler_walks_its_chain(sampler, drawn, name):
+    drawer = sampler(name)
+    seen = watched(drawer)
+    made = drawer.draw(range(3))
+    assert made.shape == (3, 4, 4, 1)
+    assert made.dtype == np.uint8
+    assert seen.t == list(reversed(CHAINS[name]))
+    assert drawer.nfe == len(seen.t)
+    counts = Counter(purpose for purpose, _, _ in drawn)
+    start = Purpose.EXPOSURE_EPS if name.startswith("exposure") else Purpose.SAMPLE_START
+    noisy = 0 if name.startswith("ddim0-") else len(seen.t) - 1  # no noise in the last step
+    assert counts == Counter({start: 3, **({Purpose.SAMPLE_STEP: 3 * noisy} if noisy else {})})
+    assert {step for purpose, _, step in drawn if purpose is Purpose.SAMPLE_STEP} == (
+        set(map(int, CHAINS[name])) - {0} if noisy else set()
+    )
+
+
+@pytest.mark.parametrize("name", ["ancestral-20", "ancestral-5", "ddim0-5", "ddim0.5-ddim5", "exposure-7"])
+def test_with_a_perfect_network_every_chain_ends_at_the_images(sampler, name):
+    drawer = sampler(name)
+    wanted = IMAGES[drawer_order(drawer)[:4]] if name.startswith("exposure") else IMAGES[:4]
+    drawer.model = oracle(to_network(wanted))
+    assert np.abs(drawer.draw(range(4)).astype(int) - wanted).max() <= 1
+
+
+def test_eta_changes_the_images(sampler):
+    assert not np.array_equal(sampler("ddim0-5").draw(range(4)), sampler("ddim0.5-5").draw(range(4)))
+
+
+def test_unclipped_sampling_leaves_the_range(weights):
+    made = {}
+    for clip in (True, False):
+        drawer = ImageSampler(
+            MODELS["adm"], weights["adm"], Sampler.parse("ddim0-5"), clip_denoised=clip, compute=Compute()
+        )
+        seen = watched(drawer)
+        drawer.model.model = lambda x, t: torch.cat([-x, torch.zeros_like(x)], 1)
+        drawer.draw(range(4))
+        made[clip] = float(seen.x[-1].abs().max())
+    assert made[False] > 1.5 * made[True]
+
+
+# Exposure bias
+
+
+def drawer_order(drawer):
+    return rng.permutation(drawer.spec.seed, Purpose.EXPOSURE_ORDER, len(IMAGES))
+
+
+@pytest.mark.parametrize("steps", [1, 7, 20])
+def test_exposure_starts_from_diffused_images(sampler, steps):
+    drawer = sampler(f"exposure-{steps}")
+    seen = watched(drawer)
+    drawer.draw(range(2, 6))
+    x0 = to_network(IMAGES[drawer_order(drawer)[2:6]]).double().numpy()
+    eps = rng.normals(drawer.spec.seed, Purpose.EXPOSURE_EPS, range(2, 6), (1, 4, 4))
+    a = ALPHAS_CUMPROD[steps - 1]
+    np.testing.assert_allclose(seen.x[0].numpy(), np.sqrt(a) * x0 + np.sqrt(1 - a) * eps, atol=1e-6)
+
+
+def test_one_exposure_step_of_a_zero_network_leaves_the_noise(sampler):
+    drawer = sampler("exposure-1")
+    drawer.model = lambda x, t: torch.zeros(len(x), 2, 4, 4)
+    x0 = to_network(IMAGES[drawer_order(drawer)[:4]])
+    eps = torch.from_numpy(rng.normals(drawer.spec.seed, Purpose.EXPOSURE_EPS, range(4), (1, 4, 4)))
+    a = ALPHAS_CUMPROD[0]
+    expected = to_uint8((x0 + float(np.sqrt(1 / a - 1)) * eps).clamp(-1, 1)).astype(int)
+    made = drawer.draw(range(4)).astype(int)
+    assert np.abs(made - expected).max() <= 1
+    assert np.abs(made - to_uint8(x0).astype(int)).max() > 10
+
+
+def test_exposure_uses_every_image_before_it_repeats_one(sampler, drawn):
+    drawer = sampler("exposure-1")
+    n = len(IMAGES)
+    drawer.model = oracle(to_network(IMAGES[drawer_order(drawer)[np.arange(n + 3) % n]]))
+    made = drawer.draw(range(n + 3)).astype(int)
+    assert sorted(drawer_order(drawer).tolist()) == list(range(n))
+    assert np.abs(made[:n] - IMAGES[drawer_order(drawer)]).max() <= 1
+    assert np.abs(made[n:] - made[:3]).max() <= 1
+    assert not np.array_equal(drawn[Purpose.EXPOSURE_EPS, n, 0][0], drawn[Purpose.EXPOSURE_EPS, 0, 0][0])
+
+
+def test_exposure_without_images_is_refused(sampler):
+    with pytest.raises(UserError, match="starts from real images"):
+        sampler("exposure-7", images=None)
+
+
+# The stage
+
+
+def test_the_file_is_stable_and_plain(weights, images, tmp_path):
+    told = []
+    made = run(weights, images, tmp_path, progress=told.append)
+    first = (tmp_path / "samples.npz").read_bytes()
+    assert made == {"n": 10, "nfe": 5}
+    assert told == [4, 8, 10]
+    assert arr_0(tmp_path).shape == (10, 4, 4, 1)
+    assert arr_0(tmp_path).dtype == np.uint8
+    run(weights, None, tmp_path)
+    assert (tmp_path / "samples.npz").read_bytes() == first
+    run(weights, None, tmp_path, model="adm-ip")
+    assert (tmp_path / "samples.npz").read_bytes() != first
+
+
+@pytest.mark.parametrize(
+    ("sampling", "name", "n"),
+    [
+        (Sampling(6, 4, exposure_samples=5), "exposure-2", 5),
+        (Sampling(6, 4), "exposure-2", 6),
+        (Sampling(6, 4, exposure_samples=5), "ancestral-5", 6),
+    ],
+)
+def test_exposure_sets_may_have_another_size(weights, images, tmp_path, sampling, name, n):
+    assert run(weights, images, tmp_path, name, sampling=sampling)["n"] == n
+    assert len(arr_0(tmp_path)) == n
+
+
+@pytest.mark.parametrize("name", ["ancestral-21", "ddim0-21", "exposure-21", "ancestral-0", "exposure-0"])
+def test_chains_that_do_not_fit_are_refused(sampler, name):
+    with pytest.raises(UserError) as caught:
+        sampler(name)
+    assert "T = 20; use 1..20" in str(caught.value)
+    assert name.partition("-")[2] in str(caught.value)

@@ -1,0 +1,134 @@
+"""Train states on disk: found by digest, damaged ones passed over, the newest few kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from unit.tiny import flip_bit
+
+from ipdiff import config, grid, stages
+from ipdiff.states import States, state_digest
+
+
+def tensors(value):
+    return {
+        "loss": np.full(3, value, np.float32),
+        "step": np.array(value, dtype=np.int64),
+        "timesteps.history": np.full((2, 2), value / 3),
+    }
+
+
+def names(states):
+    return sorted(path.name for path in states.directory.iterdir())
+
+
+def test_a_state_comes_back_as_it_was(tmp_path):
+    states = States(tmp_path / "new" / "run")
+    digest = states.save(7, tensors(7))
+    step, found = states.newest(7)
+    assert step == 7
+    assert found.keys() == tensors(7).keys()
+    for name, value in tensors(7).items():
+        assert found[name].dtype == value.dtype
+        assert found[name].shape == value.shape
+        assert np.array_equal(found[name], value)
+    assert state_digest(found) == digest
+    assert state_digest(tensors(8)) != digest
+
+
+def test_files_are_named_by_their_digest(tmp_path):
+    states = States(tmp_path)
+    digest = states.save(12, tensors(1))
+    (path,) = tmp_path.iterdir()
+    assert path == states.find(12, digest)
+    assert path.name == f"000000012-{hashlib.md5(path.read_bytes()).hexdigest()}.safetensors"
+    assert states.find(12, "0" * 32) is None
+    assert states.find(11, digest) is None
+
+
+@pytest.mark.parametrize("damage", ["torn", "empty", "flipped"])
+def test_a_damaged_newest_state_is_passed_over(tmp_path, damage):
+    states = States(tmp_path)
+    older, newer = states.save(1, tensors(1)), states.save(2, tensors(2))
+    path = states.find(2, newer)
+    if damage == "flipped":
+        flip_bit(path)
+    else:
+        path.write_bytes(path.read_bytes()[: 100 if damage == "torn" else 0])
+    assert states.newest(9)[0] == 1
+    assert states.find(2, newer) is None
+    assert states.find(1, older)
+    assert states.save(2, tensors(2)) == newer  # heals the file of that name
+    assert states.newest(9)[0] == 2
+    assert states.find(2, newer)
+
+
+def test_all_damaged_is_none_and_so_is_no_directory(tmp_path):
+    states = States(tmp_path / "run")
+    assert states.newest(9) is None
+    assert states.find(1, "0" * 32) is None
+    flip_bit(states.find(1, states.save(1, tensors(1))))
+    assert states.newest(9) is None
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_only_the_newest_few_are_kept(tmp_path, keep):
+    states = States(tmp_path, keep)
+    for step in (5, 10, 100, 1000):
+        states.save(step, tensors(step))
+    assert [int(name.split("-")[0]) for name in names(states)] == [5, 10, 100, 1000][-keep:]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_what_was_just_saved_is_kept_even_among_newer_ones(tmp_path, keep):
+    states = States(tmp_path, keep)
+    for step in (7, 8):
+        states.save(step, tensors(step))
+    digest = states.save(3, tensors(3))
+    assert states.find(3, digest)
+    assert states.newest(5)[0] == 3
+    assert len(names(states)) == keep
+
+
+def test_the_newest_state_that_is_not_too_new(tmp_path):
+    states = States(tmp_path, keep=3)
+    for step in (2, 9, 10):
+        states.save(step, tensors(step))
+    assert [states.newest(last)[0] for last in (2, 8, 9, 10, 99)] == [2, 2, 9, 10, 10]
+    assert states.newest(1) is None
+
+
+def test_a_write_that_was_cut_off_is_not_taken_for_a_state(tmp_path):
+    states = States(tmp_path, keep=1)
+    (tmp_path / ".123.part").write_bytes(b"half a state")
+    assert states.newest(9) is None
+    states.save(1, tensors(1))
+    assert states.newest(9)[0] == 1
+
+
+def test_runs_do_not_share_states(monkeypatch):
+    params = config.load(Path(__file__).parents[2] / "params.yaml")
+    cells = grid.Grid(params)
+
+    def directory(images="a" * 32, **names):
+        cell = cells.cell("train", **{"dataset": "digits_mini", "model": "adm", "seed": "0", "step": "4", **names})
+        job = stages.Job(params, cell, {"data/digits_mini/images.npy": images})
+        return job.states(job.run_spec()).directory
+
+    base = directory()
+    assert directory(step="8") == base  # segments of one run go on from each other
+    others = [directory(model="adm-ip"), directory(seed="1"), directory(images="b" * 32)]
+    monkeypatch.setattr(stages, "code_digest", lambda verb: "c" * 32)
+    assert len({base, *others, directory()}) == 5
+
+
+def test_a_run_keeps_as_many_states_as_params_yaml_says():
+    params = config.load(Path(__file__).parents[2] / "params.yaml")
+    params = dataclasses.replace(params, work=dataclasses.replace(params.work, states_kept=5))
+    cell = grid.Grid(params).cell("train", dataset="digits_mini", model="adm", seed="0", step="4")
+    job = stages.Job(params, cell, {"data/digits_mini/images.npy": "a" * 32})
+    assert job.states(job.run_spec()).keep == 5

@@ -1,0 +1,544 @@
+"""Training: restarts, segments, micro-batches and updates, on runs that take milliseconds a step."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+import os
+import random
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from unit.tiny import ADM, DDIM, IMAGES, RUNS, change, files, flip_bit
+
+from ipdiff import optim, resume, rng, train
+from ipdiff.data.batches import batch_indices, flips
+from ipdiff.data.images import to_network
+from ipdiff.diffusion import GaussianDiffusion
+from ipdiff.errors import Preempted, UserError
+from ipdiff.spec import RunSpec, Training
+from ipdiff.states import States
+from ipdiff.timesteps import LossSecondMoment
+from ipdiff.train import Trainer
+
+
+def advanced(spec, steps, state=None):
+    """A trainer that has done `steps` updates, from step 0 or from a state."""
+    trainer = Trainer(spec, IMAGES)
+    if state is not None:
+        trainer.load(state)
+    for _ in range(steps):
+        trainer.advance()
+    return trainer
+
+
+def frozen(trainer):
+    """name -> (dtype, shape, bytes) of everything in a train state."""
+    return {name: (str(a.dtype), a.shape, a.tobytes()) for name, a in trainer.state().items()}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "images.npy"
+    np.save(path, IMAGES)
+    return path
+
+
+class Chain:
+    """Segments of a run in a directory of its own."""
+
+    def __init__(self, spec: RunSpec, images: Path, root: Path) -> None:
+        self.spec, self.images, self.root = spec, images, root
+        self.states = States(root / "states")
+
+    def segment(self, step, previous=None, save_every=100, progress=lambda step: None) -> str:
+        """Train a segment; returns the digest of its state."""
+        out = self.root / str(step)
+        out.mkdir(parents=True, exist_ok=True)
+        made = train.run(
+            self.spec,
+            self.images,
+            out,
+            step=step,
+            previous=previous,
+            states=self.states,
+            save_every=save_every,
+            progress=progress,
+        )
+        return made["state"]
+
+    def forget(self) -> None:
+        for path in self.states.directory.iterdir():
+            path.unlink()
+
+    def published(self, step) -> dict[str, bytes]:
+        return files(self.root / str(step))
+
+
+@pytest.fixture
+def chain(images, tmp_path):
+    return lambda name, spec=RUNS["adm"]: Chain(spec, images, tmp_path / name)
+
+
+class Inputs:
+    """What training hands to the loss, put together again from its micro-batches."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.calls: list[tuple] = []
+        self.terms: list[dict] = []
+        real = GaussianDiffusion.training_losses
+
+        def spy(diffusion, model, x0, t, eps, xi=None, *, probe=None):
+            terms = real(diffusion, model, x0, t, eps, xi, probe=probe)
+            self.calls.append((x0, t, eps, xi, probe))
+            self.terms.append({key: value.detach() for key, value in terms.items()})
+            return terms
+
+        monkeypatch.setattr(GaussianDiffusion, "training_losses", spy)
+
+    def take(self):
+        calls, self.calls = self.calls, []
+        return [None if part[0] is None else torch.cat(part) for part in zip(*calls, strict=True)]
+
+
+# Restarts and segments
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_restart_changes_no_bit(name, tmp_path):
+    straight = advanced(RUNS[name], 6)
+    first = advanced(RUNS[name], 3)
+    States(tmp_path).save(3, first.state())
+    halfway = frozen(first)
+    step, state = States(tmp_path).newest(6)
+    assert step == 3
+    second = advanced(RUNS[name], 3, state)
+    assert frozen(second) == frozen(straight)
+    moved = [key for key, value in frozen(second).items() if value != halfway[key]]
+    assert any(key.startswith("model.") for key in moved)
+    assert any(key.startswith("ema.") for key in moved)
+
+
+def test_the_loss_history_survives_a_restart():
+    first = advanced(RUNS["importance"], 4)
+    second = advanced(RUNS["importance"], 0, first.state())
+    assert isinstance(second.timesteps, LossSecondMoment)
+    assert second.timesteps.warmed_up
+    t, weights = second.timesteps.sample(np.linspace(0, 0.99, 8))
+    assert len(set(weights.tolist())) == 2
+    assert np.array_equal(first.timesteps.sample(np.linspace(0, 0.99, 8))[0], t)
+
+
+def test_segments_with_moved_boundaries_meet(chain):
+    one, two, whole = chain("one"), chain("two"), chain("whole")
+    one.segment(6, (2, one.segment(2)))
+    two.segment(6, (4, two.segment(4, (2, two.segment(2)))))
+    digest = whole.segment(6)
+    assert one.published(6)["ema.safetensors"] == two.published(6)["ema.safetensors"]
+    assert one.published(6)["ema.safetensors"] == whole.published(6)["ema.safetensors"]
+    assert one.published(2) == two.published(2)
+    assert one.states.find(6, digest)
+    assert two.states.find(6, digest)
+
+
+def test_progress_inside_a_segment_changes_no_bit(chain):
+    often, seldom = chain("often"), chain("seldom")
+    assert often.segment(5, save_every=1) == seldom.segment(5)
+    assert often.published(5) == seldom.published(5)
+
+
+def test_a_lost_state_is_trained_again_through_the_recorded_digest(chain):
+    kept, lost = chain("kept"), chain("lost")
+    digest = kept.segment(3)
+    assert lost.segment(3) == digest
+    lost.forget()
+    assert lost.segment(5, (3, digest)) == kept.segment(5, (3, digest))
+    assert lost.published(5) == kept.published(5)
+
+
+def test_a_damaged_state_is_trained_again(chain):
+    run, other = chain("run"), chain("other")
+    digest = run.segment(3)
+    flip_bit(run.states.directory / f"{3:09d}-{digest}.safetensors")
+    steps = []
+    run.segment(5, (3, digest), progress=steps.append)
+    assert steps == [1, 2, 3, 4, 5]
+    other.segment(5, (3, other.segment(3)))
+    assert run.published(5) == other.published(5)
+
+
+@pytest.mark.parametrize("store", ["kept", "lost", "a damaged file of that name"])
+def test_another_digest_than_the_recorded_one_is_one_clear_error(chain, store):
+    run, recorded = chain("run"), "0" * 32
+    digest = run.segment(3)
+    if store != "kept":
+        run.forget()
+    if store.startswith("a damaged"):
+        (run.states.directory / f"{3:09d}-{recorded}.safetensors").write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        run.segment(5, (3, recorded))
+    text = str(caught.value)
+    assert "\n" not in text
+    assert digest in text
+    assert recorded in text
+    assert "step 3" in text
+    assert run.published(5) == {}
+    assert run.segment(5, (3, digest))  # nothing was spoilt by the attempt
+
+
+@pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_stopped_segment_goes_on_where_it_was(chain, name):
+    stopped, calm = chain("stopped"), chain("calm")
+    handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGUSR1)]
+
+    def stop(step):
+        if step == 2:
+            os.kill(os.getpid(), name)
+
+    with pytest.raises(Preempted, match="step 2 of 5"):
+        stopped.segment(5, progress=stop)
+    assert stopped.published(5) == {}
+    assert stopped.states.newest(5)[0] == 2
+    steps = []
+    assert stopped.segment(5, progress=steps.append) == calm.segment(5)
+    assert steps == [3, 4, 5]
+    assert stopped.published(5) == calm.published(5)
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGUSR1)] == handlers
+
+
+def test_resume_publishes_the_recorded_state(chain, tmp_path):
+    run = chain("run")
+    digest = run.segment(2)
+    last = run.segment(5, (2, digest), save_every=1)
+
+    def published(step, digest):
+        resume.run(run.spec, run.images, tmp_path, step=step, digest=digest, states=run.states, save_every=100)
+        return (tmp_path / "state.safetensors").read_bytes()
+
+    kept = published(5, last)
+    assert kept == run.states.find(5, last).read_bytes()
+    assert run.states.find(2, digest) is None
+    assert hashlib.md5(published(2, digest)).hexdigest() == digest  # trained again, though newer states fill the store
+    run.forget()
+    assert published(5, last) == kept
+    with pytest.raises(UserError, match="recorded state 000"):
+        published(5, "0" * 32)
+
+
+# Data, noise and micro-batches
+
+
+def test_micro_batches_share_data_noise_timesteps_and_masks(monkeypatch):
+    spec = change(RUNS["adm-ip"], dropout=0.3, lr=5e-3)
+    start = advanced(spec, 10).state()  # not step 0: there the net is zero whatever the masks are
+    inputs = Inputs(monkeypatch)
+    found = {}
+    for micro in (8, 4, 2):
+        trainer = advanced(change(spec, micro_batch=micro), 2, start)
+        found[micro] = (trainer.losses, inputs.take(), trainer.state(), frozen(trainer))
+    losses, (x0, t, eps, xi, _), state, bits = found[8]
+    assert not torch.equal(eps, xi)
+    for micro in (4, 2):
+        np.testing.assert_allclose(found[micro][0], losses, rtol=1e-5)
+        for one, other in zip((x0, t, eps, xi), found[micro][1], strict=False):
+            assert torch.equal(one, other)
+        for name in trainer.names:
+            key = f"optimizer.exp_avg.{name}"
+            np.testing.assert_allclose(found[micro][2][key], state[key], rtol=1e-3, atol=1e-5, err_msg=name)
+    assert bits != found[4][3]  # but sums are taken in another order
+
+
+def test_a_batch_is_what_its_step_and_places_say(monkeypatch):
+    inputs = Inputs(monkeypatch)
+    trainer = advanced(change(RUNS["adm-ip"], flip=True), 2)
+    x0, t, eps, xi = (part[8:] for part in inputs.take()[:4])
+    seed, places = trainer.spec.seed, range(8)
+    expected = to_network(IMAGES[batch_indices(seed, 20, 8, 1)])
+    mirrored = flips(seed, 8, 1)
+    assert 0 < mirrored.sum() < 8
+    expected[mirrored] = expected[mirrored].flip(3)
+    assert torch.equal(x0, expected)
+    u = rng.uniforms(seed, rng.Purpose.TIMESTEP, places, 1, step=1)[:, 0]
+    assert t.tolist() == [int(value * 20) for value in u]
+    for noise, purpose in ((eps, rng.Purpose.EPS), (xi, rng.Purpose.XI)):
+        assert np.array_equal(noise.numpy(), rng.normals(seed, purpose, places, (1, 4, 4), step=1))
+
+
+def test_without_flip_no_image_is_mirrored(monkeypatch):
+    inputs = Inputs(monkeypatch)
+    advanced(change(ADM, flip=False), 1)
+    assert torch.equal(inputs.take()[0], to_network(IMAGES[batch_indices(3, 20, 8, 0)]))
+
+
+def test_noise_that_an_objective_does_not_use_is_not_drawn(monkeypatch):
+    inputs = Inputs(monkeypatch)
+    drawn = {}
+    for name in ("adm-wd", "adm-ip", "gamma over t", "adm-gp"):
+        advanced(RUNS[name], 1)
+        drawn[name] = [part is not None for part in inputs.take()[3:]]
+    assert drawn == {
+        "adm-wd": [False, False],
+        "adm-ip": [True, False],
+        "gamma over t": [True, False],
+        "adm-gp": [False, True],
+    }
+
+
+@pytest.mark.parametrize(("n", "size"), [(10, 4), (10, 10), (7, 23)])
+def test_every_epoch_shows_every_image_once(n, size):
+    steps = n * 6
+    places = np.concatenate([batch_indices(5, n, size, step) for step in range(steps)])
+    epochs = places[: len(places) // n * n].reshape(-1, n)
+    assert len(epochs) >= 6
+    assert (np.sort(epochs, axis=1) == np.arange(n)).all()
+    assert len({tuple(epoch) for epoch in epochs.tolist()}) > len(epochs) // 2
+    assert batch_indices(5, n, size, 3).tolist() != batch_indices(6, n, size, 3).tolist()
+
+
+def test_flips_are_fair_and_belong_to_step_and_place():
+    drawn = np.array([flips(1, 16, step) for step in range(200)])
+    assert abs(drawn.mean() - 0.5) < 0.03
+    assert (abs(drawn.mean(axis=0) - 0.5) < 0.15).all()
+    assert len({row.tobytes() for row in drawn}) == 200
+    assert np.array_equal(flips(1, 4, 7), drawn[7, :4])
+    assert not np.array_equal(np.array([flips(2, 16, step) for step in range(4)]), drawn[:4])
+
+
+@pytest.mark.parametrize("name", ["adm", "adm-gp", "ddim"])
+def test_no_global_generator_is_used_or_disturbed(name):
+    results = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        random.seed(seed)
+        before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+        results.append(frozen(advanced(RUNS[name], 2)))
+        after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+        assert torch.equal(before[0], after[0])
+        assert before[1:] == after[1:]
+    assert results[0] == results[1]
+
+
+def test_seeds_give_different_runs():
+    assert advanced(ADM, 0).state().keys() == advanced(change(ADM, seed=4), 0).state().keys()
+    one, other = advanced(ADM, 0), advanced(change(ADM, seed=4), 0)
+    weights = "model.input_blocks.0.0.weight"
+    assert not np.array_equal(one.state()[weights], other.state()[weights])
+    assert one.advance() != other.advance()
+
+
+# Updates
+
+
+def added(leaves, order):
+    """Sum leaves as a nested tuple says."""
+    if isinstance(order, int):
+        return leaves[order].clone()
+    total = added(leaves, order[0])
+    for part in order[1:]:
+        total += added(leaves, part)
+    return total
+
+
+TREES = {
+    1: 0,
+    2: (0, 1),
+    3: (0, 1, 2),
+    4: ((0, 1), (2, 3)),
+    5: (0, 1, 2, 3, 4),
+    6: ((0, 1, 2), (3, 4, 5)),
+    8: (((0, 1), (2, 3)), ((4, 5), (6, 7))),
+}
+
+
+@pytest.mark.parametrize("count", TREES)
+def test_tree_sum_adds_in_its_written_order(count):
+    leaves = torch.from_numpy(np.random.default_rng(0).standard_normal((8, 1000)).astype(np.float32))
+    asked = []
+
+    def leaf(i):
+        asked.append(i)
+        return [leaves[i].clone(), 2 * leaves[i]]
+
+    total = optim.tree_sum(count, leaf)
+    assert torch.equal(total[0], added(leaves, TREES[count]))
+    assert torch.equal(total[1], 2 * total[0])
+    assert asked == list(range(count))
+    if count == 8:
+        assert not torch.equal(total[0], added(leaves, tuple(range(8))))
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_that_sum_a_subtree_each_give_the_same_bits(processes):
+    leaves = torch.from_numpy(np.random.default_rng(1).standard_normal((8, 1000)).astype(np.float32))
+    share = 8 // processes
+    partial = [optim.tree_sum(share, lambda i: [leaves[i].clone()], rank * share)[0] for rank in range(processes)]
+    (joined,) = optim.tree_sum(processes, lambda rank: [partial[rank]])
+    assert torch.equal(joined, optim.tree_sum(8, lambda i: [leaves[i].clone()])[0])
+
+
+def test_learning_rate():
+    def rates(steps, **fields):
+        return [optim.learning_rate(Training(8, 2.0, **fields), step) for step in steps]
+
+    assert rates([0, 5, 10**6]) == [2.0, 2.0, 2.0]
+    assert rates([0, 1, 3, 4, 50], lr_warmup=4) == [0.5, 1.0, 2.0, 2.0, 2.0]
+    assert rates([0, 5, 10, 11], lr_decay="linear", lr_decay_steps=10) == [2.0, 1.0, 0.0, 0.0]
+    cosine = rates([0, 2, 5, 10, 99], lr_decay="cosine", lr_decay_steps=10)
+    assert cosine == pytest.approx([2.0, 1 + math.cos(math.pi / 5), 1.0, 0.0, 0.0], abs=1e-15)
+    both = rates([0, 1, 5], lr_warmup=2, lr_decay="linear", lr_decay_steps=10)
+    assert both == pytest.approx([1.0, 1.8, 1.0])
+
+
+def test_the_optimiser_takes_the_rate_of_its_step():
+    trainer = Trainer(change(ADM, lr_warmup=4), IMAGES)
+    rates = []
+    for _ in range(5):
+        trainer.advance()
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3])
+
+
+def test_ema_decay_and_update():
+    assert optim.ema_decay(Training(8, 1.0, ema_decay=0.99), 0) == 0.99
+    warm = Training(8, 1.0, ema_decay=0.9, ema_warmup=True)
+    assert [optim.ema_decay(warm, step) for step in (0, 2, 1000)] == [1 / 10, 3 / 12, 0.9]
+    ema, params = [torch.tensor([1.0, -2.0])], [torch.tensor([3.0, 2.0])]
+    optim.ema_update(ema, params, 0.75)
+    torch.testing.assert_close(ema[0], torch.tensor([1.5, -1.0]))
+    assert params[0].tolist() == [3.0, 2.0]
+
+
+def test_ema_follows_the_weights():
+    trainer = advanced(ADM, 2)
+    before = {name: value.copy() for name, value in trainer.state().items()}
+    trainer.advance()
+    after = trainer.state()
+    for name, value in trainer.ema_weights().items():
+        expected = 0.9 * before[f"ema.{name}"] + 0.1 * after[f"model.{name}"]
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-7)
+    assert any(not np.array_equal(value, after[f"model.{name}"]) for name, value in trainer.ema_weights().items())
+
+
+def first_update(spec):
+    """Weights before and after the first update, and the gradient that its first moment remembers (beta1 = 0.9)."""
+    trainer = Trainer(spec, IMAGES)
+    before = {name: value.copy() for name, value in trainer.state().items()}
+    trainer.advance()
+    state = trainer.state()
+    return {
+        name: (before[f"model.{name}"], state[f"model.{name}"], 10 * state[f"optimizer.exp_avg.{name}"])
+        for name in trainer.names
+    }
+
+
+def test_weight_decay_of_adamw_is_decoupled():
+    lr, decay = 0.01, 0.5
+    plain = first_update(change(ADM, lr=lr))
+    for name, (p0, p1, grad) in first_update(change(ADM, lr=lr, weight_decay=decay)).items():
+        np.testing.assert_array_equal(grad, plain[name][2])  # the gradient knows nothing of it
+        expected = p0 * (1 - lr * decay) - lr * grad / (np.abs(grad) + 1e-8)
+        np.testing.assert_allclose(p1, expected, rtol=1e-5, atol=1e-6)
+    moved = "input_blocks.0.0.weight"
+    assert np.abs(plain[moved][1] - (plain[moved][0] * (1 - lr * decay))).max() > 1e-3
+
+
+def test_weight_decay_of_adam_is_coupled():
+    plain = first_update(change(ADM, optimizer="adam"))
+    for name, (p0, _, grad) in first_update(change(ADM, optimizer="adam", weight_decay=0.5)).items():
+        np.testing.assert_allclose(grad, plain[name][2] + 0.5 * p0, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_are_clipped_to_the_global_norm():
+    def norm(spec):
+        return math.sqrt(
+            sum(float(np.square(grad, dtype=np.float64).sum()) for _, _, grad in first_update(spec).values())
+        )
+
+    whole = norm(change(DDIM, grad_clip=None))
+    assert whole > 0.2
+    assert norm(change(DDIM, grad_clip=0.1)) == pytest.approx(0.1, rel=1e-4)
+    assert norm(change(DDIM, grad_clip=1e9)) == pytest.approx(whole, rel=1e-5)
+
+
+def test_the_gradient_penalty_is_part_of_the_loss(monkeypatch):
+    plain, weight = change(RUNS["adm-gp"], gp_weight=0.0), 0.01
+    start = advanced(plain, 3).state()  # not step 0: there the net is zero, and so is its Jacobian
+    inputs = Inputs(monkeypatch)
+    without = advanced(plain, 1, start)
+    inputs.terms.clear()
+    penalised = advanced(change(plain, gp_weight=weight), 1, start)
+    penalty = float(torch.cat([terms["gp"] for terms in inputs.terms]).mean())
+    assert penalty > 0
+    assert penalised.losses[-1] == pytest.approx(without.losses[-1] + weight * penalty, rel=1e-5)
+    differing = 0
+    for name, value in penalised.state().items():
+        assert np.isfinite(value).all()
+        if name.startswith("optimizer.exp_avg."):
+            differing += not np.allclose(value, without.state()[name], rtol=1e-3, atol=0)
+    assert differing > 10
+
+
+@pytest.mark.parametrize("name", ["adm", "ddim-ip"])
+def test_training_learns(name):
+    trainer = advanced(change(RUNS[name], lr=5e-3), 60)
+    assert trainer.losses.shape == (60,)
+    assert trainer.losses.dtype == np.float32
+    assert trainer.losses[-15:].mean() < 0.9 * trainer.losses[:5].mean()
+
+
+def test_a_loss_that_is_not_finite_stops_training():
+    trainer = advanced(change(ADM, lr=1e30), 1)
+    before = frozen(trainer)
+    with pytest.raises(UserError) as caught:
+        trainer.advance()
+    text = str(caught.value)
+    assert "\n" not in text
+    assert "step 1 " in text
+    assert str(batch_indices(3, 20, 8, 1).tolist()) in text
+    assert frozen(trainer) == before
+
+
+def test_images_of_another_shape_are_refused():
+    with pytest.raises(UserError, match=r"\(4, 4, 3\)"):
+        Trainer(ADM, np.zeros((20, 4, 4, 3), np.uint8))
+
+
+# The loss curve
+
+
+def curve(path):
+    with path.open(newline="") as stream:
+        return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(stream)]
+
+
+def test_a_segment_writes_its_own_losses(chain):
+    run = chain("run")
+    run.segment(5, (2, run.segment(2)))
+    losses = advanced(run.spec, 5).losses
+    assert curve(run.root / "2" / "loss.csv") == [(i + 1, pytest.approx(losses[i], rel=1e-6)) for i in range(2)]
+    assert curve(run.root / "5" / "loss.csv") == [(i + 1, pytest.approx(losses[i], rel=1e-6)) for i in range(2, 5)]
+
+
+def test_a_long_loss_curve_is_averaged(tmp_path):
+    losses = np.random.default_rng(0).random(1050).astype(np.float32)
+    train.write_losses(tmp_path / "loss.csv", losses, 50)
+    rows = curve(tmp_path / "loss.csv")
+    assert len(rows) == train.LOSS_ROWS
+    assert [step for step, _ in rows] == list(range(55, 1051, 5))
+    means = losses[50:].astype(np.float64).reshape(-1, 5).mean(axis=1)
+    assert [loss for _, loss in rows] == pytest.approx(means, rel=1e-6)
+
+
+def test_a_curve_that_does_not_divide_evenly_loses_no_update(tmp_path):
+    losses = np.random.default_rng(1).random(333).astype(np.float32)
+    train.write_losses(tmp_path / "loss.csv", losses, 0)
+    steps, means = zip(*curve(tmp_path / "loss.csv"), strict=True)
+    assert steps[-1] == 333
+    counts = np.diff([0, *steps])
+    assert set(counts.tolist()) == {1, 2}
+    assert float(np.dot(counts, means)) == pytest.approx(float(losses.sum(dtype=np.float64)), rel=1e-6)

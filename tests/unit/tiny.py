@@ -1,0 +1,77 @@
+"""Runs small enough for unit tests: 4x4 images, nets of a few thousand weights, chains of 20 steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipdiff.spec import ADMNetwork, Compute, DDPMNetwork, Diffusion, Objective, RunSpec, Training
+
+IMAGES: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 1), dtype=np.uint8)
+
+ADM = RunSpec(
+    family="adm",
+    network=ADMNetwork(4, [1, 2], 1, [2], num_head_channels=4, norm_groups=2),
+    diffusion=Diffusion("cosine", 20),
+    training=Training(8, 1e-3, micro_batch=4, ema_decay=0.9),
+    objective=Objective(gamma=0.0, target="eps", gp_weight=0.0, weight_decay=0.0),
+    compute=Compute(),
+    image_size=4,
+    channels=1,
+    seed=3,
+)
+
+DDIM = dataclasses.replace(
+    ADM,
+    family="ddpm",
+    network=DDPMNetwork(4, [1, 2], 1, [2], dropout=0.1, norm_groups=2),
+    diffusion=Diffusion("linear", 25, fixed_variance="large"),
+    training=Training(
+        8, 1e-3, optimizer="adam", timesteps="antithetic", loss_reduction="sum", grad_clip=1.0, ema_warmup=True
+    ),
+)
+
+
+def change(spec: RunSpec, **fields: Any) -> RunSpec:
+    """A run with other fields; a field is found wherever it stands."""
+    parts: dict[str, Any] = {}
+    for key, value in fields.items():
+        owner = next(
+            (name for name in ("network", "diffusion", "training", "objective") if hasattr(getattr(spec, name), key)),
+            "",
+        )
+        if owner:
+            parts[owner] = dataclasses.replace(parts.get(owner, getattr(spec, owner)), **{key: value})
+        else:
+            parts[key] = value
+    return dataclasses.replace(spec, **parts)
+
+
+RUNS = {
+    "adm": change(ADM, learn_sigma=True, timesteps="loss-second-moment", dropout=0.1),
+    "adm-ip": change(ADM, gamma=0.1, learn_sigma=True),
+    "adm-gp": change(ADM, gp_weight=0.01, learn_sigma=True, dropout=0.1),
+    "adm-wd": change(ADM, weight_decay=0.1),
+    "ddpm-y": change(ADM, gamma=0.1, target="eps_prime"),
+    "ddim": DDIM,
+    "ddim-ip": change(DDIM, gamma=0.1),
+    "gamma over t": change(ADM, gamma=[0.3, 0.1, 0.0]),
+    "importance": change(ADM, T=2, learn_sigma=True, timesteps="loss-second-moment", lr_warmup=4),
+}
+"""One run for each objective of the paper; `importance` has a chain so short that the loss history fills."""
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    """Bytes of every file below a directory, by relative path."""
+    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+def flip_bit(path: Path, place: int = -1) -> None:
+    """Flip the lowest bit of one byte of a file."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)

@@ -1,0 +1,76 @@
+"""One graph behind two engines: Snakemake's resolved jobs and DVC's resolved stages are the grid's cells."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from workflow.engines import dvc_graph, snakemake_graph
+
+from ipdiff import config, dvcfile, grid
+from ipdiff.code import code_digest
+
+ROOT = Path(__file__).parents[2]
+STUDIES = list(config.load(ROOT / "params.yaml").studies)
+
+pytestmark = pytest.mark.workflow
+
+
+@pytest.fixture(scope="module")
+def cells() -> dict[str, grid.Cell]:
+    """Cells of all studies by their command."""
+    known = grid.load(ROOT / "params.yaml")
+    return {cell.command: cell for study in STUDIES for cell in known.study(study)}
+
+
+def test_snakemake_resolves_the_grid(cells: dict[str, grid.Cell]) -> None:
+    jobs = {job["command"].partition(" > ")[0]: job for job in snakemake_graph(ROOT, *STUDIES)}
+    assert jobs.keys() == cells.keys()
+    for command, job in jobs.items():
+        cell = cells[command]
+        assert job["inputs"] == sorted(cell.inputs), command
+        assert job["outputs"] == sorted(cell.outputs), command
+        assert sorted(job["params"]) == sorted(set(cell.params)), command
+        assert job["code"] == code_digest(cell.stage.verb), command
+
+
+def test_dvc_resolves_the_grid(cells: dict[str, grid.Cell]) -> None:
+    stages = {stage["cmd"]: stage for stage in dvc_graph(ROOT) if not stage["cmd"].startswith("ipdiff code")}
+    assert stages.keys() == cells.keys()
+    for command, stage in stages.items():
+        cell = cells[command]
+        code = [dep for dep in stage["deps"] if dep.startswith("code/")]
+        assert [Path(dep).name for dep in code] == [cell.stage.verb], command
+        assert sorted(set(stage["deps"]) - set(code)) == sorted(cell.inputs), command
+        assert sorted(str(Path(out).relative_to(ROOT)) for out in stage["outs"]) == sorted(cell.outputs), command
+        assert stage["params"] == sorted(set(cell.params)), command
+        assert Path(stage["wdir"]) == ROOT, command
+        assert stage["address"].rpartition(":")[2] == dvcfile.address(cell), command
+
+
+def test_the_default_target_is_the_digits_study_from_either_snakefile() -> None:
+    wanted = {cell.command for cell in grid.load(ROOT / "params.yaml").study(dvcfile.DEFAULT_STUDY)}
+    for arguments in ([], ["-s", "workflow/Snakefile"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "snakemake", "-n", "--forceall", "--printshellcmds", *arguments],
+            cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        lines = (done.stdout + done.stderr).splitlines()
+        commands = {line.partition(" > ")[0].strip().removeprefix("Shell command: ") for line in lines}
+        assert wanted <= commands
+
+
+def test_a_typing_error_in_params_ends_snakemake_with_one_line_and_code_2(tmp_path: Path) -> None:
+    for name in ("Snakefile", "workflow", "ipdiff", "profiles"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    text = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text.replace("strengths:", "strenghts:", 1))
+    done = subprocess.run([sys.executable, "-m", "snakemake", "-n"], cwd=tmp_path, capture_output=True, text=True)
+    said = [line for line in done.stderr.splitlines() if "params.yaml" in line]
+    assert done.returncode == 2
+    assert len(said) == 1
+    assert "did you mean 'strengths'?" in said[0]
+    assert "Traceback" not in done.stderr
