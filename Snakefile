@@ -5,3 +5,12 @@ module ipdiff:
 
 
 use rule * from ipdiff
+
+
+# What was made is recorded in dvc.lock and DVC's cache, by one process on this node.
+onsuccess:
+    shell("ipdiff sync --record-only")
+
+
+onerror:
+    shell("ipdiff sync --record-only")

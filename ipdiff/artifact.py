@@ -14,7 +14,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -54,14 +54,18 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return recipe
 
 
-def verify_inputs(paths: tuple[str, ...]) -> dict[str, str]:
+def verify_inputs(paths: tuple[str, ...], raw: Container[str] = ()) -> dict[str, str]:
     """Digest every input and hold it against the recipe beside it.
+
+    Args:
+        paths: files to read.
+        raw: those of them that no cell makes: they have no recipe.
 
     Returns:
         path -> md5, in the order given.
 
     Raises:
-        UserError: an input is missing.
+        UserError: an input or its recipe (the commit marker of its artifact) is missing.
         IntegrityError: an input's bytes are not those its recipe names.
     """
     recipes: dict[Path, dict[str, Any]] = {}
@@ -73,13 +77,14 @@ def verify_inputs(paths: tuple[str, ...]) -> dict[str, str]:
                 f"{name} is missing: make it (snakemake {name}, or dvc repro), or pull it; raw data has to be put there"
             )
         found[name] = file_digest(path)
-        beside = path.parent / RECIPE
-        if path.name == RECIPE or not beside.exists():
+        if path.name == RECIPE or name in raw:
             continue
-        recipe = recipes.setdefault(beside, read_recipe(beside))
-        expected = recipe["outputs"].get(path.name)
-        if expected is not None and expected != found[name]:
-            raise IntegrityError(path, expected, found[name])
+        beside = path.parent / RECIPE
+        if beside not in recipes:
+            recipes[beside] = read_recipe(beside)
+        expected = recipes[beside]["outputs"].get(path.name)
+        if expected != found[name]:
+            raise IntegrityError(path, str(expected), found[name])
     return found
 
 

@@ -74,12 +74,15 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--index", type=int, help="draw only this image of the set, as a PNG")
             sub.add_argument("--out", type=Path, help="where --index writes its PNG")
     graph = verbs.add_parser("grid", help="list the cells of a study; write or check the dvc.yaml files")
-    graph.add_argument("--study", help="list this study's cells")
+    graph.add_argument("--study", help="the study whose cells to list (default: the digits study)")
     graph.add_argument("--write", action="store_true", help="write the dvc.yaml files and config/README.md")
     graph.add_argument("--check", action="store_true", help="exit 2 if one of those files is stale")
     code = verbs.add_parser("code", help="write a verb's code digest (a stage of DVC)")
     code.add_argument("--verb", dest="code_verb", required=True, choices=list(STAGE_HELP))
     code.add_argument("--study", required=True, help=WILDCARD_HELP["study"])
+    text = "bring dvc.lock, DVC's cache and Snakemake's records into agreement with what is there"
+    agree = verbs.add_parser("sync", help=text, description=text)
+    agree.add_argument("--record-only", action="store_true", help="leave Snakemake's records alone (it is running)")
     return top
 
 
@@ -110,6 +113,8 @@ def _run(args: argparse.Namespace) -> int:
         return _grid(args)
     if args.verb == "code":
         return _code(args.code_verb, args.study)
+    if args.verb == "sync":
+        return _sync(args)
     from ipdiff import grid, stages
 
     cell = grid.load().cell(args.verb, **{name: getattr(args, name) for name in WILDCARDS[args.verb]})
@@ -129,16 +134,21 @@ def _draw_one(cell: Cell, index: int, path: Path) -> int:
 
 
 def _code(verb: str, study: str) -> int:
-    from ipdiff import config
-    from ipdiff.code import code_digest
-    from ipdiff.dvcfile import code_output
+    from ipdiff import config, sync
 
     config.load().study(study)
-    path = Path(code_output(verb, study))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(code_digest(verb) + "\n")
-    print(path)
+    print(sync.write_code_digest(verb, study))
     return 0
+
+
+def _sync(args: argparse.Namespace) -> int:
+    from ipdiff import sync
+
+    done = sync.record() if args.record_only else sync.sync()
+    for line in done.refused:
+        print(f"ipdiff: not recorded: {line}", file=sys.stderr)
+    print(f"recorded {len(done.recorded)} cells with DVC; told Snakemake of {len(done.adopted)}")
+    return 3 if done.refused else 0
 
 
 def _grid(args: argparse.Namespace) -> int:
@@ -152,8 +162,8 @@ def _grid(args: argparse.Namespace) -> int:
         stale = written.stale(cells)
         if stale:
             raise UserError(f"{', '.join(map(str, stale))}: not what params.yaml asks for; run `ipdiff grid --write`")
-    if args.study:
-        for cell in cells.study(args.study):
+    if args.study or not (args.write or args.check):
+        for cell in cells.study(args.study or dvcfile.DEFAULT_STUDY):
             print(f"{dvcfile.address(cell)}\t{cell.directory}")
     return 0
 

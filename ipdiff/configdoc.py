@@ -45,7 +45,7 @@ def _records(root: type[Any]) -> list[type[Any]]:
             continue
         found.append(kind)
         for hint in typing.get_type_hints(kind).values():
-            todo += [part for part in _parts(hint) if dataclasses.is_dataclass(part)]
+            todo += [part for part in _parts(hint) if isinstance(part, type) and dataclasses.is_dataclass(part)]
     return found
 
 

@@ -336,9 +336,7 @@ class Grid:
 
     def targets(self, study: str) -> list[str]:
         """Files that stand for a whole study: its report and its runs' last states."""
-        report, *rest = reversed(self.study(study))
-        cells = [report, *rest]
-        return [cell.outputs[0] for cell in cells if cell.stage.verb in ("report", "resume")]
+        return [cell.outputs[0] for cell in self.study(study) if cell.stage.verb in ("report", "resume")]
 
 
 @lru_cache(maxsize=100_000)

@@ -25,6 +25,14 @@ def _check(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def _check_gamma(gamma: Strength | str) -> None:
+    values = gamma if isinstance(gamma, list) else [gamma]
+    _check(
+        bool(values) and all(isinstance(value, str) or value >= 0 for value in values),
+        f"gamma is {gamma}; use 0 or more, or a list of such values",
+    )
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a data set comes from and what its images are."""
@@ -73,6 +81,9 @@ class Compute:
     __pydantic_config__: ClassVar = FORBID
     device: Annotated[Literal["cpu", "cuda"], "cpu or cuda"] = "cpu"
     threads: Annotated[int, "intra-op threads on the CPU; sums differ in the last bit between 1 and 2"] = 1
+
+    def __post_init__(self) -> None:
+        _check(self.threads >= 1, f"threads is {self.threads}; use 1 or more")
 
 
 @dataclass(frozen=True)
@@ -188,6 +199,9 @@ class Strengths:
     gp_weight: Annotated[float, "lambda_GP of the gradient penalty (the paper's value is not published)"] = 1e-4
     weight_decay: Annotated[float, "lambda_WD (the paper's value is not published)"] = 1e-2
 
+    def __post_init__(self) -> None:
+        _check_gamma(self.gamma)
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -197,6 +211,12 @@ class Sampling:
     num_samples: Annotated[int, "images in a set"]
     batch_size: Annotated[int, "images a network call; part of the artifact"]
     exposure_samples: Annotated[int | None, "images of an exposure-bias set; default num_samples"] = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "batch_size", "exposure_samples"):
+            value = getattr(self, name)
+            least = 1 if name == "batch_size" else 2
+            _check(value is None or value >= least, f"{name} is {value}; use {least} or more")
 
 
 @dataclass(frozen=True)
@@ -241,6 +261,7 @@ class Model:
     weight_decay: Annotated[float | Literal["dataset"], "lambda_WD, handed to the optimiser"] = 0.0
 
     def __post_init__(self) -> None:
+        _check_gamma(self.gamma)
         _check(len(self.borrowed) <= 1, f"takes {self.borrowed} from the data set; one at most")
 
     @property

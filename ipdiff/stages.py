@@ -166,7 +166,7 @@ def draw_one(cell: Cell, index: int, path: Path) -> None:
     from ipdiff import sample
 
     params = config.load()
-    job = Job(params, cell, artifact.verify_inputs(cell.inputs))
+    job = Job(params, cell, artifact.verify_inputs(cell.inputs, _raw(cell)))
     family = params.family(job.names["dataset"], job.names["model"])
     sampler = Sampler.parse(job.names["sampler"])
     count = sample.num_images(sampler, job.dataset.sampling)
@@ -255,10 +255,15 @@ RUN: dict[str, Callable[[Job, Publication], None]] = {
 }
 
 
+def _raw(cell: Cell) -> set[str]:
+    """Inputs that no cell makes."""
+    return {path for path in cell.inputs if path == cell.bindings.get("raw")}
+
+
 def make(cell: Cell) -> None:
     """Make one cell: verify its inputs, run its stage, publish its outputs with their recipe."""
     params = config.load()
-    inputs = artifact.verify_inputs(cell.inputs)
+    inputs = artifact.verify_inputs(cell.inputs, _raw(cell))
     recipe = {
         "cell": cell.directory,
         "stage": cell.stage.verb,

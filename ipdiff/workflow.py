@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 from ipdiff import config, dvcfile, grid
 from ipdiff.code import code_digest
 from ipdiff.errors import UserError
+from ipdiff.sync import SYNCING, adopt
 
 Wildcards = Mapping[str, str]
 
@@ -55,6 +57,11 @@ class Workflow:
     def code(self, verb: str) -> str:
         """The code digest of a verb: a change of it makes the verb's cells stale."""
         return code_digest(verb)
+
+    def adopt(self) -> None:
+        """Accept what `dvc repro`, `dvc pull` or a clone brought, before Snakemake looks at times."""
+        if SYNCING not in os.environ:
+            adopt()
 
     def log(self, verb: str) -> str:
         """Where a job's messages go."""

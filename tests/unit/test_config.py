@@ -89,12 +89,12 @@ def test_anchors_and_merge_keys_work(tmp_path: Path) -> None:
         ("model", "models"),
         ("work.save_evry", "save_every"),
         ("models.adm-ip.gama", "gamma"),
-        ("datasets.tiny.classifer", "classifier"),
+        ("datasets.tiny.classifierr", "classifier"),
         ("datasets.tiny.families.admm", "adm"),
         ("datasets.tiny.strengths.weight_decy", "weight_decay"),
         ("datasets.tiny.families.adm.training.batchsize", "batch_size"),
         ("datasets.tiny.families.ddpm.network.model_chanels", "model_channels"),
-        ("studies.small.tabels", "tables"),
+        ("studies.small.tablez", "tables"),
         ("studies.small.tables.table3.sampler", "samplers"),
         ("studies.small.figures.figure3.step", "steps"),
     ],
@@ -112,10 +112,10 @@ def test_a_key_like_no_other_gets_the_list_alone(tmp_path: Path) -> None:
 
 
 def test_a_misspelt_required_key_is_said_to_be_misspelt_not_missing(tmp_path: Path) -> None:
-    point = {"dataset": "tiny", "modle": "adm", "sampler": "ancestral-5"}
+    point = {"dataset": "tiny", "modelx": "adm", "sampler": "ancestral-5"}
     message = refusal(tmp_path, put(small(), "studies.small.tables.table3.points", [point]))
     assert message.startswith(
-        "params.yaml studies.small.tables.table3.points.0.modle: unknown key; did you mean 'model'?"
+        "params.yaml studies.small.tables.table3.points.0.modelx: unknown key; did you mean 'model'?"
     )
 
 
@@ -136,8 +136,8 @@ TRAINING = "datasets.tiny.families.adm.training"
         ("models.adm.family", "amd", "found 'amd'; expected adm or ddpm; did you mean 'adm'?"),
         (
             "models.adm-ip.gamma",
-            "datset",
-            "found 'datset'; expected a number or a list of numbers or the word 'dataset'",
+            "datasett",
+            "found 'datasett'; expected a number or a list of numbers or the word 'dataset'",
         ),
         ("models.adm-ip.gamma", [0.1, "x"], "expected a number or a list of numbers or the word 'dataset'"),
         ("models.adm.gp_weight", [1], "found the list [1]; expected a number or the word 'dataset'"),
@@ -328,7 +328,7 @@ def test_lookups_name_the_nearest(tmp_path: Path) -> None:
             "dataset 'tyny' is not in params.yaml; did you mean 'tiny'? known: tiny, photos",
         ),
         (lambda: params.model("adm_ip"), "model 'adm_ip' is not in params.yaml; did you mean 'adm-ip'? known: adm, "),
-        (lambda: params.study("smal"), "study 'smal' is not in params.yaml; did you mean 'small'? known: small"),
+        (lambda: params.study("smol"), "study 'smol' is not in params.yaml; did you mean 'small'? known: small"),
     ):
         with pytest.raises(ConfigError) as caught:
             call()
