@@ -51,7 +51,16 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise IntegrityError(path, "a JSON recipe", "something else") from None
     if not isinstance(recipe, dict) or not isinstance(recipe.get("outputs"), dict):
         raise IntegrityError(path, "a recipe that names its outputs", "other JSON")
+    if recipe.get("digest") != (found := sealed(recipe)["digest"]):
+        raise IntegrityError(path, str(recipe.get("digest")), found)
     return recipe
+
+
+def sealed(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe with the md5 of its other fields: nothing else guards the parameters it hands on."""
+    rest = {key: value for key, value in recipe.items() if key != "digest"}
+    text = json.dumps(rest, sort_keys=True)
+    return {**rest, "digest": hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()}
 
 
 def verify_inputs(paths: tuple[str, ...], raw: Container[str] = ()) -> dict[str, str]:
@@ -112,7 +121,7 @@ def publishing(directory: Path, files: tuple[str, ...], recipe: Mapping[str, Any
         if forgotten := [name for name, path in written.items() if not path.exists()]:
             raise RuntimeError(f"{directory}: the stage did not write {', '.join(forgotten)}; nothing was published")
         outputs = {name: file_digest(path) for name, path in written.items()}
-        full = {**recipe, **publication.extra, "outputs": outputs}
+        full = sealed({**recipe, **publication.extra, "outputs": outputs})
         written[RECIPE] = publication.staging / RECIPE
         written[RECIPE].write_text(json.dumps(full, indent=1, sort_keys=True) + "\n")
         directory.mkdir(parents=True, exist_ok=True)

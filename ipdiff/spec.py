@@ -363,6 +363,8 @@ class Sampler:
         if match[1]:
             return Sampler("ancestral", int(match[2]), match[2])
         if match[3]:
+            if float(match[3]) > 1:
+                raise ValueError(f"sampler '{text}' has eta = {match[3]}; use 0..1")
             return Sampler("ddim", int(match[4].lstrip("adfimnoqru")), match[4], float(match[3]))
         return Sampler("exposure", int(match[6]), match[6])
 

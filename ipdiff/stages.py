@@ -62,6 +62,11 @@ class Job:
             seed=int(names["seed"]),
         )
 
+    def published_state(self, step: int) -> Path:
+        """Where the run's `resume` artifact of a step lies, if it was made or pulled."""
+        names = {**self.names, "step": str(step)}
+        return Path(grid.STAGES["resume"].outputs[0].format(**names))
+
     def states(self, spec: RunSpec) -> States:
         """The run's train states: their directory's name is the digest of all that decides the run's bytes."""
         deciding = [spec.to_json(), self.inputs[str(self.path("images.npy"))], code_digest("train")]
@@ -110,13 +115,16 @@ def _train(job: Job, made: Publication) -> None:
             )
         previous = (int(job.names["previous"]), recorded["state"])
     step = int(job.names["step"])
+    states = job.states(spec)
+    if previous:
+        states.take(job.published_state(previous[0]), *previous)
     made.extra = train.run(
         spec,
         job.path("images.npy"),
         made.staging,
         step=step,
         previous=previous,
-        states=job.states(spec),
+        states=states,
         save_every=job.params.work.save_every,
         progress=_progress(step, "updates"),
     )

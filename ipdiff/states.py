@@ -31,17 +31,20 @@ class States:
         data = safe.save(dict(tensors))
         digest = _md5(data)
         final = self._file(step, digest)
+        self._write(final, data)  # also where a file of this name is there: it may be damaged
+        others = [path for path in self._files() if path != final]
+        for old in others[: max(0, len(others) + 1 - self.keep)]:
+            old.unlink(missing_ok=True)
+        return digest
+
+    def _write(self, final: Path, data: bytes) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         part = self.directory / f".{os.getpid()}.part"
         with part.open("wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        part.replace(final)  # also where a file of this name is there: it may be damaged
-        others = [path for path in self._files() if path != final]
-        for old in others[: max(0, len(others) + 1 - self.keep)]:
-            old.unlink(missing_ok=True)
-        return digest
+        part.replace(final)
 
     def newest(self, last_step: int) -> tuple[int, dict[str, np.ndarray]] | None:
         """The newest state at or before `last_step` whose bytes match its name: (step, tensors), or None."""
@@ -58,6 +61,13 @@ class States:
         """The file of the state of `step` with `digest`, if it is there and undamaged."""
         path = self._file(step, digest)
         return path if path.exists() and _md5(path.read_bytes()) == digest else None
+
+    def take(self, published: Path, step: int, digest: str) -> None:
+        """Take over a published state of this run, if it is there, undamaged and the one that is asked for."""
+        if published.exists() and self.find(step, digest) is None:
+            data = published.read_bytes()
+            if _md5(data) == digest:
+                self._write(self._file(step, digest), data)
 
     def _file(self, step: int, digest: str) -> Path:
         return self.directory / f"{step:09d}-{digest}.safetensors"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ipdiff.artifact import RECEIPTS, RECIPE, STAGING, file_digest, publishing, read_recipe, verify_inputs
+from ipdiff.artifact import RECEIPTS, RECIPE, STAGING, file_digest, publishing, read_recipe, sealed, verify_inputs
 from ipdiff.errors import IntegrityError, UserError
 
 FILES = {"a.npy": b"first file", "b.csv": b"second file"}
@@ -39,7 +39,7 @@ def test_a_published_artifact_is_whole_and_verifies() -> None:
     publish(state="abc")
     assert {path.name for path in HERE.iterdir()} == {*FILES, RECIPE}
     md5 = {name: hashlib.md5(content).hexdigest() for name, content in FILES.items()}
-    assert read_recipe(HERE / RECIPE) == {**HEAD, "state": "abc", "outputs": md5}
+    assert read_recipe(HERE / RECIPE) == sealed({**HEAD, "state": "abc", "outputs": md5})
     found = verify_inputs(paths())
     assert list(found) == list(paths())
     assert found == {
@@ -47,6 +47,14 @@ def test_a_published_artifact_is_whole_and_verifies() -> None:
         paths()[2]: file_digest(HERE / RECIPE),
     }
     assert list(STAGING.iterdir()) == []
+
+
+def test_a_recipe_guards_its_own_fields() -> None:
+    publish(state="abc")
+    path = HERE / RECIPE
+    path.write_text(path.read_text().replace('"abc"', '"abd"'))
+    with pytest.raises(IntegrityError, match=str(path)):
+        read_recipe(path)
 
 
 def test_two_publications_of_the_same_have_the_same_bytes() -> None:

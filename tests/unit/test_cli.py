@@ -13,7 +13,7 @@ import pytest
 from unit.params_factory import put, small, write
 
 from ipdiff import cli, code, grid
-from ipdiff.artifact import file_digest
+from ipdiff.artifact import file_digest, sealed
 from ipdiff.errors import IntegrityError, Preempted, UserError
 
 ROOT = Path(__file__).parents[2]
@@ -125,7 +125,7 @@ def artifact(directory: Path, files: dict[str, bytes]) -> None:
     for name, content in files.items():
         (directory / name).write_bytes(content)
     outputs = {name: file_digest(directory / name) for name in files}
-    (directory / "recipe.json").write_text(json.dumps({"outputs": outputs}))
+    (directory / "recipe.json").write_text(json.dumps(sealed({"outputs": outputs})))
 
 
 def test_a_damaged_input_ends_with_3_and_names_the_file(run: Run) -> None:

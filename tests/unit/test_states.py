@@ -132,3 +132,16 @@ def test_a_run_keeps_as_many_states_as_params_yaml_says():
     cell = grid.Grid(params).cell("train", dataset="digits_mini", model="adm", seed="0", step="4")
     job = stages.Job(params, cell, {"data/digits_mini/images.npy": "a" * 32})
     assert job.states(job.run_spec()).keep == 5
+
+
+def test_a_published_state_is_taken_over_only_if_it_is_the_one_asked_for(tmp_path: Path) -> None:
+    digest = States(tmp_path / "theirs").save(4, {"x": np.arange(3.0)})
+    published = tmp_path / "state.safetensors"
+    published.write_bytes(next((tmp_path / "theirs").glob("*.safetensors")).read_bytes())
+    mine = States(tmp_path / "mine")
+    mine.take(published, 4, "0" * 32)
+    assert mine.newest(4) is None
+    mine.take(published, 4, digest)
+    step, tensors = mine.newest(4) or pytest.fail("the state was not taken over")
+    assert step == 4
+    assert np.array_equal(tensors["x"], np.arange(3.0))
