@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ipdiff import artifact, config, dvcfile, grid
 from ipdiff.artifact import RECIPE
 from ipdiff.code import code_digest
@@ -117,7 +115,7 @@ def adopt(studies: Iterable[str] | None = None) -> list[str]:
 
 def _record(study: str, cells: list[Cell], holding: Holding, done: Synced) -> None:
     """Bring dvc.lock and the cache up to date with cells that hold; one that was tampered with is refused."""
-    lock = _lock_path(study)
+    lock = dvcfile.lock_of(study)
     entries = _entries(lock)
     new = [cell for cell in cells if not _is_recorded(entries.get(dvcfile.address(cell)), cell, holding)]
     if not new:
@@ -162,16 +160,11 @@ def _stages_of(repo: Any, study: str) -> list[Any]:
     return [stage for stage in repo.index.stages if Path(stage.path).resolve() == wanted]
 
 
-def _lock_path(study: str) -> Path:
-    return dvcfile.path_of(study).with_suffix(".lock")
-
-
 def _entries(lock: Path) -> dict[str, Any]:
     """The stages of a dvc.lock; one that cannot be read counts as empty (it is written anew)."""
     try:
-        data = yaml.load(lock.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        return dict(data["stages"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return dvcfile.lock_entries(lock.read_text())
+    except (OSError, ValueError):
         return {}
 
 

@@ -20,9 +20,9 @@ ENVIRONMENT = {
 }  # fmt: skip
 
 
-def run(project: Path, *command: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+def run(project: Path, *command: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command in the project; fail with its output if it ends with another exit code."""
-    done = subprocess.run(command, cwd=project, env=ENVIRONMENT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=project, env=ENVIRONMENT | environment, capture_output=True, text=True)
     assert done.returncode == code, f"{command}: exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
     return done
 
@@ -44,3 +44,40 @@ def make_project(folder: Path) -> Path:
 def project(tmp_path: Path) -> Path:
     """A fresh project without data."""
     return make_project(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def by_snakemake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which Snakemake has run the mini study."""
+    project = make_project(tmp_path_factory.mktemp("snakemake"))
+    run(project, "snakemake", "--cores", "2", "mini")
+    return project
+
+
+@pytest.fixture(scope="session")
+def by_dvc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which DVC has run the mini study."""
+    project = make_project(tmp_path_factory.mktemp("dvc"))
+    run(project, "dvc", "repro", "--quiet", "workflow/mini/dvc.yaml")
+    return project
+
+
+@pytest.fixture(scope="session")
+def origin(by_snakemake: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose mini study is committed to git and pushed to its default remote, the directory `store`."""
+    folder = tmp_path_factory.mktemp("published")
+    project, store = folder / "origin", folder / "store"
+    shutil.copytree(by_snakemake, project, symlinks=True)
+    run(project, "dvc", "remote", "add", "--default", "store", str(store))
+    run(project, "git", "add", "workflow/mini/dvc.lock", ".dvc/config")
+    run(project, "git", "commit", "--quiet", "-m", "the mini study")
+    run(project, "dvc", "push", "--quiet", "--run-cache")
+    return project
+
+
+@pytest.fixture
+def clone(origin: Path, tmp_path: Path) -> Path:
+    """A clone of the published project, without data."""
+    project = tmp_path / "clone"
+    run(tmp_path, "git", "clone", "--quiet", str(origin), str(project))
+    return project

@@ -6,26 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from workflow.conftest import make_project, run
+from workflow.conftest import run
 
 from ipdiff import grid
 from ipdiff.artifact import file_digest
 
 pytestmark = pytest.mark.workflow
-
-
-@pytest.fixture(scope="module")
-def by_snakemake(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    project = make_project(tmp_path_factory.mktemp("snakemake"))
-    run(project, "snakemake", "--cores", "2", "mini")
-    return project
-
-
-@pytest.fixture(scope="module")
-def by_dvc(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    project = make_project(tmp_path_factory.mktemp("dvc"))
-    run(project, "dvc", "repro", "--quiet", "workflow/mini/dvc.yaml")
-    return project
 
 
 def outputs(project: Path) -> dict[str, str]:

@@ -1,0 +1,250 @@
+"""`dvc pull` of what is asked for, verified, and made known to Snakemake."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ipdiff import artifact, dvcfile, grid, sync, targets, verify
+from ipdiff.errors import UserError
+from ipdiff.grid import Cell, Grid
+from ipdiff.verify import Problem, Verified, bytes_text
+
+REMOTES = "'ipdiff[remotes]'"
+
+
+@dataclass
+class Pulled:
+    """What a pull did."""
+
+    artifacts: int
+    files: int
+    size: int
+    fetched: int
+    problems: list[Problem] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    """Lines about files that came damaged and were removed."""
+    adopted: list[str] = field(default_factory=list)
+    failed: str | None = None
+    """Why some files did not come, or None."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.files} files of {self.artifacts} artifacts are here and verified, {bytes_text(self.size)} "
+            f"({self.fetched} fetched now); told Snakemake of {len(self.adopted)} artifacts"
+        )
+
+
+def pull(
+    names: Sequence[str] = (),
+    *,
+    remote: str | None = None,
+    metrics_only: bool = False,
+    jobs: int | None = None,
+    force: bool = False,
+) -> Pulled:
+    """Bring recorded artifacts here from a DVC remote, verify them, and tell Snakemake.
+
+    What came damaged is removed from the workspace and the cache, so that the next pull fetches it again.
+
+    Args:
+        names: targets (see `targets.select`); nothing means all that dvc.lock records.
+        remote: name of a DVC remote; the default one if None.
+        metrics_only: only metrics, tables, figures, reports and recipes.
+        jobs: transfers at a time; DVC's default if None.
+        force: replace files here that DVC does not know.
+
+    Raises:
+        UserError: a target is unknown or not recorded, or there is no dvc.lock or no such remote.
+    """
+    known = grid.load()
+    recorded = _recorded(known)
+    selected = targets.select(known, names, known.params.studies)
+    if metrics_only:
+        selected = targets.results(selected)
+    wanted = _wanted(selected, recorded, names)
+    digests = _code_digests(known, wanted, recorded)
+    with _listening() as said:
+        fetched, failed = _bring(
+            [*wanted, *digests], remote=remote, jobs=jobs, force=force, recorded=recorded, said=said
+        )
+    seen = verify.verify(selected=wanted)
+    damaged = _discard(wanted, recorded, seen)
+    good = [path for path in wanted if os.path.exists(path)]
+    return Pulled(
+        artifacts=len({wanted[path].directory for path in good}),
+        files=len(good),
+        size=sum(os.stat(path).st_size for path in good),
+        fetched=fetched,
+        problems=seen.problems,
+        damaged=damaged,
+        adopted=sync.adopt(),
+        failed=failed,
+    )
+
+
+def _recorded(known: Grid) -> dict[str, str]:
+    if not Path(".dvc").is_dir():
+        raise UserError("there is no .dvc here: run this in the project's root, or dvc init")
+    recorded = dvcfile.recorded(known.params.studies)
+    if not recorded:
+        raise UserError("there is no dvc.lock here: nothing has been recorded at this commit, so nothing can be pulled")
+    return recorded
+
+
+def _wanted(selected: dict[str, Cell], recorded: dict[str, str], names: Sequence[str]) -> dict[str, Cell]:
+    """The selected outputs that dvc.lock records; all of them have to be there if they were named."""
+    wanted = {path: cell for path, cell in selected.items() if path in recorded}
+    lacking = [path for path in selected if path not in recorded]
+    if names and lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise UserError(f"{lacking[0]}{more}: not in dvc.lock; nobody has made and recorded that at this commit")
+    return wanted
+
+
+def _code_digests(known: Grid, wanted: dict[str, Cell], recorded: dict[str, str]) -> list[str]:
+    """Write the code digests that DVC's stages of these cells read; returns those that dvc.lock records so."""
+    cells = {cell.directory for cell in wanted.values()}
+    paths = [
+        str(sync.write_code_digest(verb, study))
+        for study in known.params.studies
+        for verb in sorted({cell.stage.verb for cell in known.study(study) if cell.directory in cells})
+    ]
+    return [path for path in paths if artifact.file_digest(Path(path)) == recorded.get(path)]
+
+
+# DVC
+
+
+class _Said(logging.Handler):
+    """Keeps what DVC's loggers say, instead of printing tracebacks."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a message and the exception it is about, each as one line."""
+        error = record.exc_info[1] if record.exc_info else None
+        self.lines.append(_line(record.getMessage()) + (f": {_line(str(error) or repr(error))}" if error else ""))
+
+
+@contextmanager
+def _listening() -> Iterator[list[str]]:
+    """Collect what DVC's loggers say."""
+    handler = _Said()
+    loggers = [logging.getLogger(name) for name in ("dvc", "dvc_data", "dvc_objects")]
+    before = [logger.propagate for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.propagate = False
+    try:
+        yield handler.lines
+    finally:
+        for logger, propagate in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.propagate = propagate
+
+
+def _bring(
+    paths: list[str],
+    *,
+    remote: str | None,
+    jobs: int | None,
+    force: bool,
+    recorded: dict[str, str],
+    said: list[str],
+) -> tuple[int, str | None]:
+    """Fetch into DVC's cache and check out; returns the number fetched and why some did not come, or None."""
+    from dvc.repo import Repo
+
+    repo = Repo(".")
+    fetched, trouble = 0, None
+    try:
+        if remote is not None or not _all_cached(repo, paths, recorded):
+            repo.cloud.get_remote(remote, "pull")
+            fetched = repo.fetch(paths, jobs=jobs, remote=remote)
+    except Exception as error:  # whatever DVC or a remote's library raises
+        trouble = _explain(error, said)
+        if not _is_transfer(error):
+            raise UserError(trouble) from None
+    try:
+        repo.checkout(paths, force=force)
+    except Exception as error:
+        trouble = trouble or (_explain(error, said) if _is_refusal(error) else None)
+    absent = [path for path in paths if not os.path.exists(path)]
+    if absent and trouble is None:
+        trouble = f"the remote does not have them ({_line(said[0])})" if said else "the remote does not have them"
+    more = f" and {len(absent) - 1} more files" if len(absent) > 1 else ""
+    return fetched, f"{absent[0]}{more} did not come: {trouble}" if absent else trouble
+
+
+def _all_cached(repo: Any, paths: Iterable[str], recorded: dict[str, str]) -> bool:
+    root = Path(repo.cache.local.path)
+    return all(verify.cached_path(root, recorded[path]).exists() for path in paths)
+
+
+def _is_transfer(error: Exception) -> bool:
+    """True if some files failed on the way: what did come is worth keeping."""
+    from dvc.exceptions import FileTransferError
+
+    return isinstance(error, FileTransferError)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """True if a checkout failed for another reason than files that have not come."""
+    from dvc.exceptions import CheckoutError
+
+    return not isinstance(error, CheckoutError)
+
+
+def _explain(error: Exception, said: list[str]) -> str:
+    """One line about an error of DVC, with what its log said and what to do."""
+    text = _line(str(error)) or repr(error)
+    if _is_transfer(error) and said:
+        return said[-1]
+    if "remote add" in text or "no remote specified" in text:
+        return "no remote to pull from; name one: dvc remote add --default NAME URL"
+    if type(error).__name__ == "RemoteMissingDepsError":
+        return f"{text.partition('.')[0]}; pip install {REMOTES}"
+    if "--force" in text:
+        return text.replace("Use `--force` to force.", "Use `ipdiff pull --force` for:")
+    return text
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+# Afterwards
+
+
+def _discard(wanted: dict[str, Cell], recorded: dict[str, str], seen: Verified) -> list[str]:
+    """Remove damaged files from the workspace and the cache, and say so, a line for each digest that was wanted."""
+    root = verify.cache_root()
+    lines: list[str] = []
+    for digest, paths in _by_digest(wanted, recorded).items():
+        places = [*paths, *([] if root is None else [str(verify.cached_path(root, digest))])]
+        bad = [path for path in places if seen.found.get(path, digest) != digest]
+        for path in bad:
+            Path(path).unlink(missing_ok=True)
+        if bad:
+            copies = f" (and {', '.join(bad[1:])})" if bad[1:] else ""
+            lines.append(
+                f"{bad[0]}{copies}: expected {digest}, found {seen.found[bad[0]]}; "
+                "damaged, so it was removed: run ipdiff pull again"
+            )
+        seen.problems = [problem for problem in seen.problems if problem.path not in bad]
+    return lines
+
+
+def _by_digest(wanted: Iterable[str], recorded: dict[str, str]) -> dict[str, list[str]]:
+    paths: dict[str, list[str]] = {}
+    for path in wanted:
+        paths.setdefault(recorded[path], []).append(path)
+    return paths
