@@ -68,23 +68,20 @@ def pull(
     if metrics_only:
         selected = targets.results(selected)
     wanted = _wanted(selected, recorded, names)
-    digests = _code_digests(known, wanted, recorded)
-    with _listening() as said:
-        fetched, failed = _bring(
-            [*wanted, *digests], remote=remote, jobs=jobs, force=force, recorded=recorded, said=said
-        )
+    digests = {path: recorded[path] for path in [*wanted, *_code_digests(known, wanted, recorded)]}
+    brought = _bring(digests, remote=remote, jobs=jobs, force=force)
     seen = verify.verify(selected=wanted)
-    damaged = _discard(wanted, recorded, seen)
+    damaged = _discard(brought.paths & wanted.keys(), recorded, seen)
     good = [path for path in wanted if os.path.exists(path)]
     return Pulled(
         artifacts=len({wanted[path].directory for path in good}),
         files=len(good),
         size=sum(os.stat(path).st_size for path in good),
-        fetched=fetched,
+        fetched=brought.fetched,
         problems=seen.problems,
         damaged=damaged,
         adopted=sync.adopt(),
-        failed=failed,
+        failed=brought.failed,
     )
 
 
@@ -139,82 +136,94 @@ def _listening() -> Iterator[list[str]]:
     """Collect what DVC's loggers say."""
     handler = _Said()
     loggers = [logging.getLogger(name) for name in ("dvc", "dvc_data", "dvc_objects")]
-    before = [logger.propagate for logger in loggers]
+    before = [(logger.handlers, logger.propagate) for logger in loggers]
     for logger in loggers:
-        logger.addHandler(handler)
-        logger.propagate = False
+        logger.handlers, logger.propagate = [handler], False
     try:
         yield handler.lines
     finally:
-        for logger, propagate in zip(loggers, before, strict=True):
-            logger.removeHandler(handler)
-            logger.propagate = propagate
+        for logger, (handlers, propagate) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
 
 
-def _bring(
-    paths: list[str],
-    *,
-    remote: str | None,
-    jobs: int | None,
-    force: bool,
-    recorded: dict[str, str],
-    said: list[str],
-) -> tuple[int, str | None]:
-    """Fetch into DVC's cache and check out; returns the number fetched and why some did not come, or None."""
-    from dvc.repo import Repo
+@dataclass
+class _Brought:
+    """What DVC did: objects fetched, outputs checked out, and why some of them could not be, or None."""
 
-    repo = Repo(".")
-    fetched, trouble = 0, None
-    try:
-        if remote is not None or not _all_cached(repo, paths, recorded):
-            repo.cloud.get_remote(remote, "pull")
-            fetched = repo.fetch(paths, jobs=jobs, remote=remote)
-    except Exception as error:  # whatever DVC or a remote's library raises
-        trouble = _explain(error, said)
-        if not _is_transfer(error):
-            raise UserError(trouble) from None
-    try:
-        repo.checkout(paths, force=force)
-    except Exception as error:
-        trouble = trouble or (_explain(error, said) if _is_refusal(error) else None)
-    absent = [path for path in paths if not os.path.exists(path)]
-    if absent and trouble is None:
-        trouble = f"the remote does not have them ({_line(said[0])})" if said else "the remote does not have them"
+    fetched: int
+    paths: set[str]
+    failed: str | None
+
+
+def _bring(digests: dict[str, str], *, remote: str | None, jobs: int | None, force: bool) -> _Brought:
+    """Fetch into DVC's cache and check out.
+
+    `dvc pull` with hundreds of paths reads dvc.yaml again for each of them (0.7 s a path), so its two halves are
+    called: the transfer by digest, then the checkout of the outputs.
+    """
+    from dvc.repo import Repo  # it sets up loggers when imported
+
+    with _listening() as said:
+        try:
+            repo = Repo(".")
+            with repo.lock:
+                fetched = _fetch(repo, digests, remote, jobs)
+                there = _check_out(repo, digests, force)
+        except Exception as error:  # whatever DVC or a remote's library raises
+            raise UserError(_explain(error)) from None
+    return _Brought(fetched, there, _failure({path: digests[path] for path in digests if path not in there}, said))
+
+
+def _failure(absent: dict[str, str], said: list[str]) -> str | None:
+    """Why some outputs did not come."""
+    if not absent:
+        return None
+    path, digest = next(iter(absent.items()))
     more = f" and {len(absent) - 1} more files" if len(absent) > 1 else ""
-    return fetched, f"{absent[0]}{more} did not come: {trouble}" if absent else trouble
+    why = next((line for line in said if line.startswith("failed")), "")
+    return f"{path}{more} did not come: {why or f'the remote cannot be reached, or has no {digest}'}"
 
 
-def _all_cached(repo: Any, paths: Iterable[str], recorded: dict[str, str]) -> bool:
+def _fetch(repo: Any, digests: dict[str, str], remote: str | None, jobs: int | None) -> int:
+    """Bring into the cache what it lacks; no remote is needed when it lacks nothing."""
+    from dvc_data.hashfile.hash_info import HashInfo
+
     root = Path(repo.cache.local.path)
-    return all(verify.cached_path(root, recorded[path]).exists() for path in paths)
+    lacking = {digest for digest in digests.values() if not verify.cached_path(root, digest).exists()}
+    if remote is not None:
+        repo.cloud.get_remote(remote, "pull")
+    if not lacking:
+        return 0
+    result = repo.cloud.pull([HashInfo("md5", digest) for digest in sorted(lacking)], jobs=jobs, remote=remote)
+    return len(result.transferred)
 
 
-def _is_transfer(error: Exception) -> bool:
-    """True if some files failed on the way: what did come is worth keeping."""
-    from dvc.exceptions import FileTransferError
+def _check_out(repo: Any, digests: dict[str, str], force: bool) -> set[str]:
+    """Put the outputs whose objects are in the cache into the workspace; returns them."""
+    root = Path(repo.cache.local.path)
+    outs = {out.def_path: out for out in repo.index.outs}
+    there = {path for path, digest in digests.items() if verify.cached_path(root, digest).exists()}
+    for path in digests:
+        if path not in outs:
+            raise UserError(f"{path} is in dvc.lock but not in its dvc.yaml; run `ipdiff grid --write`")
+        if path in there:
+            outs[path].checkout(force=force)
+    return there
 
-    return isinstance(error, FileTransferError)
 
-
-def _is_refusal(error: Exception) -> bool:
-    """True if a checkout failed for another reason than files that have not come."""
-    from dvc.exceptions import CheckoutError
-
-    return not isinstance(error, CheckoutError)
-
-
-def _explain(error: Exception, said: list[str]) -> str:
-    """One line about an error of DVC, with what its log said and what to do."""
+def _explain(error: Exception) -> str:
+    """One line about an error of DVC or a remote's library, and what to do."""
     text = _line(str(error)) or repr(error)
-    if _is_transfer(error) and said:
-        return said[-1]
-    if "remote add" in text or "no remote specified" in text:
+    if isinstance(error, UserError):
+        return text
+    kind = type(error).__name__
+    if kind == "NoRemoteError":
         return "no remote to pull from; name one: dvc remote add --default NAME URL"
-    if type(error).__name__ == "RemoteMissingDepsError":
-        return f"{text.partition('.')[0]}; pip install {REMOTES}"
-    if "--force" in text:
-        return text.replace("Use `--force` to force.", "Use `ipdiff pull --force` for:")
-    return text
+    if kind == "RemoteMissingDepsError":
+        return f"the remote needs a package that is not installed: pip install {REMOTES} ({text})"
+    if kind == "ConfirmRemoveError":
+        return f"{text.partition(' without')[0].replace(f'{os.getcwd()}/', '')}: DVC does not know it; `ipdiff pull --force` replaces it"
+    return f"{kind}: {text}" if "Error" not in text else text
 
 
 def _line(text: str) -> str:
@@ -224,7 +233,7 @@ def _line(text: str) -> str:
 # Afterwards
 
 
-def _discard(wanted: dict[str, Cell], recorded: dict[str, str], seen: Verified) -> list[str]:
+def _discard(wanted: Iterable[str], recorded: dict[str, str], seen: Verified) -> list[str]:
     """Remove damaged files from the workspace and the cache, and say so, a line for each digest that was wanted."""
     root = verify.cache_root()
     lines: list[str] = []
@@ -245,6 +254,6 @@ def _discard(wanted: dict[str, Cell], recorded: dict[str, str], seen: Verified) 
 
 def _by_digest(wanted: Iterable[str], recorded: dict[str, str]) -> dict[str, list[str]]:
     paths: dict[str, list[str]] = {}
-    for path in wanted:
+    for path in sorted(wanted):
         paths.setdefault(recorded[path], []).append(path)
     return paths
