@@ -13,7 +13,7 @@ from typing import Any
 from ipdiff import artifact, dvcfile, grid, sync, targets, verify
 from ipdiff.errors import UserError
 from ipdiff.grid import Cell, Grid
-from ipdiff.verify import Problem, Verified, bytes_text
+from ipdiff.verify import Problem, Verified, bytes_text, count
 
 REMOTES = "'ipdiff[remotes]'"
 
@@ -35,8 +35,8 @@ class Pulled:
 
     def __str__(self) -> str:
         return (
-            f"{self.files} files of {self.artifacts} artifacts are here and verified, {bytes_text(self.size)} "
-            f"({self.fetched} fetched now); told Snakemake of {len(self.adopted)} artifacts"
+            f"{self.files} of the files asked for are here and verified ({count(self.artifacts, 'artifact')}, "
+            f"{bytes_text(self.size)}, {self.fetched} fetched now); told Snakemake of {len(self.adopted)}"
         )
 
 
@@ -168,7 +168,10 @@ def _bring(digests: dict[str, str], *, remote: str | None, jobs: int | None, for
             repo = Repo(".")
             with repo.lock:
                 fetched = _fetch(repo, digests, remote, jobs)
-                there = _check_out(repo, digests, force)
+                there, dropped = _check_out(repo, digests, force)
+                if dropped:  # DVC found them damaged in its cache and removed them there
+                    fetched += _fetch(repo, dropped, remote, jobs)
+                    there |= _check_out(repo, dropped, force)[0]
         except Exception as error:  # whatever DVC or a remote's library raises
             raise UserError(_explain(error)) from None
     return _Brought(fetched, there, _failure({path: digests[path] for path in digests if path not in there}, said))
@@ -198,32 +201,48 @@ def _fetch(repo: Any, digests: dict[str, str], remote: str | None, jobs: int | N
     return len(result.transferred)
 
 
-def _check_out(repo: Any, digests: dict[str, str], force: bool) -> set[str]:
-    """Put the outputs whose objects are in the cache into the workspace; returns them."""
+def _check_out(repo: Any, digests: dict[str, str], force: bool) -> tuple[set[str], dict[str, str]]:
+    """Put the outputs whose objects are in the cache into the workspace.
+
+    Returns:
+        The outputs that were in the cache and stayed there, and those whose cached object DVC removed as damaged.
+    """
+    from dvc.exceptions import ConfirmRemoveError
+
     root = Path(repo.cache.local.path)
     outs = {out.def_path: out for out in repo.index.outs}
     there = {path for path, digest in digests.items() if verify.cached_path(root, digest).exists()}
+    unknown: list[str] = []
     for path in digests:
         if path not in outs:
             raise UserError(f"{path} is in dvc.lock but not in its dvc.yaml; run `ipdiff grid --write`")
         if path in there:
-            outs[path].checkout(force=force)
-    return there
+            try:
+                outs[path].checkout(force=force)
+            except ConfirmRemoveError:
+                if artifact.file_digest(Path(path)) != digests[path]:
+                    unknown.append(path)
+    if unknown:
+        more = f" and {len(unknown) - 1} more files are" if len(unknown) > 1 else " is"
+        raise UserError(
+            f"{unknown[0]}{more} not what dvc.lock records, nor known to DVC; `ipdiff pull --force` replaces such files"
+        )
+    dropped = {path: digests[path] for path in there if not verify.cached_path(root, digests[path]).exists()}
+    return there - dropped.keys(), dropped
 
 
 def _explain(error: Exception) -> str:
     """One line about an error of DVC or a remote's library, and what to do."""
-    text = _line(str(error)) or repr(error)
-    if isinstance(error, UserError):
-        return text
-    kind = type(error).__name__
-    if kind == "NoRemoteError":
-        return "no remote to pull from; name one: dvc remote add --default NAME URL"
-    if kind == "RemoteMissingDepsError":
-        return f"the remote needs a package that is not installed: pip install {REMOTES} ({text})"
-    if kind == "ConfirmRemoveError":
-        return f"{text.partition(' without')[0].replace(f'{os.getcwd()}/', '')}: DVC does not know it; `ipdiff pull --force` replaces it"
-    return f"{kind}: {text}" if "Error" not in text else text
+    text = (_line(str(error)) or repr(error)).replace(f"{os.getcwd()}/", "")
+    match type(error).__name__:
+        case "UserError":
+            return text
+        case "NoRemoteError":
+            return "no remote to pull from; name one: dvc remote add --default NAME URL"
+        case "RemoteMissingDepsError":
+            return f"the remote needs a package that is not installed: pip install {REMOTES} ({text})"
+        case kind:
+            return text if "error" in text.lower() else f"{kind}: {text}"
 
 
 def _line(text: str) -> str:

@@ -52,15 +52,16 @@ class Verified:
     """Path -> md5 of everything that was hashed."""
 
     def __str__(self) -> str:
-        cached = f", {_count(self.cached, 'cached object')}" if self.cached else ""
-        missing = f"; {_count(self.missing, 'artifact')} not here" if self.missing else ""
+        cached = f", {count(self.cached, 'cached object')}" if self.cached else ""
+        missing = f"; {count(self.missing, 'artifact')} not here" if self.missing else ""
         return (
-            f"verified {_count(self.artifacts, 'artifact')}, {_count(self.files, 'file')}{cached}, "
-            f"{bytes_text(self.size)}; {_count(len(self.problems), 'problem')}{missing}"
+            f"verified {count(self.artifacts, 'artifact')}, {count(self.files, 'file')}{cached}, "
+            f"{bytes_text(self.size)}; {count(len(self.problems), 'problem')}{missing}"
         )
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """A number with its noun: 1 file, 2 files."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
@@ -91,7 +92,7 @@ def digests_of(paths: Iterable[str], progress: Progress | None = None) -> dict[s
             unreadable[path] = _unreadable(error)
 
     found: dict[str, str] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(os.cpucount()) as pool:
         hashed = pool.map(_digest, [group[0] for group in names.values()])
         for group, digest in zip(names.values(), hashed, strict=True):
             found |= dict.fromkeys(group, digest)
@@ -201,9 +202,9 @@ class Verifier:
         elif files or cell.outputs[-1] in self.found:
             yield word.problem
         for path in files:
-            said = {word.of(path), self.recorded.get(path)} if word.problem else {word.of(path)}
-            if self.found[path] not in said and said != {None}:
-                yield Problem(path, " or ".join(map(str, sorted(filter(None, said)))), self.found[path])
+            said = (self.recorded.get(path) if word.problem else None) or word.of(path)
+            if said not in (None, self.found[path]):
+                yield Problem(path, str(said), self.found[path])
 
     def _word(self, cell: Cell) -> Word:
         if cell.directory not in self._words:
