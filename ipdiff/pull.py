@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,8 @@ def pull(
         selected = targets.results(selected)
     wanted = _wanted(selected, recorded, names)
     digests = {path: recorded[path] for path in [*wanted, *_code_digests(known, wanted, recorded)]}
-    brought = _bring(digests, remote=remote, jobs=jobs, force=force)
+    _make_way(digests, force)
+    brought = _bring(digests, remote=remote, jobs=jobs)
     seen = verify.verify(selected=wanted)
     damaged = _discard(brought.paths & wanted.keys(), recorded, seen)
     good = [path for path in wanted if os.path.exists(path)]
@@ -115,6 +116,25 @@ def _code_digests(known: Grid, wanted: dict[str, Cell], recorded: dict[str, str]
     return [path for path in paths if artifact.file_digest(Path(path)) == recorded.get(path)]
 
 
+def _make_way(digests: dict[str, str], force: bool) -> None:
+    """Remove files that are other versions; UserError if one is in no cache either, unless `force`.
+
+    DVC would go by times and sizes, and take a damaged file for a good one.
+    """
+    found = verify.digests_of(path for path in digests if os.path.exists(path))
+    other = [path for path, digest in found.items() if digest != digests[path]]
+    root = verify.cache_root()
+    unknown = [path for path in other if root is None or not verify.cached_path(root, found[path]).exists()]
+    if unknown and not force:
+        more = f" and {len(unknown) - 1} more files are" if len(unknown) > 1 else " is"
+        raise UserError(
+            f"{unknown[0]}{more} not what dvc.lock records, nor in DVC's cache; "
+            "`ipdiff pull --force` replaces such files"
+        )
+    for path in other:
+        Path(path).unlink()
+
+
 # DVC
 
 
@@ -155,7 +175,7 @@ class _Brought:
     failed: str | None
 
 
-def _bring(digests: dict[str, str], *, remote: str | None, jobs: int | None, force: bool) -> _Brought:
+def _bring(digests: dict[str, str], *, remote: str | None, jobs: int | None) -> _Brought:
     """Fetch into DVC's cache and check out.
 
     `dvc pull` with hundreds of paths reads dvc.yaml again for each of them (0.7 s a path), so its two halves are
@@ -168,10 +188,10 @@ def _bring(digests: dict[str, str], *, remote: str | None, jobs: int | None, for
             repo = Repo(".")
             with repo.lock:
                 fetched = _fetch(repo, digests, remote, jobs)
-                there, dropped = _check_out(repo, digests, force)
+                there, dropped = _check_out(repo, digests)
                 if dropped:  # DVC found them damaged in its cache and removed them there
                     fetched += _fetch(repo, dropped, remote, jobs)
-                    there |= _check_out(repo, dropped, force)[0]
+                    there |= _check_out(repo, dropped)[0]
         except Exception as error:  # whatever DVC or a remote's library raises
             raise UserError(_explain(error)) from None
     return _Brought(fetched, there, _failure({path: digests[path] for path in digests if path not in there}, said))
@@ -201,7 +221,7 @@ def _fetch(repo: Any, digests: dict[str, str], remote: str | None, jobs: int | N
     return len(result.transferred)
 
 
-def _check_out(repo: Any, digests: dict[str, str], force: bool) -> tuple[set[str], dict[str, str]]:
+def _check_out(repo: Any, digests: dict[str, str]) -> tuple[set[str], dict[str, str]]:
     """Put the outputs whose objects are in the cache into the workspace.
 
     Returns:
@@ -212,21 +232,12 @@ def _check_out(repo: Any, digests: dict[str, str], force: bool) -> tuple[set[str
     root = Path(repo.cache.local.path)
     outs = {out.def_path: out for out in repo.index.outs}
     there = {path for path, digest in digests.items() if verify.cached_path(root, digest).exists()}
-    unknown: list[str] = []
     for path in digests:
         if path not in outs:
             raise UserError(f"{path} is in dvc.lock but not in its dvc.yaml; run `ipdiff grid --write`")
         if path in there:
-            try:
-                outs[path].checkout(force=force)
-            except ConfirmRemoveError:
-                if artifact.file_digest(Path(path)) != digests[path]:
-                    unknown.append(path)
-    if unknown:
-        more = f" and {len(unknown) - 1} more files are" if len(unknown) > 1 else " is"
-        raise UserError(
-            f"{unknown[0]}{more} not what dvc.lock records, nor known to DVC; `ipdiff pull --force` replaces such files"
-        )
+            with suppress(ConfirmRemoveError):  # its object was just dropped, and the file is good: see _make_way
+                outs[path].checkout()
     dropped = {path: digests[path] for path in there if not verify.cached_path(root, digests[path]).exists()}
     return there - dropped.keys(), dropped
 

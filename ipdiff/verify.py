@@ -92,7 +92,7 @@ def digests_of(paths: Iterable[str], progress: Progress | None = None) -> dict[s
             unreadable[path] = _unreadable(error)
 
     found: dict[str, str] = {}
-    with ThreadPoolExecutor(os.cpucount()) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         hashed = pool.map(_digest, [group[0] for group in names.values()])
         for group, digest in zip(names.values(), hashed, strict=True):
             found |= dict.fromkeys(group, digest)

@@ -25,6 +25,7 @@ from workflow import servers
 pytestmark = pytest.mark.workflow
 
 EMA = "runs/digits_mini/adm-ip/s0/8/ema.safetensors"
+IMAGES = "data/digits_mini/images.npy"
 SAMPLES = "samples/digits_mini/adm-ip/s0/8/ancestral-5"
 
 
@@ -131,7 +132,8 @@ def test_one_checkpoint_is_enough_to_draw_an_image(origin: Path, clone: Path) ->
     names = ("--dataset", "digits_mini", "--model", "adm-ip", "--seed", "0", "--step", "8", "--sampler", "ancestral-5")
     run(clone, "ipdiff", "sample", *names, "--index", "3", "--out", "3.png")
     whole = np.load(origin / SAMPLES / "samples.npz")["arr_0"]
-    assert np.array_equal(np.asarray(Image.open(clone / "3.png")), whole[3].squeeze())
+    with Image.open(clone / "3.png") as image:
+        assert np.array_equal(np.asarray(image), whole[3].squeeze())
 
 
 @pytest.mark.slow
@@ -169,7 +171,8 @@ def test_a_read_only_http_server(origin: Path, clone: Path) -> None:
 def test_a_strangers_path(origin: Path) -> None:
     said = run(origin, "examples/demo_pull.sh", STUDY="mini", SAMPLER="ancestral-5", OUT="work/pulled.png")
     assert said.stdout.splitlines()[-1] == f"image: {origin}/work/pulled.png"
-    assert Image.open(origin / "work/pulled.png").size == (8, 8)
+    with Image.open(origin / "work/pulled.png") as image:
+        assert image.size == (8, 8)
 
 
 def pull_in_parts(project: Path, remote: str) -> None:
@@ -242,7 +245,7 @@ def test_mistakes_end_with_one_line_and_code_2(clone: Path) -> None:
         return one_line(run(clone, "ipdiff", *arguments, code=2).stderr)
 
     assert "did you mean 'mini'?" in said("pull", "minni")
-    assert "did you mean 'table:mini/table1'?" in said("pull", "tabel:mini/table1")
+    assert "did you mean 'table:mini/table1'?" in said("pull", "tables:mini/table1")
     assert "did you mean 'adm-ip'?" in said("pull", "runs/digits_mini/adm-ipp/s0/8/ema.safetensors")
     assert "not in dvc.lock" in said("pull", "digits")
     assert "--jobs is 0" in said("pull", "--jobs", "0")
@@ -402,15 +405,17 @@ def test_a_consuming_stage_refuses_a_damaged_input(inside: Path, capsys: pytest.
 
 
 @pytest.mark.slow
-def test_pull_repairs_what_verify_found(whole: Path, origin: Path) -> None:
-    flip(whole / EMA)
-    flip(cached(whole, "data/digits_mini/images.npy"))
-    said = run(whole, "ipdiff", "pull", code=3).stderr.splitlines()
-    assert sorted(line.split(": expected")[0] for line in said) == sorted(
-        [f"ipdiff: {os.path.relpath(cached(whole, 'data/digits_mini/images.npy'), whole)}", f"ipdiff: {EMA}"]
-    )
-    run(whole, "ipdiff", "pull")
-    assert_complete(whole, origin)
+def test_pull_repairs_what_verify_finds(clone: Path, origin: Path) -> None:
+    run(clone, "ipdiff", "pull")
+    images = cached(clone, IMAGES)
+    flip(clone / EMA)
+    flip(images)
+    said = one_line(run(clone, "ipdiff", "pull", code=2).stderr)
+    assert said.startswith(f"ipdiff: {EMA} is not what dvc.lock records")
+    said = one_line(run(clone, "ipdiff", "pull", "--force", code=3).stderr)
+    assert said.startswith(f"ipdiff: {images.relative_to(clone)}: expected {recorded(clone)[IMAGES]}, found")
+    run(clone, "ipdiff", "pull")
+    assert_complete(clone, origin)
 
 
 # Verify by name, and against a revision
