@@ -31,11 +31,11 @@ demo-pull: install
 
 ## make test       lint, types, contracts and all tests but the slow ones
 test: lint test-unit
-	pytest -q tests/integration tests/workflow -m "not slow"
+	pytest -q tests/workflow -m "not slow"
 
-## make test-unit  unit and parity tests alone
+## make test-unit  unit, parity and integration tests alone
 test-unit: install
-	pytest -q tests/unit tests/parity -m "not slow"
+	pytest -q -n 2 tests/unit tests/parity tests/integration -m "not slow"
 
 ## make test-all   the slow tests as well
 test-all: install

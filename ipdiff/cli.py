@@ -75,6 +75,11 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--out", type=Path, help="where --index writes its PNG")
     graph = verbs.add_parser("grid", help="list the cells of a study; write or check the dvc.yaml files")
     graph.add_argument("--study", help="the study whose cells to list (default: the digits study)")
+    graph.add_argument(
+        "--stale",
+        action="store_true",
+        help="list only cells to be made again: missing, changed, or below a changed one",
+    )
     graph.add_argument("--write", action="store_true", help="write the dvc.yaml files and config/README.md")
     graph.add_argument("--check", action="store_true", help="exit 2 if one of those files is stale")
     code = verbs.add_parser("code", help="write a verb's code digest (a stage of DVC)")
@@ -172,6 +177,11 @@ def _sync(args: argparse.Namespace) -> int:
     from ipdiff import sync
 
     done = sync.record() if args.record_only else sync.sync()
+    for lock in done.mended:
+        print(
+            f"ipdiff: a damaged dvc.lock was set aside as {lock}; cells that are here are recorded anew",
+            file=sys.stderr,
+        )
     for line in done.refused:
         print(f"ipdiff: not recorded: {line}", file=sys.stderr)
     print(f"recorded {len(done.recorded)} cells with DVC; told Snakemake of {len(done.adopted)}")
@@ -217,9 +227,20 @@ def _grid(args: argparse.Namespace) -> int:
         stale = written.stale(cells)
         if stale:
             raise UserError(f"{', '.join(map(str, stale))}: not what params.yaml asks for; run `ipdiff grid --write`")
+    if args.stale:
+        return _stale(args.study or dvcfile.DEFAULT_STUDY)
     if args.study or not (args.write or args.check):
         for cell in cells.study(args.study or dvcfile.DEFAULT_STUDY):
             print(f"{dvcfile.address(cell)}\t{cell.directory}")
+    return 0
+
+
+def _stale(study: str) -> int:
+    from ipdiff import dvcfile, sync
+
+    fresh = sync.freshness()
+    for cell in fresh.stale(fresh.grid.study(study)):
+        print(f"{fresh.state(cell)}\t{dvcfile.address(cell)}\t{cell.directory}")
     return 0
 
 

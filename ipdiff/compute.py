@@ -19,10 +19,8 @@ def configure(compute: Compute) -> torch.device:
     kept (it changes no number).
 
     Raises:
-        UserError: cuda is asked for and absent, or threads is below 1.
+        UserError: cuda is asked for and absent.
     """
-    if compute.threads < 1:
-        raise UserError(f"compute.threads is {compute.threads}; use 1 or more")
     if compute.device == "cuda" and not torch.cuda.is_available():
         raise UserError("compute.device is cuda, but torch finds no CUDA device here; use cpu")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it

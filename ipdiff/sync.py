@@ -1,78 +1,38 @@
 """DVC's lock and cache, and Snakemake's records, kept in agreement with the artifacts that are there.
 
-A cell *holds* when its recipe names the code, the parameters and the inputs of now. After Snakemake, cells that
-hold are recorded in dvc.lock and the cache (`record`); after `dvc repro`, `dvc pull` or a clone, Snakemake is told
-which outputs are good (`adopt`). Both are idempotent and leave alone what does not hold: both engines then see it
-as stale by themselves.
+A cell *holds* when its recipe names the code, the parameters and the inputs of now (`ipdiff.freshness`). After
+Snakemake, cells that hold are recorded in dvc.lock and the cache (`record`); after `dvc repro`, `dvc pull` or a
+clone, Snakemake is told which outputs are good and which are not (`adopt`). Both are idempotent.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
-import sys
-from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ipdiff import artifact, config, dvcfile, grid
+import yaml
+
+from ipdiff import artifact, config, dvcfile, grid, records
 from ipdiff.artifact import RECIPE
 from ipdiff.code import code_digest
 from ipdiff.errors import IntegrityError, UserError
-from ipdiff.grid import Cell, Grid
-
-SYNCING = "IPDIFF_SYNCING"
-"""Set in the environment of a Snakemake that only touches: it must not start another."""
-
-SNAKEMAKE_RECORDS = Path(".snakemake/metadata")
+from ipdiff.freshness import Freshness, State
+from ipdiff.grid import Cell
 
 
 @dataclass
 class Synced:
-    """What a synchronisation did."""
+    """What a synchronisation did: cells recorded with DVC, cells Snakemake was told of, and what was wrong."""
 
     recorded: list[str] = field(default_factory=list)
     adopted: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
-
-
-class Holding:
-    """Which cells hold, by their recipes alone: no large file is read."""
-
-    def __init__(self, known: Grid, raw: dict[str, Any]) -> None:
-        """Judge cells of this grid with these parameters."""
-        self.grid, self.raw = known, raw
-        self._recipes: dict[str, dict[str, Any] | None] = {}
-
-    def recipe(self, cell: Cell) -> dict[str, Any] | None:
-        """The cell's recipe, or None where it or an output is missing."""
-        if cell.directory not in self._recipes:
-            there = all(Path(path).exists() for path in cell.outputs)
-            self._recipes[cell.directory] = artifact.read_recipe(Path(cell.outputs[-1])) if there else None
-        return self._recipes[cell.directory]
-
-    def __call__(self, cell: Cell) -> bool:
-        """True if the cell's recipe names the code, parameters and inputs of now."""
-        recipe = self.recipe(cell)
-        return (
-            recipe is not None
-            and recipe.get("code") == code_digest(cell.stage.verb)
-            and recipe.get("command") == cell.command
-            and recipe.get("params") == grid.param_values(cell, self.raw)
-            and list(recipe.get("inputs", {})) == sorted(cell.inputs)
-            and all(self._input_digest(path) == digest for path, digest in recipe["inputs"].items())
-        )
-
-    def _input_digest(self, path: str) -> str | None:
-        """What an input's digest should be now: its maker's word for it, or the bytes of a recipe or raw file."""
-        maker = self.grid.maker(path)
-        if maker is None or path.endswith(RECIPE):
-            return artifact.file_digest(Path(path)) if Path(path).exists() else None
-        recipe = self.recipe(maker)
-        return None if recipe is None else recipe["outputs"].get(Path(path).name)
+    mended: list[str] = field(default_factory=list)
 
 
 def sync(studies: Iterable[str] | None = None) -> Synced:
@@ -82,66 +42,96 @@ def sync(studies: Iterable[str] | None = None) -> Synced:
     return done
 
 
-def _held(studies: Iterable[str] | None) -> Iterator[tuple[str, list[Cell], Holding]]:
-    """Each study's cells that hold."""
-    known = grid.load()
-    holding = Holding(known, config.load_raw())
-    for study in studies if studies is not None else known.params.studies:
-        yield study, [cell for cell in known.study(study) if holding(cell)], holding
+def freshness() -> Freshness:
+    """How the cells of params.yaml stand now."""
+    return Freshness(grid.load(), config.load_raw())
 
 
 def record(studies: Iterable[str] | None = None) -> Synced:
-    """Bring dvc.lock and DVC's cache up to date with the cells that hold."""
+    """Bring dvc.lock and DVC's cache up to date with the cells that hold.
+
+    Raises:
+        UserError: DVC could not write (a full disk, a file in its way); nothing is damaged, and the next one goes on.
+    """
     done = Synced()
-    if Path(".dvc").is_dir():
-        for study, cells, holding in _held(studies):
-            _record(study, cells, holding, done)
+    if not unrecorded(studies):
+        return done
+    with _dvc() as repo:
+        fresh = freshness()
+        done.mended += [str(lock) for lock in map(_mend, map(_lock_path, fresh.grid.params.studies)) if lock]
+        for study, new in _unrecorded(fresh, studies):
+            _record(repo, study, new, fresh, done)
     return done
 
 
+def unrecorded(studies: Iterable[str] | None = None) -> bool:
+    """True if `record` has something to do."""
+    return Path(".dvc").is_dir() and any(_unrecorded(freshness(), studies))
+
+
 def adopt(studies: Iterable[str] | None = None) -> list[str]:
-    """Tell Snakemake that outputs are good, where it has no record of them or their times are out of order.
-
-    Returns:
-        Directories of the cells whose outputs were touched, makers before users.
-    """
-    touched: list[str] = []
-    for _, cells, _ in _held(studies):
-        if _out_of_order(cells):
-            _touch([path for cell in cells for path in cell.outputs])
-            touched += [cell.directory for cell in cells]
-    return touched
+    """Tell Snakemake which outputs are good and which are not; return the directories it did not know about."""
+    fresh = freshness()
+    names = studies if studies is not None else fresh.grid.params.studies
+    return [directory for name in names for directory in records.adopt(fresh.grid.study(name), fresh)]
 
 
-def _record(study: str, cells: list[Cell], holding: Holding, done: Synced) -> None:
-    """Bring dvc.lock and the cache up to date with cells that hold; one that was tampered with is refused."""
-    lock = dvcfile.lock_of(study)
-    entries = _entries(lock)
-    new = [cell for cell in cells if not _is_recorded(entries.get(dvcfile.address(cell)), cell, holding)]
-    if not new:
-        return
-    verbs = sorted({cell.stage.verb for cell in cells})
+def _unrecorded(fresh: Freshness, studies: Iterable[str] | None) -> Iterator[tuple[str, list[Cell]]]:
+    """Each study's cells that hold, with all their files, and that dvc.lock does not have; none is left out."""
+    for study in studies if studies is not None else fresh.grid.params.studies:
+        entries = _entries(dvcfile.lock_of(study))
+        new = [
+            cell
+            for cell in fresh.grid.study(study)
+            if fresh.own(cell) is State.HOLDS
+            and all(Path(path).exists() for path in cell.inputs)
+            and not _is_recorded(entries.get(dvcfile.address(cell)), cell, fresh)
+        ]
+        if new:
+            yield study, new
+
+
+@contextmanager
+def _dvc() -> Iterator[Any]:
+    """DVC's view of the project, locked; waits while another process has the lock."""
+    import sqlite3
+
+    from dvc.exceptions import DvcException  # slow to import, and seldom needed
+    from dvc.repo import Repo
+
+    try:
+        repo = Repo(".", _wait_for_lock=True)
+        with repo.lock:
+            yield repo
+    except (OSError, sqlite3.Error, DvcException) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"could not record in dvc.lock and DVC's cache: {reason}; then run `ipdiff sync`") from None
+
+
+def _record(repo: Any, study: str, new: list[Cell], fresh: Freshness, done: Synced) -> None:
+    """Put cells that hold into the cache and dvc.lock; one whose files are not those of its recipe is refused."""
+    stages = {stage.addressing.rpartition(":")[2]: stage for stage in _stages_of(repo, study)}
+    verbs = sorted({cell.stage.verb for cell in new})
     for verb in verbs:
         write_code_digest(verb, study)
-    from dvc.repo import Repo  # slow to import, and seldom needed
+    good = [_saved(stages[f"code-{verb}"]) for verb in verbs]
+    for cell in new:
+        stage = _saved(stages[dvcfile.address(cell)])
+        if wrong := _mismatch(stage, fresh.recipe(cell) or {}):
+            done.refused.append(wrong)
+        else:
+            good.append(stage)
+            done.recorded.append(cell.directory)
+    for stage in good:
+        stage.commit()
+        repo.stage_cache.save(stage)
+    _write_lock(dvcfile.lock_of(study), good)
 
-    repo = Repo(".")
-    with repo.lock:
-        stages = {stage.addressing.rpartition(":")[2]: stage for stage in _stages_of(repo, study)}
-        good = [stages[f"code-{verb}"] for verb in verbs]
-        for stage in good:
-            stage.save()
-        for cell in new:
-            stage = stages[dvcfile.address(cell)]
-            stage.save()
-            if wrong := _tampered(stage, holding.recipe(cell) or {}):
-                done.refused.append(wrong)
-            else:
-                good.append(stage)
-                done.recorded.append(cell.directory)
-        for stage in good:
-            stage.commit()
-        _write_lock(lock, good)
+
+def _saved(stage: Any) -> Any:
+    """The stage with the digests of its files as they are; the run cache is left for when they are known good."""
+    stage.save(run_cache=False)
+    return stage
 
 
 def write_code_digest(verb: str, study: str) -> Path:
@@ -161,24 +151,41 @@ def _stages_of(repo: Any, study: str) -> list[Any]:
 
 
 def _entries(lock: Path) -> dict[str, Any]:
-    """The stages of a dvc.lock; one that cannot be read counts as empty (it is written anew)."""
+    """The stages of a dvc.lock; none where it is missing or damaged."""
     try:
-        return dvcfile.lock_entries(lock.read_text())
-    except (OSError, ValueError):
+        stages = yaml.load(lock.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
         return {}
+    return stages if isinstance(stages, dict) else {}
 
 
-def _is_recorded(entry: dict[str, Any] | None, cell: Cell, holding: Holding) -> bool:
+def _mend(lock: Path) -> Path | None:
+    """Set aside a dvc.lock that was torn (DVC writes it in place), and say where; what holds is recorded anew."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from voluptuous import Invalid
+
+    if not lock.exists():
+        return None
+    try:
+        COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(lock.read_text()))
+    except (UnicodeDecodeError, yaml.YAMLError, Invalid):
+        return lock.replace(lock.with_suffix(".lock.damaged"))
+    return None
+
+
+def _is_recorded(entry: Any, cell: Cell, fresh: Freshness) -> bool:
     """True if a dvc.lock entry says of a cell what its recipe says."""
-    if entry is None or entry.get("cmd") != cell.command:
+    recipe = fresh.recipe(cell) or {}
+    try:
+        outs = {Path(out["path"]).name: out["md5"] for out in entry["outs"]}
+        deps = {dep["path"]: dep["md5"] for dep in entry["deps"]}
+        params = {key: value for file in entry.get("params", {}).values() for key, value in file.items()}
+    except (KeyError, TypeError, AttributeError):  # no entry, or a torn one
         return False
-    recipe = holding.recipe(cell) or {}
-    outs = {Path(out["path"]).name: out.get("md5") for out in entry.get("outs", [])}
-    deps = {dep["path"]: dep.get("md5") for dep in entry.get("deps", [])}
     code = {path for path in deps if path.startswith("code/")}
-    params = {key: value for file in entry.get("params", {}).values() for key, value in file.items()}
     return (
-        {name: digest for name, digest in outs.items() if name != RECIPE} == recipe.get("outputs")
+        entry.get("cmd") == cell.command
+        and {name: digest for name, digest in outs.items() if name != RECIPE} == recipe.get("outputs")
         and outs.get(RECIPE) == artifact.file_digest(Path(cell.outputs[-1]))
         and {path: digest for path, digest in deps.items() if path not in code} == recipe.get("inputs")
         and all(deps[path] == _text_digest(code_digest(cell.stage.verb) + "\n") for path in code)
@@ -190,13 +197,14 @@ def _text_digest(text: str) -> str:
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
-def _tampered(stage: Any, recipe: dict[str, Any]) -> str | None:
-    """A line about the first output whose bytes are not those of its recipe, or None."""
-    for out in stage.outs:
-        path = Path(out.def_path)
-        expected = recipe.get("outputs", {}).get(path.name)
-        if path.name != RECIPE and out.hash_info.value != expected:
-            return str(IntegrityError(path, str(expected), str(out.hash_info.value)))
+def _mismatch(stage: Any, recipe: dict[str, Any]) -> str | None:
+    """A line about the first file of a saved stage whose bytes are not those of its recipe, or None."""
+    outputs = {out.def_path: recipe.get("outputs", {}).get(Path(out.def_path).name) for out in stage.outs}
+    inputs: dict[str, str] = recipe.get("inputs", {})
+    for file in (*stage.deps, *stage.outs):
+        expected = {**outputs, **inputs}.get(getattr(file, "def_path", ""))
+        if expected is not None and file.hash_info.value != expected:
+            return str(IntegrityError(file.def_path, expected, str(file.hash_info.value)))
     return None
 
 
@@ -209,34 +217,11 @@ def _write_lock(path: Path, stages: list[Any]) -> None:
     for stage in stages:
         entries.update(to_lockfile(stage))
     part = path.with_suffix(".lock.part")
-    with part.open("w") as stream:
-        stream.write(dumps_yaml({"schema": "2.0", "stages": entries}))
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(path)
-
-
-def _touch(paths: list[str]) -> None:
-    """Let Snakemake touch and record these outputs as if it had made them."""
-    command = [sys.executable, "-m", "snakemake", "--touch", "--force", "--cores", "1", "--nolock", "--quiet", "all"]
-    ran = subprocess.run(
-        [*command, "--", *paths], env={**os.environ, SYNCING: "1"}, capture_output=True, text=True, check=False
-    )
-    if ran.returncode:
-        raise UserError(f"snakemake --touch ended with {ran.returncode}: {' '.join(ran.stderr.split()[-30:])}")
-
-
-def _out_of_order(cells: list[Cell]) -> bool:
-    """True if some output is older than an input of its cell, or Snakemake has no record of it."""
-    return any(
-        min(_times(cell.outputs)) < max(_times(cell.inputs), default=0.0) or not _is_known(cell.outputs[0])
-        for cell in cells
-    )
-
-
-def _times(paths: tuple[str, ...]) -> list[float]:
-    return [Path(path).stat().st_mtime for path in paths]
-
-
-def _is_known(path: str) -> bool:
-    return (SNAKEMAKE_RECORDS / urlsafe_b64encode(path.encode()).decode()).exists()
+    try:
+        with part.open("w") as stream:
+            stream.write(dumps_yaml({"schema": "2.0", "stages": entries}))
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

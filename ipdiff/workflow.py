@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
+import atexit
+import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from ipdiff import config, dvcfile, grid
+from ipdiff import config, dvcfile, grid, records, sync
 from ipdiff.code import code_digest
 from ipdiff.errors import UserError
-from ipdiff.sync import SYNCING, adopt
 
-Wildcards = Mapping[str, str]
+_T = TypeVar("_T")
 
 
 class Workflow:
@@ -22,12 +20,8 @@ class Workflow:
 
     def __init__(self) -> None:
         """Read params.yaml."""
-        try:
-            self.grid = grid.load()
-            self.raw = config.load_raw()
-        except UserError as error:
-            print(f"ipdiff: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
+        self.grid = _or_exit(grid.load)
+        self.raw = _or_exit(config.load_raw)
 
     @property
     def studies(self) -> list[str]:
@@ -48,7 +42,7 @@ class Workflow:
 
     def params(self, verb: str) -> Callable[[Any], str]:
         """Snakemake's params function of a verb: the values of the cell's keys in params.yaml, as JSON."""
-        return lambda wildcards: json.dumps(grid.param_values(self._cell(verb, wildcards), self.raw), sort_keys=True)
+        return lambda wildcards: records.params_text(self._cell(verb, wildcards), self.raw)
 
     def _cell(self, verb: str, wildcards: Any) -> grid.Cell:
         names = {name: getattr(wildcards, name) for name in grid.STAGES[verb].wildcards}
@@ -58,15 +52,32 @@ class Workflow:
         """The code digest of a verb: a change of it makes the verb's cells stale."""
         return code_digest(verb)
 
-    def adopt(self) -> None:
-        """Accept what `dvc repro`, `dvc pull` or a clone brought, before Snakemake looks at times."""
-        if SYNCING not in os.environ:
-            adopt()
-
     def log(self, verb: str) -> str:
         """Where a job's messages go."""
         return grid.STAGES[verb].log
 
     def command(self, verb: str) -> str:
-        """The shell command of a verb, with Snakemake's wildcards; messages go to the log."""
-        return re.sub(r"\{(\w+)\}", r"{wildcards.\1}", grid.STAGES[verb].command) + " > {log} 2>&1"
+        """The shell command of a verb."""
+        return records.shell_command(verb)
+
+    def adopt(self) -> None:
+        """Accept what `dvc repro`, `dvc pull` or a clone brought, before Snakemake looks at times."""
+        _or_exit(sync.adopt)
+
+    def record_at_exit(self, snakemake: Any) -> None:
+        """Record what an earlier run could not, even if this one finds nothing to do (it calls no onsuccess then)."""
+
+        def record() -> None:
+            if snakemake.executor_plugin is not None and not snakemake.dryrun and sync.unrecorded():
+                subprocess.run(["ipdiff", "sync", "--record-only"], check=False)
+
+        atexit.register(record)
+
+
+def _or_exit(function: Callable[[], _T]) -> _T:
+    """Call a function; bad input ends Snakemake with one line and exit code 2."""
+    try:
+        return function()
+    except UserError as error:
+        print(f"ipdiff: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -209,7 +209,15 @@ def test_a_missing_recipe_is_said_in_words() -> None:
 def test_raw_data_has_no_recipe_and_is_digested_all_the_same(tmp_path: Path) -> None:
     Path("raw").mkdir()
     Path("raw/data.zip").write_bytes(b"zip")
-    assert verify_inputs(("raw/data.zip",)) == {"raw/data.zip": hashlib.md5(b"zip").hexdigest()}
+    found = verify_inputs(("raw/data.zip",), raw={"raw/data.zip"})
+    assert found == {"raw/data.zip": hashlib.md5(b"zip").hexdigest()}
+
+
+def test_a_file_without_its_commit_marker_is_refused(tmp_path: Path) -> None:
+    Path("data").mkdir()
+    Path("data/images.npy").write_bytes(b"half published")
+    with pytest.raises(UserError, match="data/recipe.json is missing"):
+        verify_inputs(("data/images.npy",))
 
 
 def test_the_digest_of_a_directory_is_of_names_and_bytes() -> None:

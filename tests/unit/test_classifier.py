@@ -134,8 +134,8 @@ def test_compute_refusals(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="torch finds no CUDA device"):
         configure(Compute("cuda"))
-    with pytest.raises(UserError, match="threads is 0"):
-        configure(Compute(threads=0))
+    with pytest.raises(ValueError, match="threads is 0"):
+        Compute(threads=0)
     assert configure(Compute(threads=1)) == torch.device("cpu")
     assert torch.get_num_threads() == 1
     assert torch.are_deterministic_algorithms_enabled()

@@ -200,6 +200,24 @@ def test_one_image_drawn_alone_is_that_of_the_set(weights, images, tmp_path, nam
             one(index)
 
 
+def test_one_image_repeats_the_whole_call_it_belongs_to(weights, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        ImageSampler, "draw", lambda drawer, index: calls.append(index) or np.zeros((len(index), 4, 4, 1))
+    )
+    for index in (0, 5, 9):
+        sample.draw_one(
+            MODELS["adm"],
+            weights["adm"],
+            Sampler.parse("ancestral-5"),
+            SET,
+            index,
+            clip_denoised=True,
+            compute=Compute(),
+        )
+    assert calls == [range(4), range(4, 8), range(8, 10)]
+
+
 def test_two_models_of_a_seed_share_their_noise(sampler, drawn):
     firsts = []
     for model in MODELS:
@@ -259,7 +277,8 @@ def test_with_a_perfect_network_every_chain_ends_at_the_images(sampler, name):
 
 
 def test_eta_changes_the_images(sampler):
-    assert not np.array_equal(sampler("ddim0-5").draw(range(4)), sampler("ddim0.5-5").draw(range(4)))
+    images = {sampler(f"ddim{eta}-5").draw(range(4)).tobytes() for eta in (0, 0.5, 1)}
+    assert len(images) == 3
 
 
 def test_unclipped_sampling_leaves_the_range(weights):

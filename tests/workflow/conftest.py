@@ -1,34 +1,22 @@
-"""A project of its own for a test: the working tree's files in a temporary directory, under git, without data."""
+"""A project of its own for a test: the working tree's files in a temporary directory, under git, without data.
+
+The mini study is made once by each engine; a test that changes something gets a copy of that.
+"""
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from workflow.engines import MINI, run
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {
-    **os.environ,
-    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    "DVC_NO_ANALYTICS": "1",
-    "GIT_AUTHOR_NAME": "test", "GIT_AUTHOR_EMAIL": "test@example.org",
-    "GIT_COMMITTER_NAME": "test", "GIT_COMMITTER_EMAIL": "test@example.org",
-}  # fmt: skip
-
-
-def run(project: Path, *command: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in the project; fail with its output if it ends with another exit code."""
-    done = subprocess.run(command, cwd=project, env=ENVIRONMENT | environment, capture_output=True, text=True)
-    assert done.returncode == code, f"{command}: exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
-    return done
 
 
 def make_project(folder: Path) -> Path:
-    """Copy the files git knows or would add; the package is imported from the copy."""
+    """Copy the files git knows or would add; what is run in the copy imports the package from there."""
     listed = run(ROOT, "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").stdout
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).exists() and not name.startswith("tests/"):
@@ -48,18 +36,28 @@ def project(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def by_snakemake(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project in which Snakemake has run the mini study."""
-    project = make_project(tmp_path_factory.mktemp("snakemake"))
-    run(project, "snakemake", "--cores", "2", "mini")
-    return project
+    """The mini study as Snakemake made it. To be read only."""
+    made = make_project(tmp_path_factory.mktemp("snakemake"))
+    run(made, "snakemake", "--cores", "2", "mini")
+    return made
 
 
 @pytest.fixture(scope="session")
 def by_dvc(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project in which DVC has run the mini study."""
-    project = make_project(tmp_path_factory.mktemp("dvc"))
-    run(project, "dvc", "repro", "--quiet", "workflow/mini/dvc.yaml")
-    return project
+    """The mini study as DVC made it. To be read only."""
+    made = make_project(tmp_path_factory.mktemp("dvc"))
+    run(made, "dvc", "repro", "--quiet", MINI)
+    return made
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Callable[[Path], Path]:
+    """Copy a project, with its times and links, to change it."""
+
+    def copied(made: Path) -> Path:
+        return Path(shutil.copytree(made, tmp_path / made.name, symlinks=True))
+
+    return copied
 
 
 @pytest.fixture(scope="session")

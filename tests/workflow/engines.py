@@ -1,11 +1,75 @@
-"""Both engines' view of the graph, as plain data."""
+"""What both engines say and do, as plain data."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+from ipdiff import grid
+from ipdiff.artifact import file_digest
+
+MINI = "workflow/mini/dvc.yaml"
+
+
+def environment(project: Path) -> dict[str, str]:
+    """Commands of this Python, the package of the project, and DVC's state inside it."""
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(project),
+        "DVC_NO_ANALYTICS": "1",
+        "DVC_SITE_CACHE_DIR": str(project / ".dvc/tmp/site"),
+        "GIT_AUTHOR_NAME": "test", "GIT_AUTHOR_EMAIL": "test@example.org",
+        "GIT_COMMITTER_NAME": "test", "GIT_COMMITTER_EMAIL": "test@example.org",
+    }  # fmt: skip
+
+
+def run(project: Path, *command: str, code: int = 0, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in the project; fail with its output if it ends with another exit code. `more`: environment."""
+    done = subprocess.run(command, cwd=project, env=environment(project) | more, capture_output=True, text=True)
+    assert done.returncode == code, f"{command}: exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    return done
+
+
+def cells(project: Path, study: str = "mini") -> dict[str, grid.Cell]:
+    """A study's cells by their directory, with the parameters the project has now."""
+    return {cell.directory: cell for cell in grid.load(project / "params.yaml").study(study)}
+
+
+def planned(project: Path, *targets: str, options: tuple[str, ...] = ()) -> set[str]:
+    """Directories of the cells that Snakemake would make (of the mini study, if there are no targets)."""
+    said = run(project, "snakemake", "--cores", "2", "--dry-run", "--printshellcmds", *options, *(targets or ["mini"]))
+    commands = set(re.findall(r"ipdiff [a-z]+ --[^>\n]*?(?= > )", said.stdout + said.stderr))
+    return {cell.directory for cell in cells(project).values() if cell.command in commands}
+
+
+def stale(project: Path) -> dict[str, str]:
+    """The grid's prediction for the mini study: directory -> why it is stale."""
+    lines = run(project, "ipdiff", "grid", "--stale", "--study", "mini").stdout.splitlines()
+    return {directory: state for state, _, directory in (line.split("\t") for line in lines)}
+
+
+def changed(project: Path) -> set[str]:
+    """Addresses of the mini study's stages that DVC calls changed, those of code left out."""
+    status = json.loads(run(project, "dvc", "status", "--json", MINI).stdout)
+    found = {name.rpartition(":")[2] for name in status}
+    return {name for name in found if not name.startswith("code-")}
+
+
+def outputs(project: Path) -> dict[str, str]:
+    """Digests of all outputs of the mini study."""
+    return {path: file_digest(project / path) for cell in cells(project).values() for path in cell.outputs}
+
+
+def damaged(project: Path) -> list[str]:
+    """Entries of DVC's cache whose bytes are not those of their name."""
+    files = [path for path in (project / ".dvc/cache/files/md5").glob("??/*") if path.is_file()]
+    return [str(path) for path in files if file_digest(path) != path.parent.name + path.name]
+
 
 SNAKEMAKE_GRAPH = """
 import json, sys
@@ -46,9 +110,7 @@ print("GRAPH" + json.dumps(stages))
 
 
 def _run(code: str, project: Path, *args: str) -> list[dict]:
-    done = subprocess.run([sys.executable, "-c", code, *args], cwd=project, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.rpartition("GRAPH")[2])
+    return json.loads(run(project, sys.executable, "-c", code, *args).stdout.rpartition("GRAPH")[2])
 
 
 def snakemake_graph(project: Path, *targets: str) -> list[dict]:

@@ -1,65 +1,87 @@
-"""Both engines really run the mini study, from nothing, and make the same bytes."""
+"""Both engines really run the mini study, from nothing, and then agree on what there is and what is to be done."""
 
 from __future__ import annotations
 
 import json
+import os
+import random
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from workflow.conftest import run
-
-from ipdiff import grid
-from ipdiff.artifact import file_digest
+import yaml
+from workflow.engines import MINI, cells, changed, damaged, outputs, planned, run, stale
 
 pytestmark = pytest.mark.workflow
-
-
-def outputs(project: Path) -> dict[str, str]:
-    """Digests of all outputs of the mini study."""
-    cells = grid.load(project / "params.yaml").study("mini")
-    return {path: file_digest(project / path) for cell in cells for path in cell.outputs}
 
 
 def test_both_engines_make_the_same_bytes(by_snakemake: Path, by_dvc: Path) -> None:
     assert outputs(by_snakemake) == outputs(by_dvc)
 
 
-def test_snakemake_has_nothing_left_to_do(by_snakemake: Path) -> None:
-    assert "Nothing to be done" in run(by_snakemake, "snakemake", "--cores", "2", "-n", "mini").stdout
+def test_after_snakemake_dvc_has_everything(by_snakemake: Path) -> None:
+    assert "up to date" in run(by_snakemake, "dvc", "status", MINI).stdout
+    lock = yaml.safe_load((by_snakemake / "workflow/mini/dvc.lock").read_text())["stages"]
+    recorded = {out["path"]: out["md5"] for stage in lock.values() for out in stage["outs"]}
+    made = outputs(by_snakemake)
+    assert {path: recorded[path] for path in made} == made
+    for digest in made.values():
+        assert (by_snakemake / ".dvc/cache/files/md5" / digest[:2] / digest[2:]).is_file()
+    assert damaged(by_snakemake) == []
 
 
-def test_dvc_has_nothing_left_to_do_and_git_stays_clean(by_dvc: Path) -> None:
-    assert "up to date" in run(by_dvc, "dvc", "status", "workflow/mini/dvc.yaml").stdout
-    changed = run(by_dvc, "git", "status", "--short").stdout.split()
-    assert changed == ["??", "workflow/mini/dvc.lock"]
+def test_after_snakemake_dvc_runs_nothing(by_snakemake: Path, copy: Callable[[Path], Path]) -> None:
+    project = copy(by_snakemake)
+    before = outputs(project)
+    said = run(project, "dvc", "repro", MINI)
+    assert "Running stage" not in said.stdout + said.stderr
+    assert outputs(project) == before
+    assert planned(project) == set()
 
 
-def test_a_changed_strength_makes_only_its_own_cells_stale(by_snakemake: Path) -> None:
-    params = by_snakemake / "params.yaml"
-    before = params.read_text()
-    start = before.index("digits_mini:")
-    params.write_text(before[:start] + before[start:].replace("gamma: 0.1", "gamma: 0.15", 1))
-    try:
-        said = run(by_snakemake, "snakemake", "--cores", "2", "-n", "mini", "--printshellcmds").stdout
-        planned = {line.strip().partition(" > ")[0].removeprefix("Shell command: ") for line in said.splitlines()}
-        cells = grid.load(params).study("mini")
-    finally:
-        params.write_text(before)
-    stale = {cell.command for cell in cells if cell.command in planned}
+def test_after_dvc_snakemake_has_nothing_to_do(by_dvc: Path, copy: Callable[[Path], Path]) -> None:
+    project = copy(by_dvc)
+    assert planned(project) == set()
+    shutil.rmtree(project / ".snakemake")
+    scramble_times(project)
+    assert planned(project) == set()
+    scramble_times(project)
+    assert planned(project) == set()
+    assert stale(project) == {}
+    assert "up to date" in run(project, "dvc", "status", MINI).stdout
+    changed_files = run(project, "git", "status", "--short").stdout.split()
+    assert changed_files == ["??", "workflow/mini/dvc.lock"]
+
+
+def scramble_times(project: Path) -> None:
+    """Give all outputs times in no order, as a pull does."""
+    order = random.Random(0)
+    for cell in cells(project).values():
+        for path in cell.outputs:
+            time = 1_700_000_000 + order.randrange(1_000_000)
+            os.utime(project / path, (time, time))
+
+
+@pytest.mark.parametrize("made", ["by_snakemake", "by_dvc"])
+def test_a_changed_strength_makes_the_same_cells_stale_in_both(
+    made: str, request: pytest.FixtureRequest, copy: Callable[[Path], Path]
+) -> None:
+    project = copy(request.getfixturevalue(made))
+    params = project / "params.yaml"
+    before, mini, after = params.read_text().partition("digits_mini:")
+    params.write_text(before + mini + after.replace("gamma: 0.1", "gamma: 0.15", 1))
     expected = {
-        cell.command for cell in cells
-        if "adm-ip" in cell.directory or cell.stage.verb in ("table", "figure", "report")
+        name for name, cell in cells(project).items()
+        if "adm-ip" in name or cell.stage.verb in ("table", "figure", "report")
     }  # fmt: skip
-    assert stale == expected
-
-
-def test_a_table_alone_needs_only_its_own_cells(by_snakemake: Path) -> None:
-    known = grid.load(by_snakemake / "params.yaml")
-    target = known.cell("table", study="mini", table="table1")
-    said = run(by_snakemake, "snakemake", "--cores", "2", "-n", "--forceall", "--printshellcmds", target.outputs[0])
-    planned = [line for line in said.stdout.splitlines() if "ipdiff " in line]
-    assert len(planned) == len(known.needed(target))
-    assert not any("--model adm " in line for line in planned)
+    predicted = stale(project)
+    assert predicted.keys() == expected
+    assert {name for name, state in predicted.items() if state == "changed"} == {
+        "runs/digits_mini/adm-ip/s0/4", "runs/digits_mini/adm-ip/s0/8"
+    }  # fmt: skip
+    assert planned(project) == expected
+    assert changed(project) == {"train@digits_mini-adm-ip-s0-4", "continue@digits_mini-adm-ip-s0-8"}
 
 
 def test_metrics_are_readable_by_dvc(by_dvc: Path) -> None:

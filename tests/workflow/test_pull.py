@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from workflow.conftest import ENVIRONMENT, run
+from workflow.engines import environment, run
 
 from ipdiff import cli, config, dvcfile, grid, verify
 from ipdiff.artifact import RECIPE, file_digest
@@ -139,8 +139,8 @@ def test_one_checkpoint_is_enough_to_draw_an_image(origin: Path, clone: Path) ->
 @pytest.mark.slow
 def test_s3(origin: Path, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setitem(ENVIRONMENT, name, "testing")
-    monkeypatch.setitem(ENVIRONMENT, "AWS_DEFAULT_REGION", "us-east-1")
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     with servers.s3("ipdiff-test") as endpoint:
         for project in (origin, clone):
             use_remote(project, "s3://ipdiff-test/store", endpointurl=endpoint)
@@ -215,7 +215,7 @@ def test_a_killed_pull_goes_on_where_it_was(origin: Path, clone: Path) -> None:
     with servers.http(store_of(origin), lambda path: time.sleep(0.1)) as url:
         use_remote(clone, url)
         command = [sys.executable, "-m", "ipdiff.cli", "pull", "--jobs", "1"]
-        pulling = subprocess.Popen(command, cwd=clone, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+        pulling = subprocess.Popen(command, cwd=clone, env=environment(clone), stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
         while cached_objects() < 10 and time.monotonic() < deadline:
             time.sleep(0.05)
