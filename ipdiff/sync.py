@@ -58,7 +58,7 @@ def record(studies: Iterable[str] | None = None) -> Synced:
         return done
     with _dvc() as repo:
         fresh = freshness()
-        done.mended += [str(lock) for lock in map(_mend, map(_lock_path, fresh.grid.params.studies)) if lock]
+        done.mended += [str(lock) for lock in map(_mend, map(dvcfile.lock_of, fresh.grid.params.studies)) if lock]
         for study, new in _unrecorded(fresh, studies):
             _record(repo, study, new, fresh, done)
     return done
