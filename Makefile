@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 CORES ?= all
 
-.PHONY: help install demo test test-unit test-all lint graph clean
+.PHONY: help install demo demo-pull test test-unit test-all lint graph clean
 help:
 	@sed -n 's/^## //p' Makefile
 
@@ -24,6 +24,10 @@ demo: install
 	@echo "tables:  tables/digits/*/table.md"
 	@echo "figures: figures/digits/*/figure.png"
 	@echo "report:  report/digits/index.html"
+
+## make demo-pull  clone HEAD, pull a checkpoint and the metrics over http (REMOTE_URL=...), verify, draw an image
+demo-pull: install
+	examples/demo_pull.sh
 
 ## make test       lint, types, contracts and all tests but the slow ones
 test: lint test-unit

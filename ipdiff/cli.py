@@ -88,7 +88,30 @@ def parser() -> argparse.ArgumentParser:
     text = "bring dvc.lock, DVC's cache and Snakemake's records into agreement with what is there"
     agree = verbs.add_parser("sync", help=text, description=text)
     agree.add_argument("--record-only", action="store_true", help="leave Snakemake's records alone (it is running)")
+    _add_store_verbs(verbs)
     return top
+
+
+TARGET_HELP = "a study, table:STUDY/NAME, figure:STUDY/NAME, an output, an artifact's folder (default: everything)"
+
+
+def _add_store_verbs(verbs: argparse._SubParsersAction[_Parser]) -> None:
+    text = "hash every artifact again and hold it against its recipe, dvc.lock and DVC's cache"
+    check = verbs.add_parser("verify", help=text, description=text)
+    check.add_argument("targets", nargs="*", metavar="TARGET", help=f"{TARGET_HELP}; what is named has to be there")
+    check.add_argument("--study", help="only this study's artifacts")
+    text = "hash DVC's local cache as well (default: yes)"
+    check.add_argument("--cache", action=argparse.BooleanOptionalAction, default=True, help=text)
+    text = "instead: how many artifacts are byte-identical to those in the dvc.lock of this git revision"
+    check.add_argument("--against", metavar="REV", help=text)
+    text = "bring artifacts from a DVC remote, verify them, and tell Snakemake of them"
+    bring = verbs.add_parser("pull", help=text, description=text)
+    bring.add_argument("targets", nargs="*", metavar="TARGET", help=TARGET_HELP)
+    bring.add_argument("--remote", help="name of the DVC remote (default: the project's default remote)")
+    text = "only metrics, tables, figures, reports and recipes"
+    bring.add_argument("--metrics-only", action="store_true", help=text)
+    bring.add_argument("--jobs", type=int, help="files at a time (default: what DVC chooses for the remote)")
+    bring.add_argument("--force", action="store_true", help="replace files here that DVC does not know")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,6 +143,10 @@ def _run(args: argparse.Namespace) -> int:
         return _code(args.code_verb, args.study)
     if args.verb == "sync":
         return _sync(args)
+    if args.verb == "verify":
+        return _verify(args)
+    if args.verb == "pull":
+        return _pull(args)
     from ipdiff import grid, stages
 
     cell = grid.load().cell(args.verb, **{name: getattr(args, name) for name in WILDCARDS[args.verb]})
@@ -159,6 +186,34 @@ def _sync(args: argparse.Namespace) -> int:
         print(f"ipdiff: not recorded: {line}", file=sys.stderr)
     print(f"recorded {len(done.recorded)} cells with DVC; told Snakemake of {len(done.adopted)}")
     return 3 if done.refused else 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from ipdiff import verify
+
+    studies = None if args.study is None else [args.study]
+    if args.against is not None:
+        for line in verify.against(args.against, args.targets, studies=studies).lines():
+            print(line)
+        return 0
+    done = verify.verify(args.targets, studies=studies, cache=args.cache)
+    for problem in done.problems:
+        print(problem)
+    print(done)
+    return 3 if done.problems else 0
+
+
+def _pull(args: argparse.Namespace) -> int:
+    from ipdiff import pull
+
+    if args.jobs is not None and args.jobs < 1:
+        raise UserError(f"--jobs is {args.jobs}; use 1 or more")
+    done = pull.pull(args.targets, remote=args.remote, metrics_only=args.metrics_only, jobs=args.jobs, force=args.force)
+    print(done)
+    wrong = [*done.damaged, *map(str, done.problems)]
+    for line in [*wrong, *filter(None, [done.failed])]:
+        print(f"ipdiff: {line}", file=sys.stderr)
+    return 3 if wrong else 2 if done.failed is not None else 0
 
 
 def _grid(args: argparse.Namespace) -> int:

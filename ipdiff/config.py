@@ -68,10 +68,11 @@ def _lookup(known: Mapping[str, _V], kind: str, name: str) -> _V:
 def suggest(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the nearest known one, and all of them."""
     names = list(known)
-    return (_nearest(name, names) or ";") + (f" known: {', '.join(names)}" if names else " there are none here")
+    return (nearest(name, names) or ";") + (f" known: {', '.join(names)}" if names else " there are none here")
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean '...'?`, or nothing if no known name is near."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""
 
@@ -186,7 +187,7 @@ def _explain(path: Path, raw: dict[str, Any], error: ValidationError) -> str:
     found = first["input"]
     if first["type"] == "literal_error":
         choices = re.findall("'([^']*)'", first["msg"])
-        return f"{where}: {_quoted(found)}; expected {' or '.join(choices)}{_nearest(str(found), choices)}"
+        return f"{where}: {_quoted(found)}; expected {' or '.join(choices)}{nearest(str(found), choices)}"
     return f"{where}: {_quoted(found)}; expected {_EXPECTED.get(first['type'], first['msg'])}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import yaml
 
 from ipdiff.code import STAGES as CODE_STAGES
 from ipdiff.code import code_files
-from ipdiff.errors import ConfigError
+from ipdiff.errors import ConfigError, UserError
 from ipdiff.grid import Cell, Grid, Stage
 
 HEADER = """\
@@ -27,6 +27,44 @@ VARIANTS = {"train": "continue", "sample": "expose", "prepare": "prepare_raw"}
 def path_of(study: str) -> Path:
     """Where a study's dvc.yaml lies: the default study's in the root."""
     return Path("dvc.yaml") if study == DEFAULT_STUDY else Path("workflow") / study / "dvc.yaml"
+
+
+def lock_of(study: str) -> Path:
+    """Where DVC records a study's digests: beside its dvc.yaml."""
+    return path_of(study).with_suffix(".lock")
+
+
+def lock_entries(text: str) -> dict[str, Any]:
+    """The stages of a dvc.lock; ValueError if the text is none."""
+    try:
+        data = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        return dict(data["stages"])
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise ValueError(f"no dvc.lock: {type(error).__name__}") from None
+
+
+def lock_digests(text: str) -> dict[str, str]:
+    """Output path -> md5, as a dvc.lock has them; ValueError if the text is none."""
+    try:
+        outs = [out for entry in lock_entries(text).values() for out in entry.get("outs", [])]
+        return {out["path"]: str(out["md5"]) for out in outs}
+    except (AttributeError, KeyError, TypeError):
+        raise ValueError("no dvc.lock: an entry is damaged") from None
+
+
+def recorded(studies: Iterable[str]) -> dict[str, str]:
+    """Output path -> md5 by the dvc.lock files of these studies; a study without one adds nothing.
+
+    Raises:
+        UserError: a dvc.lock cannot be read.
+    """
+    digests: dict[str, str] = {}
+    for lock in filter(Path.exists, map(lock_of, studies)):
+        try:
+            digests |= lock_digests(lock.read_text())
+        except ValueError as error:
+            raise UserError(f"{lock} is {error}; restore it: git checkout {lock}") from None
+    return digests
 
 
 def code_output(verb: str, study: str) -> str:

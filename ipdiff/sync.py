@@ -58,7 +58,7 @@ def record(studies: Iterable[str] | None = None) -> Synced:
         return done
     with _dvc() as repo:
         fresh = freshness()
-        done.mended += [str(lock) for lock in map(_mend, map(_lock_path, fresh.grid.params.studies)) if lock]
+        done.mended += [str(lock) for lock in map(_mend, map(dvcfile.lock_of, fresh.grid.params.studies)) if lock]
         for study, new in _unrecorded(fresh, studies):
             _record(repo, study, new, fresh, done)
     return done
@@ -79,7 +79,7 @@ def adopt(studies: Iterable[str] | None = None) -> list[str]:
 def _unrecorded(fresh: Freshness, studies: Iterable[str] | None) -> Iterator[tuple[str, list[Cell]]]:
     """Each study's cells that hold, with all their files, and that dvc.lock does not have; none is left out."""
     for study in studies if studies is not None else fresh.grid.params.studies:
-        entries = _entries(_lock_path(study))
+        entries = _entries(dvcfile.lock_of(study))
         new = [
             cell
             for cell in fresh.grid.study(study)
@@ -125,7 +125,7 @@ def _record(repo: Any, study: str, new: list[Cell], fresh: Freshness, done: Sync
     for stage in good:
         stage.commit()
         repo.stage_cache.save(stage)
-    _write_lock(_lock_path(study), good)
+    _write_lock(dvcfile.lock_of(study), good)
 
 
 def _saved(stage: Any) -> Any:
@@ -148,10 +148,6 @@ def _stages_of(repo: Any, study: str) -> list[Any]:
     """DVC's stages of a study's dvc.yaml."""
     wanted = dvcfile.path_of(study).resolve()
     return [stage for stage in repo.index.stages if Path(stage.path).resolve() == wanted]
-
-
-def _lock_path(study: str) -> Path:
-    return dvcfile.path_of(study).with_suffix(".lock")
 
 
 def _entries(lock: Path) -> dict[str, Any]:

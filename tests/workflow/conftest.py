@@ -58,3 +58,24 @@ def copy(tmp_path: Path) -> Callable[[Path], Path]:
         return Path(shutil.copytree(made, tmp_path / made.name, symlinks=True))
 
     return copied
+
+
+@pytest.fixture(scope="session")
+def origin(by_snakemake: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose mini study is committed to git and pushed to its default remote, the directory `store`."""
+    folder = tmp_path_factory.mktemp("published")
+    project, store = folder / "origin", folder / "store"
+    shutil.copytree(by_snakemake, project, symlinks=True)
+    run(project, "dvc", "remote", "add", "--default", "store", str(store))
+    run(project, "git", "add", "workflow/mini/dvc.lock", ".dvc/config")
+    run(project, "git", "commit", "--quiet", "-m", "the mini study")
+    run(project, "dvc", "push", "--quiet", "--run-cache")
+    return project
+
+
+@pytest.fixture
+def clone(origin: Path, tmp_path: Path) -> Path:
+    """A clone of the published project, without data."""
+    project = tmp_path / "clone"
+    run(tmp_path, "git", "clone", "--quiet", str(origin), str(project))
+    return project

@@ -28,9 +28,9 @@ def environment(project: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-def run(project: Path, *command: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a command in the project; fail with its output if it ends with another exit code."""
-    done = subprocess.run(command, cwd=project, env=environment(project), capture_output=True, text=True)
+def run(project: Path, *command: str, code: int = 0, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in the project; fail with its output if it ends with another exit code. `more`: environment."""
+    done = subprocess.run(command, cwd=project, env=environment(project) | more, capture_output=True, text=True)
     assert done.returncode == code, f"{command}: exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
     return done
 
