@@ -52,7 +52,7 @@ def test_a_published_artifact_is_whole_and_verifies() -> None:
 def test_a_recipe_guards_its_own_fields() -> None:
     publish(state="abc")
     path = HERE / RECIPE
-    path.write_text(path.read_text().replace('"abc"', '"abd"'))
+    path.write_text(path.read_text().replace('"abc"', '"xyz"'))
     with pytest.raises(IntegrityError, match=str(path)):
         read_recipe(path)
 
