@@ -47,7 +47,7 @@ lint: install
 	ruff format --check .
 	pyright
 	lint-imports
-	codespell
+	git ls-files -z | xargs -0 codespell
 	snakefmt --check workflow Snakefile
 	snakemake --lint
 	ipdiff grid --check
