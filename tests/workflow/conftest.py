@@ -16,10 +16,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def make_project(folder: Path) -> Path:
-    """Copy the files git knows or would add; what is run in the copy imports the package from there."""
+    """Copy the files git knows or would add; what is run in the copy imports the package from there.
+
+    A dvc.lock stays behind: the copy has no data, whatever was made in the project itself.
+    """
     listed = run(ROOT, "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").stdout
     for name in filter(None, listed.split("\0")):
-        if (ROOT / name).exists() and not name.startswith("tests/"):
+        if (ROOT / name).exists() and not name.startswith("tests/") and not name.endswith("dvc.lock"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     run(folder, "git", "init", "--quiet")
