@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 CORES ?= all
 
-.PHONY: help install demo demo-pull test test-unit test-all lint graph clean
+.PHONY: help install demo demo-pull test test-unit test-all lint raw-tiny graph clean
 help:
 	@sed -n 's/^## //p' Makefile
 
@@ -14,13 +14,14 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "ipdiff needs Python 3.11 or later, found " + sys.version.split()[0] + "; use make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch setuptools
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[pipeline,dev]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps clean-fid
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[pipeline,cluster,data,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps clean-fid pytorch-fid torch-fidelity
 	touch $@
 
 ## make demo       the digits study, from raw data to its report
 demo: install
 	snakemake --cores $(CORES)
+	-@ipdiff verify --against HEAD --study digits | tail -n 2
 	@echo "tables:  tables/digits/*/table.md"
 	@echo "figures: figures/digits/*/figure.png"
 	@echo "report:  report/digits/index.html"
@@ -31,7 +32,7 @@ demo-pull: install
 
 ## make test       lint, types, contracts and all tests but the slow ones
 test: lint test-unit
-	pytest -q tests/workflow -m "not slow"
+	pytest -q -n 2 --dist loadfile tests/workflow -m "not slow"
 
 ## make test-unit  unit, parity and integration tests alone
 test-unit: install
@@ -52,10 +53,15 @@ lint: install
 	snakemake --lint
 	ipdiff grid --check
 
+## make raw-tiny   archives in the published formats for the study paper-tiny, and a network like Inception
+raw-tiny: install
+	python tests/archives.py raw/tiny
+	python tests/inception.py raw/tiny/inception.pt
+
 ## make graph      rewrite dvc.yaml files and config/README.md from params.yaml
 graph: install
 	ipdiff grid --write
 
 ## make clean      drop artifacts and work in progress, keep .venv and DVC's cache
 clean:
-	rm -rf data features reference runs states samples metrics tables figures report code work logs receipts
+	rm -rf data features reference neighbours runs states samples metrics analysis tables figures report code work logs receipts

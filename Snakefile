@@ -7,6 +7,14 @@ module ipdiff:
 use rule * from ipdiff
 
 
+# Torch is imported once, for all jobs that run on this machine. A cluster's jobs have to do their work themselves.
+onstart:
+    if workflow.local_exec:
+        from ipdiff import warm
+
+        warm.start()
+
+
 # What was made is recorded in dvc.lock and DVC's cache, by one process on this node.
 onsuccess:
     shell("ipdiff sync --record-only")

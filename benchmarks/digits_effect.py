@@ -115,7 +115,7 @@ def measure(job: tuple[str, dict[str, Any], float, int, str]) -> dict[str, Any]:
                 compute=spec.compute,
                 images=images,
             )
-            found[text] = _metrics(np.concatenate([draw.draw(b) for b in batches(options["n"], 500)]), folder)
+            found[text] = metrics(np.concatenate([draw.draw(b) for b in batches(options["n"], 500)]), folder)
     return {
         "config": name,
         "gamma": gamma,
@@ -127,7 +127,8 @@ def measure(job: tuple[str, dict[str, Any], float, int, str]) -> dict[str, Any]:
     }
 
 
-def _metrics(samples: np.ndarray, folder: str) -> dict[str, float]:
+def metrics(samples: np.ndarray, folder: str) -> dict[str, float]:
+    """FID, sFID and pixel distance of a sample set against the references in `folder`."""
     from ipdiff.data.arrays import load_npz
     from ipdiff.evaluate import distances
     from ipdiff.metrics.features import ClassifierFeatures, statistics
@@ -140,15 +141,15 @@ def _metrics(samples: np.ndarray, folder: str) -> dict[str, float]:
 def references(folder: Path) -> None:
     """Images, classifier and reference statistics of the study, made once."""
     from ipdiff import classifier, prepare, reference
+    from ipdiff.metrics.features import Network
 
     dataset = config.load().dataset("digits")
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "stats.npz").exists():
         prepare.run(dataset.source, folder)
         classifier.run(dataset.classifier, dataset.compute, folder / "images.npy", folder / "labels.npy", folder)
-        reference.run(
-            dataset.classifier, dataset.compute, folder / "images.npy", folder / "classifier.safetensors", folder
-        )
+        network = Network(folder / "classifier.safetensors", dataset.classifier)
+        reference.run(dataset.reference, network, dataset.compute, folder / "images.npy", folder)
 
 
 def run(set_name: str, seeds: Iterable[int], out: Path, workers: int) -> None:

@@ -7,38 +7,33 @@ What is volatile (versions, hardware, seconds) goes into a receipt beside the pr
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import json
-import os
-import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ipdiff import receipts
 from ipdiff.errors import IntegrityError, UserError
+from ipdiff.files import flush, md5, md5_of
+from ipdiff.locks import locked_if_free
 
 RECIPE = "recipe.json"
 STAGING = Path("work/staging")
-RECEIPTS = Path("receipts")
-_BLOCK = 1 << 20
+LOCKS = Path("work/locks")
 
 
 def file_digest(path: Path) -> str:
     """md5 of a file's bytes (of a directory: of its sorted paths and their digests)."""
     if path.is_dir():
         lines = [f"{file_digest(p)} {p.relative_to(path).as_posix()}\n" for p in sorted(path.rglob("*")) if p.is_file()]
-        return hashlib.md5("".join(lines).encode(), usedforsecurity=False).hexdigest()
-    digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return md5("".join(lines).encode())
+    return md5_of(path)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -60,7 +55,7 @@ def sealed(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe with the md5 of its other fields: nothing else guards the parameters it hands on."""
     rest = {key: value for key, value in recipe.items() if key != "digest"}
     text = json.dumps(rest, sort_keys=True)
-    return {**rest, "digest": hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()}
+    return {**rest, "digest": md5(text.encode())}
 
 
 def verify_inputs(paths: tuple[str, ...], raw: Container[str] = ()) -> dict[str, str]:
@@ -99,21 +94,36 @@ def verify_inputs(paths: tuple[str, ...], raw: Container[str] = ()) -> dict[str,
 
 @dataclass
 class Publication:
-    """An artifact in the making: write files into `staging`; `extra` goes into the recipe."""
+    """An artifact in the making: write files into `staging`; `extra` goes into the recipe.
+
+    `afterwards` is for the caller to call when all is published: what was saved on the way can go.
+    """
 
     staging: Path
     extra: dict[str, Any] = field(default_factory=dict)
+    afterwards: Callable[[], None] = lambda: None
+
+
+def lock_of(directory: Path) -> Path:
+    """The lock to hold while an artifact is made."""
+    return LOCKS / f"{_flat(directory)}.lock"
+
+
+def _flat(directory: Path) -> str:
+    return directory.as_posix().replace("/", "@")  # no name of the grid holds an @
 
 
 @contextmanager
 def publishing(directory: Path, files: tuple[str, ...], recipe: Mapping[str, Any]) -> Iterator[Publication]:
     """Publish a cell's files: staged aside, flushed, renamed into `directory`, the recipe last.
 
-    Nothing appears in `directory` when the block raises, or leaves one of `files` unwritten (RuntimeError: a
-    mistake in the stage, not in its input).
+    The caller holds `lock_of(directory)`: what an earlier process left in the staging area is removed. Nothing
+    appears in `directory` when the block raises, or leaves one of `files` unwritten (RuntimeError: a mistake
+    in the stage, not in its input).
     """
     STAGING.mkdir(parents=True, exist_ok=True)
-    publication = Publication(Path(tempfile.mkdtemp(dir=STAGING)))
+    _sweep(directory)
+    publication = Publication(Path(tempfile.mkdtemp(prefix=f"{_flat(directory)}@@", dir=STAGING)))
     started = time.monotonic()
     try:
         yield publication
@@ -122,59 +132,61 @@ def publishing(directory: Path, files: tuple[str, ...], recipe: Mapping[str, Any
             raise RuntimeError(f"{directory}: the stage did not write {', '.join(forgotten)}; nothing was published")
         outputs = {name: file_digest(path) for name, path in written.items()}
         full = sealed({**recipe, **publication.extra, "outputs": outputs})
-        written[RECIPE] = publication.staging / RECIPE
-        written[RECIPE].write_text(json.dumps(full, indent=1, sort_keys=True) + "\n")
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / RECIPE).unlink(missing_ok=True)
-        for name, path in written.items():
-            path.chmod(0o644)  # some writers choose 0600, which no colleague could read
-            _flush(path)
-            path.replace(directory / name)
-        _flush(directory)
-        write_receipt(directory, full, time.monotonic() - started)
+        (publication.staging / RECIPE).write_text(json.dumps(full, indent=1, sort_keys=True) + "\n")
+        _commit(publication.staging, directory, files)
+        digest = file_digest(directory / RECIPE)
+        receipts.write(directory, recipe=digest, stage=full["stage"], seconds=time.monotonic() - started)
     finally:
         shutil.rmtree(publication.staging, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def _sweep(directory: Path) -> None:
+    """Remove what killed stages left half-made: this artifact's, and that of every other whose lock is free."""
+    for orphan in (*STAGING.glob(f"{_flat(directory)}@@*"), *directory.glob(".*.part")):
+        shutil.rmtree(orphan) if orphan.is_dir() else orphan.unlink()
+    for staged in STAGING.glob("*@@*"):
+        with locked_if_free(LOCKS / f"{staged.name.partition('@@')[0]}.lock") as free:
+            if free:
+                shutil.rmtree(staged, ignore_errors=True)  # another stage may be sweeping, too
+
+
+def _commit(staging: Path, directory: Path, files: tuple[str, ...]) -> None:
+    """Move files and recipe into `directory` so that at any instant, power cuts included, a recipe means: whole."""
+    for name in (*files, RECIPE):
+        (staging / name).chmod(0o644)  # some writers choose 0600, which no colleague could read
+        flush(staging / name)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / RECIPE).unlink(missing_ok=True)
+    flush(directory)
+    for name in files:
+        _move(staging / name, directory / name)
+    flush(directory)
+    _move(staging / RECIPE, directory / RECIPE)
+    for path in (directory, *directory.parents):  # entries of directories that were made just now as well
+        flush(path)
+
+
+def _move(path: Path, final: Path) -> None:
+    """Give a flushed file its name in one step, also where work/ and the artifacts are on different file systems."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        path.replace(final)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        part = final.with_name(f".{final.name}.part")
+        try:
+            shutil.copy(path, part)
+            flush(part)
+            part.replace(final)
+        finally:
+            part.unlink(missing_ok=True)
 
 
-def write_receipt(directory: Path, recipe: Mapping[str, Any], seconds: float) -> None:
-    """Write receipts/{directory}.json: the recipe's digest with versions, hardware and seconds."""
-    path = RECEIPTS / f"{directory}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    packages = ("torch", "numpy", "scipy", "snakemake", "dvc")
-    receipt = {
-        "recipe": file_digest(directory / RECIPE),
-        "stage": recipe["stage"],
-        "seconds": round(seconds, 3),
-        "python": platform.python_version(),
-        "versions": {name: version for name in packages if (version := _version(name))},
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "libc": " ".join(platform.libc_ver()),
-        "cpu": _cpu(),
-    }
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(receipt, indent=1, sort_keys=True) + "\n")
-    part.replace(path)
-
-
-def _version(name: str) -> str | None:
+def is_published(directory: Path, recipe: Mapping[str, Any]) -> bool:
+    """Whether an artifact of this recipe (inputs, parameters, code) is there, whole and undamaged."""
     try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+        found = read_recipe(directory / RECIPE)
+        outputs = {name: file_digest(directory / name) for name in found["outputs"]}
+    except (UserError, IntegrityError, FileNotFoundError):
+        return False
+    return outputs == found["outputs"] and all(found.get(key) == value for key, value in recipe.items())

@@ -10,20 +10,37 @@ import torch
 from numpy.typing import NDArray
 
 from ipdiff.diffusion import GaussianDiffusion
+from ipdiff.errors import UserError
 from ipdiff.nets import ADMUNet, DDPMUNet
 from ipdiff.schedule import make_betas
 from ipdiff.spec import ADMNetwork, Objective, RunSpec, Strength
 
 
 def network(spec: RunSpec) -> ADMUNet | DDPMUNet:
-    """The run's network, not initialised by the run's seed (see `ipdiff.nets.initialise`)."""
+    """The run's network, not initialised by the run's seed (see `ipdiff.nets.initialise`).
+
+    Raises:
+        UserError: no network has this shape.
+    """
     out_channels = spec.channels * (2 if spec.diffusion.learn_sigma else 1)
     options: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in asdict(spec.network).items()
     }
     kind = ADMUNet if isinstance(spec.network, ADMNetwork) else DDPMUNet
     with torch.random.fork_rng(devices=[]):  # torch's own initialisation draws from its global generator
-        return kind(spec.image_size, out_channels=out_channels, in_channels=spec.channels, **options)
+        try:
+            return kind(spec.image_size, out_channels=out_channels, in_channels=spec.channels, **options)
+        except ValueError as error:
+            raise UserError(f"families.{spec.family}.network cannot be built: {error}") from error
+
+
+WIDE = 64
+"""Base width from which channels_last pays: below it norms have so few channels a group that they are slower."""
+
+
+def memory_format(spec: RunSpec) -> torch.memory_format:
+    """The layout of the run's images, activations and convolution weights."""
+    return torch.channels_last if spec.network.model_channels >= WIDE else torch.contiguous_format
 
 
 def diffusion(spec: RunSpec, timesteps: NDArray[np.int64] | None = None) -> GaussianDiffusion:

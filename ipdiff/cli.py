@@ -6,13 +6,15 @@ Exit codes: 0 done, 2 bad input, 3 integrity, 75 preempted (run me again).
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ipdiff import __version__
+from ipdiff import __version__, launch, warm
 from ipdiff.errors import IntegrityError, Preempted, UserError
 
 if TYPE_CHECKING:
@@ -22,10 +24,12 @@ STAGE_HELP = {
     "prepare": "read a raw data set into images.npy and labels.npy",
     "classifier": "train the small CNN whose activations FID compares",
     "reference": "statistics of the real images",
+    "neighbours": "features of the real images and their distances to each other, for precision and recall",
     "train": "train one segment of a run and publish its checkpoint",
     "resume": "publish a run's full train state",
     "sample": "draw a sample set from a checkpoint",
-    "evaluate": "FID, sFID and pixel Frechet distance of a sample set",
+    "evaluate": "FID, sFID and the other metrics of a sample set, or of any npz of images",
+    "analyse": "statistics of a checkpoint's prediction error",
     "table": "make one table of a study",
     "figure": "make one figure of a study",
     "report": "make a study's page",
@@ -34,10 +38,12 @@ WILDCARDS = {
     "prepare": ("dataset",),
     "classifier": ("dataset",),
     "reference": ("dataset",),
+    "neighbours": ("dataset",),
     "train": ("dataset", "model", "seed", "step"),
     "resume": ("dataset", "model", "seed", "step"),
     "sample": ("dataset", "model", "seed", "step", "sampler"),
     "evaluate": ("dataset", "model", "seed", "step", "sampler"),
+    "analyse": ("dataset", "model", "seed", "step"),
     "table": ("study", "table"),
     "figure": ("study", "figure"),
     "report": ("study",),
@@ -52,6 +58,11 @@ WILDCARD_HELP = {
     "table": "table of the study",
     "figure": "figure of the study",
 }
+EXPORT_FORMATS = ("safetensors", "guided-diffusion", "diffusers")
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says when a disk or a quota is full."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -69,10 +80,15 @@ def parser() -> argparse.ArgumentParser:
     for verb, text in STAGE_HELP.items():
         sub = verbs.add_parser(verb, help=text, description=text)
         for name in WILDCARDS[verb]:
-            sub.add_argument(f"--{name}", required=True, help=WILDCARD_HELP[name])
+            sub.add_argument(f"--{name}", required=verb != "evaluate", help=WILDCARD_HELP[name])
+        if verb == "evaluate":
+            _add_files(sub)
         if verb == "sample":
             sub.add_argument("--index", type=int, help="draw only this image of the set, as a PNG")
             sub.add_argument("--out", type=Path, help="where --index writes its PNG")
+    text = "say what this machine has and lacks, in plain words"
+    check = verbs.add_parser("doctor", help=text, description=text)
+    check.add_argument("--study", help="what this study needs counts as lacking (default: the digits study)")
     graph = verbs.add_parser("grid", help="list the cells of a study; write or check the dvc.yaml files")
     graph.add_argument("--study", help="the study whose cells to list (default: the digits study)")
     graph.add_argument(
@@ -85,11 +101,66 @@ def parser() -> argparse.ArgumentParser:
     code = verbs.add_parser("code", help="write a verb's code digest (a stage of DVC)")
     code.add_argument("--verb", dest="code_verb", required=True, choices=list(STAGE_HELP))
     code.add_argument("--study", required=True, help=WILDCARD_HELP["study"])
+    text = "what targets need before they are made: cells, network evaluations, hours on one device, disk"
+    plan = verbs.add_parser("plan", help=text, description=text)
+    plan.add_argument("targets", nargs="*", metavar="TARGET", help=TARGET_HELP)
+    text = "measured speed of one data set's network: images/s of training, image-steps/s of sampling"
+    plan.add_argument("--speed", metavar="DATASET=TRAIN,SAMPLE", help=text)
+    plan.add_argument("--json", action="store_true", help="print JSON")
+    text = "how fast a data set's network trains and samples on this machine, against its convolutions"
+    bench = verbs.add_parser("bench", help=text, description=text)
+    bench.add_argument("--dataset", required=True, help=WILDCARD_HELP["dataset"])
+    bench.add_argument("--model", help=f"{WILDCARD_HELP['model']} (default: the first that the data set trains)")
+    bench.add_argument("--seconds", type=float, default=20.0, help="time to measure (default: 20)")
+    bench.add_argument("--json", action="store_true", help="print JSON")
     text = "bring dvc.lock, DVC's cache and Snakemake's records into agreement with what is there"
     agree = verbs.add_parser("sync", help=text, description=text)
     agree.add_argument("--record-only", action="store_true", help="leave Snakemake's records alone (it is running)")
+    text = "run a command with torch imported once for all the stages it starts"
+    preloaded = verbs.add_parser("warm", help=text, description=text)
+    preloaded.add_argument("--serve", type=int, help=argparse.SUPPRESS)
+    preloaded.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="such as: dvc repro")
     _add_store_verbs(verbs)
+    text = "copy a study's numbers, tables, figures and receipts to published/STUDY, for git"
+    copied = verbs.add_parser("publish", help=text, description=text)
+    copied.add_argument("study", help=WILDCARD_HELP["study"])
+    _add_checkpoint_verbs(verbs)
     return top
+
+
+def _add_files(sub: argparse.ArgumentParser) -> None:
+    """The second form of `evaluate`: any two files."""
+    names = " ".join(f"--{name} {name.upper()}" for name in WILDCARDS["evaluate"])
+    sub.usage = f"%(prog)s {names}\n       %(prog)s SAMPLES --reference FILE [--features F] [--metrics M] [--json]"
+    files = sub.add_argument_group("files from outside the pipeline")
+    text = "npz with arr_0 (images, uint8 NHWC) or mu, sigma, mu_s, sigma_s (used as they are), or npy of images"
+    files.add_argument("samples", nargs="?", metavar="SAMPLES", type=Path, help=text)
+    files.add_argument("--reference", metavar="FILE", type=Path, help="the real images: a file of the same kinds")
+    text = "inception (default), or a classifier.safetensors of the pipeline"
+    files.add_argument("--features", help=text)
+    files.add_argument("--metrics", help="comma-separated (default: all that the files permit)")
+    files.add_argument("--device", choices=["cpu", "cuda"], help="where to compute (default: cpu)")
+    files.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    files.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _check_form(args: argparse.Namespace) -> None:
+    """Both forms of `evaluate` are one or the other, and whole. Raises UserError."""
+    names = [f"--{name}" for name in WILDCARDS["evaluate"] if getattr(args, name) is not None]
+    options = ("reference", "features", "metrics", "device", "threads")
+    files = [f"--{name}" for name in options if getattr(args, name) is not None] + ["--json"] * args.json
+    if args.samples is None:
+        if files:
+            raise UserError(f"ipdiff evaluate: {files[0]} goes with a file of samples: SAMPLES --reference FILE")
+        if missing := [f"--{name}" for name in WILDCARDS["evaluate"] if getattr(args, name) is None]:
+            raise UserError(f"ipdiff evaluate: needs {', '.join(missing)}, or SAMPLES --reference FILE")
+        return
+    if names:
+        raise UserError(f"ipdiff evaluate: {names[0]} names a cell of the grid; leave it out, or leave SAMPLES out")
+    if args.reference is None:
+        raise UserError("ipdiff evaluate: SAMPLES needs --reference FILE")
+    if args.threads is not None and args.threads < 1:
+        raise UserError(f"--threads is {args.threads}; use 1 or more")
 
 
 TARGET_HELP = "a study, table:STUDY/NAME, figure:STUDY/NAME, an output, an artifact's folder (default: everything)"
@@ -114,11 +185,32 @@ def _add_store_verbs(verbs: argparse._SubParsersAction[_Parser]) -> None:
     bring.add_argument("--force", action="store_true", help="replace files here that DVC does not know")
 
 
+def _add_checkpoint_verbs(verbs: argparse._SubParsersAction[_Parser]) -> None:
+    text = "check a checkpoint of guided-diffusion or the DDIM code, and make it a run of this project"
+    into = verbs.add_parser("import", help=text, description=text)
+    into.add_argument(
+        "file", type=Path, metavar="FILE", help="state dict (.pt), the DDIM code's list (.pth), safetensors"
+    )
+    text = "the run it becomes; MODEL has `imported: true` in params.yaml"
+    into.add_argument("--as", dest="run", required=True, metavar="DATASET/MODEL", help=text)
+    into.add_argument("--seed", type=int, default=0, help="the run's seed (default: 0); sampling draws noise by it")
+    into.add_argument("--step", type=int, help="its training step (default: the data set's final_step for the model)")
+    text = "write a run's weights in a format of others"
+    out = verbs.add_parser("export", help=text, description=text)
+    text = "a checkpoint's folder or DATASET/MODEL[/sSEED[/STEP]] (default: seed 0, the final step)"
+    out.add_argument("source", metavar="CHECKPOINT", help=text)
+    out.add_argument("--format", required=True, choices=EXPORT_FORMATS, help="diffusers: a folder for UNet2DModel")
+    out.add_argument("--to", type=Path, required=True, help="the file or folder to write; it must not exist")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code."""
     args = parser().parse_args(argv)
-    for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # read when numpy is imported; torch's threads are
-        os.environ.setdefault(pool, "1")  # set by the artifact's compute.threads
+    for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # read when numpy is imported;
+        os.environ.setdefault(pool, "1")  # torch's threads are set by the artifact's compute.threads
+    if args.verb in STAGE_HELP and not launch.started_here():  # else open files were inherited, which stay here
+        if (code := warm.run(sys.argv[1:] if argv is None else argv)) is not None:
+            return code
     try:
         return _run(args)
     except UserError as error:
@@ -129,30 +221,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(error, 75)
     except BrokenPipeError:
         return 0
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        return _say(f"{error.strerror}; nothing was published, free some (work/ holds work in progress)", 2)
 
 
-def _say(error: Exception, code: int) -> int:
+def _say(error: Exception | str, code: int) -> int:
     print(f"ipdiff: {error}", file=sys.stderr)
     return code
 
 
 def _run(args: argparse.Namespace) -> int:
-    if args.verb == "grid":
-        return _grid(args)
-    if args.verb == "code":
-        return _code(args.code_verb, args.study)
-    if args.verb == "sync":
-        return _sync(args)
-    if args.verb == "verify":
-        return _verify(args)
-    if args.verb == "pull":
-        return _pull(args)
-    from ipdiff import grid, stages
+    return VERBS.get(args.verb, _make)(args)
 
-    cell = grid.load().cell(args.verb, **{name: getattr(args, name) for name in WILDCARDS[args.verb]})
+
+def _make(args: argparse.Namespace) -> int:
+    """Make the cell that a stage's verb names."""
+    from ipdiff import grid, signals, stages
+
+    names = {name: getattr(args, name) for name in WILDCARDS[args.verb]}
+    cell = grid.load().cell(args.verb, **names)
     if args.verb == "sample" and args.index is not None:
         return _draw_one(cell, args.index, args.out or Path(f"{args.index}.png"))
-    stages.make(cell)
+    count = launch.wanted(args.verb)
+    if count > 1:
+        return stages.make_with(count, cell, [args.verb, *(f"--{name}={value}" for name, value in names.items())])
+    launch.follow_starter()
+    with signals.immediate():
+        stages.make(cell)
     print(cell.directory)
     return 0
 
@@ -165,11 +262,46 @@ def _draw_one(cell: Cell, index: int, path: Path) -> int:
     return 0
 
 
-def _code(verb: str, study: str) -> int:
+def _evaluate(args: argparse.Namespace) -> int:
+    """Either form of `evaluate`."""
+    _check_form(args)
+    return _make(args) if args.samples is None else _compare(args)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    import json
+
+    from ipdiff.spec import METRICS, Compute
+
+    metrics = args.metrics.split(",") if args.metrics else []
+    if unknown := [name for name in metrics if name not in METRICS]:
+        raise UserError(f"--metrics: no metric '{unknown[0]}'; known: {', '.join(METRICS)}")
+    from ipdiff.compare import compare
+
+    compute = Compute(args.device or "cpu", args.threads or os.cpu_count() or 1)
+    found = compare(args.samples, args.reference, args.features or "inception", compute, metrics)
+    if args.json:
+        print(json.dumps(found, indent=1))
+        return 0
+    for name, value in found.items():
+        print(f"{name:<16}{'unknown' if value is None else value}")
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from ipdiff import doctor
+
+    findings = doctor.examine(args.study)
+    for finding in findings:
+        print(finding)
+    return 2 if any(finding.mark == doctor.WRONG for finding in findings) else 0
+
+
+def _code(args: argparse.Namespace) -> int:
     from ipdiff import config, sync
 
-    config.load().study(study)
-    print(sync.write_code_digest(verb, study))
+    config.load().study(args.study)
+    print(sync.write_code_digest(args.code_verb, args.study))
     return 0
 
 
@@ -216,13 +348,27 @@ def _pull(args: argparse.Namespace) -> int:
     return 3 if wrong else 2 if done.failed is not None else 0
 
 
+def _import(args: argparse.Namespace) -> int:
+    from ipdiff import imported
+
+    print(imported.import_checkpoint(args.file, args.run, seed=args.seed, step=args.step))
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from ipdiff import exported
+
+    print(exported.export_checkpoint(args.source, args.format, args.to))
+    return 0
+
+
 def _grid(args: argparse.Namespace) -> int:
     from ipdiff import dvcfile, grid, written
 
     cells = grid.load()
     if args.write:
         for path in written.write(cells):
-            print(f"wrote {path}")
+            print(f"wrote {path}" if path.exists() else f"removed {path}: its study is not in params.yaml")
     if args.check:
         stale = written.stale(cells)
         if stale:
@@ -235,6 +381,31 @@ def _grid(args: argparse.Namespace) -> int:
     return 0
 
 
+def _plan(args: argparse.Namespace) -> int:
+    import json
+
+    from ipdiff import plan
+
+    speed = plan.Speed.parse(args.speed) if args.speed else None
+    found, data = plan.run(args.targets, speed)
+    print(json.dumps(data, indent=1) if args.json else plan.describe(found, speed))
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    import json
+
+    from ipdiff import bench
+
+    rows = bench.run(args.dataset, args.model, args.seconds)
+    if args.json:
+        print(json.dumps(bench.as_json(rows), indent=1))
+    else:
+        print(bench.describe(rows))
+        print(f"for the hours of a plan: ipdiff plan {bench.for_plan(args.dataset, rows)}")
+    return 0
+
+
 def _stale(study: str) -> int:
     from ipdiff import dvcfile, sync
 
@@ -242,6 +413,45 @@ def _stale(study: str) -> int:
     for cell in fresh.stale(fresh.grid.study(study)):
         print(f"{fresh.state(cell)}\t{dvcfile.address(cell)}\t{cell.directory}")
     return 0
+
+
+def _publish(args: argparse.Namespace) -> int:
+    from ipdiff import publish
+
+    for path in publish.publish(args.study):
+        print(path)
+    return 0
+
+
+def _warm(args: argparse.Namespace) -> int:
+    if args.serve is not None:
+        warm.serve(args.serve)
+        return 0
+    if not args.command:
+        raise UserError("warm needs a command to run, such as: ipdiff warm dvc repro")
+    with warm.server():
+        try:
+            return subprocess.run(args.command, check=False).returncode
+        except OSError as error:
+            raise UserError(f"{args.command[0]}: cannot be run: {error.strerror}") from None
+
+
+VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "doctor": _doctor,
+    "evaluate": _evaluate,
+    "grid": _grid,
+    "code": _code,
+    "bench": _bench,
+    "plan": _plan,
+    "sync": _sync,
+    "verify": _verify,
+    "pull": _pull,
+    "publish": _publish,
+    "warm": _warm,
+    "import": _import,
+    "export": _export,
+}
+"""Verbs that are no stage's, and `evaluate`, which is more than that."""
 
 
 if __name__ == "__main__":

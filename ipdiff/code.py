@@ -14,17 +14,19 @@ STAGES = {
     "prepare": "ipdiff.prepare",
     "classifier": "ipdiff.classifier",
     "reference": "ipdiff.reference",
+    "neighbours": "ipdiff.neighbours",
     "train": "ipdiff.train",
     "resume": "ipdiff.resume",
     "sample": "ipdiff.sample",
     "evaluate": "ipdiff.evaluate",
+    "analyse": "ipdiff.analyse",
     "table": "ipdiff.report.table",
     "figure": "ipdiff.report.figure",
     "report": "ipdiff.report.html",
 }
 """The module whose import closure makes a verb's bytes."""
 
-PLUMBING = {"ipdiff.errors"}
+PLUMBING = {"ipdiff.errors", "ipdiff.files", "ipdiff.locks", "ipdiff.signals"}
 """Imported by stages but deciding no byte."""
 
 BY_NAME = "ipdiff.spec"

@@ -19,10 +19,14 @@ def configure(compute: Compute) -> torch.device:
     kept (it changes no number).
 
     Raises:
-        UserError: cuda is asked for and absent.
+        UserError: cuda is asked for and absent, or bfloat16 on a CPU without instructions for it.
     """
     if compute.device == "cuda" and not torch.cuda.is_available():
         raise UserError("compute.device is cuda, but torch finds no CUDA device here; use cpu")
+    if compute.precision == "bfloat16" and compute.device == "cpu" and not has_bfloat16():
+        raise UserError(
+            "compute.precision is bfloat16, but this CPU has no bfloat16 instructions (avx512_bf16, AMX); use float32"
+        )
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     torch.set_num_threads(compute.threads)
     if torch.get_num_interop_threads() != 1:
@@ -30,13 +34,23 @@ def configure(compute: Compute) -> torch.device:
             torch.set_num_interop_threads(1)
         except RuntimeError:
             pass
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms, without importing inductor (1 s)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # no code here reads it
     _keep_freed_memory()
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device(compute.device)
+
+
+def dtype(compute: Compute) -> torch.dtype:
+    """What a U-Net's convolutions and attention compute in."""
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[compute.precision]
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU's convolutions compute in bfloat16 (elsewhere they are many times slower than float32)."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _keep_freed_memory() -> None:

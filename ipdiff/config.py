@@ -18,8 +18,27 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ipdiff.errors import ConfigError
-from ipdiff.schedule import respace
-from ipdiff.spec import FORBID, ADMFamily, Dataset, DDPMFamily, Figure, Model, Point, Sampler, Study, Table, Work
+from ipdiff.schedule import make_betas, respace
+from ipdiff.shapes import level_sizes
+from ipdiff.spec import (
+    FORBID,
+    ADMFamily,
+    Archive,
+    Dataset,
+    DDPMFamily,
+    Download,
+    Figure,
+    Model,
+    Objective,
+    Point,
+    RunSpec,
+    Sampler,
+    Source,
+    Study,
+    Table,
+    Work,
+    wanted,
+)
 
 PARAMS = Path("params.yaml")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
@@ -37,6 +56,10 @@ class Params:
     models: Annotated[dict[str, Model], "training objectives by name"]
     studies: Annotated[dict[str, Study], "named sets of tables and figures"]
     work: Annotated[Work, "how work in progress is saved"] = dataclasses.field(default_factory=Work)
+    downloads: Annotated[
+        dict[str, Download],
+        "how published files are got, by file name; they lie in raw/ or the directory that IPDIFF_RAW names",
+    ] = dataclasses.field(default_factory=dict)
 
     def dataset(self, name: str) -> Dataset:
         """A data set; ConfigError with the nearest names if there is none."""
@@ -50,6 +73,14 @@ class Params:
         """A study; ConfigError with the nearest names if there is none."""
         return _lookup(self.studies, "study", name)
 
+    def archives(self, source: Source) -> list[Archive]:
+        """The published files a data set is read from; none if it has `raw` or is embedded."""
+        return [self.archive(file, digest) for file, digest in source.archives.items()]
+
+    def archive(self, file: str, sha256: str | None) -> Archive:
+        """A published file, with what `downloads` says of it."""
+        return Archive(file=file, sha256=sha256, **dataclasses.asdict(self.downloads.get(file, Download())))
+
     def family(self, dataset: str, model: str) -> ADMFamily | DDPMFamily:
         """How `model` is built and trained on `dataset`."""
         name = self.model(model).family
@@ -57,6 +88,21 @@ class Params:
         if found is None:
             raise ConfigError(f"{PARAMS} datasets.{dataset}.families.{name}: missing; model {model} needs it")
         return found
+
+    def run_spec(self, dataset: str, model: str, seed: int) -> RunSpec:
+        """Everything that decides the bytes of a training run."""
+        family, source = self.family(dataset, model), self.dataset(dataset).source
+        return RunSpec(
+            family=self.model(model).family,
+            network=family.network,
+            diffusion=family.diffusion,
+            training=family.training,
+            objective=Objective.resolve(self.model(model), self.dataset(dataset).strengths),
+            compute=self.dataset(dataset).compute,
+            image_size=source.image_size,
+            channels=source.channels,
+            seed=seed,
+        )
 
 
 def _lookup(known: Mapping[str, _V], kind: str, name: str) -> _V:
@@ -139,7 +185,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(  # YAML 1.1 wants a dot before the exponent and reads 1e-4 as text; DVC does not
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
 
 
@@ -236,8 +282,18 @@ def _check(params: Params) -> None:
     for kind, names in (("datasets", params.datasets), ("models", params.models), ("studies", params.studies)):
         _well_formed(kind, names)
     for name, dataset in params.datasets.items():
-        for model in set(dataset.final_step) - {"default"}:
+        for model in sorted(set(dataset.final_step) - {"default"}):
             _known(f"datasets.{name}.final_step", model, params.models)
+            if wrong := step_problem(params, name, model, dataset.final_step[model]):
+                raise ConfigError(f"{PARAMS} datasets.{name}.final_step.{model}: {wrong}")
+        for file in dataset.source.archives:
+            said = params.downloads.get(file)
+            if said is None or not (said.url or said.how):
+                raise ConfigError(
+                    f"{PARAMS} datasets.{name}.source.archives: how is {file} got? Give downloads a key '{file}' with "
+                    f"url or how{nearest(file, params.downloads)}"
+                )
+        _check_families(name, dataset)
     owner: dict[str, str] = {}
     for name, study in params.studies.items():
         for dataset in study.datasets:
@@ -260,6 +316,23 @@ def _check(params: Params) -> None:
             _well_formed(f"studies.{name}.{kind}", views)
             for view_name, view in views.items():
                 _check_view(params, study, f"studies.{name}.{kind}.{view_name}", view)
+
+
+def _check_families(name: str, dataset: Dataset) -> None:
+    """Networks that no image of this size fits, and schedules that leave no signal, before anything is trained."""
+    for kind in ("adm", "ddpm"):
+        family: ADMFamily | DDPMFamily | None = getattr(dataset.families, kind)
+        if family is None:
+            continue
+        where, net = f"{PARAMS} datasets.{name}.families.{kind}", family.network
+        try:
+            level_sizes(dataset.source.image_size, net.channel_mult, net.num_res_blocks, net.attention_resolutions)
+        except ValueError as error:
+            raise ConfigError(f"{where}.network: {error}") from None
+        try:
+            make_betas(family.diffusion.schedule, family.diffusion.T)
+        except ValueError as error:
+            raise ConfigError(f"{where}.diffusion: {error}") from None
 
 
 def _well_formed(where: str, names: Iterable[str]) -> None:
@@ -285,6 +358,13 @@ def _check_view(params: Params, study: Study, where: str, view: Table | Figure) 
         _known(f"{where}.datasets", dataset, study.datasets)
     for model in [*view.models, *(point.model for point in asked)]:
         _known(f"{where}.models", model, params.models)
+    for model, last in view.until.items():
+        _known(f"{where}.until", model, view.models)
+        if view.steps and last < min(view.steps):
+            raise ConfigError(f"{PARAMS} {where}.until.{model}: {last} is before the first of steps {view.steps}")
+    if isinstance(view, Figure) and view.kind == "errors":
+        _check_errors(params, where, view)
+        return
     found = points(params, view)
     if not found:
         raise ConfigError(f"{PARAMS} {where}: no cell; name datasets, models and samplers, or points")
@@ -294,6 +374,31 @@ def _check_view(params: Params, study: Study, where: str, view: Table | Figure) 
                 _known(f"{where}.compare", model, dict.fromkeys(point.model for point in found))
     for point in found:
         _check_point(params, where, point)
+    metrics = view.metrics if isinstance(view, Table) else [view.metric] if view.kind == "lines" else []
+    for dataset in dict.fromkeys(point.dataset for point in found):
+        _check_metrics(params.dataset(dataset), dataset, where, metrics)
+
+
+def _check_metrics(dataset: Dataset, name: str, where: str, metrics: Iterable[str]) -> None:
+    for metric in metrics:
+        if metric == "inception_score" and dataset.features != "inception":
+            raise ConfigError(
+                f"{PARAMS} {where}: inception_score needs datasets.{name}.features: inception, found {dataset.features}"
+            )
+        if metric in ("precision", "recall") and not dataset.reference.neighbours:
+            raise ConfigError(f"{PARAMS} {where}: {metric} needs datasets.{name}.reference.neighbours: true")
+
+
+def _check_errors(params: Params, where: str, figure: Figure) -> None:
+    if figure.samplers:
+        raise ConfigError(f"{PARAMS} {where}.samplers: found {figure.samplers}; prediction errors need no sampler")
+    if not runs(params, figure):
+        raise ConfigError(f"{PARAMS} {where}: no cell; name datasets and models")
+    for dataset, model, step in runs(params, figure):
+        params.family(dataset, model)
+        if params.dataset(dataset).analysis is None:
+            raise ConfigError(f"{PARAMS} datasets.{dataset}.analysis: missing key; {where} needs it")
+        _check_step(params, where, dataset, model, step)
 
 
 def _check_point(params: Params, where: str, point: Point) -> None:
@@ -301,11 +406,20 @@ def _check_point(params: Params, where: str, point: Point) -> None:
         sampler_of(params, point.dataset, point.model, point.sampler)
     except ValueError as error:
         raise ConfigError(f"{PARAMS} {where}.samplers: {error}") from None
-    steps = params.dataset(point.dataset).checkpoints
-    if point.step not in steps:
-        raise ConfigError(
-            f"{PARAMS} {where}.steps: {point.step} is not one of datasets.{point.dataset}.checkpoints {steps}"
-        )
+    _check_step(params, where, point.dataset, point.model, point.step)
+
+
+def _check_step(params: Params, where: str, dataset: str, model: str, step: int | None) -> None:
+    if step is not None and (wrong := step_problem(params, dataset, model, step)):
+        raise ConfigError(f"{PARAMS} {where}.steps: {wrong}")
+
+
+def step_problem(params: Params, dataset: str, model: str, step: int) -> str | None:
+    """What is wrong with a checkpoint's step, or None. Imported checkpoints have the steps they came with."""
+    if params.model(model).imported:
+        return None if step >= 1 else f"{step} is no training step; use 1 or more"
+    steps = params.dataset(dataset).checkpoints
+    return None if step in steps else f"{step} is not one of datasets.{dataset}.checkpoints {steps}"
 
 
 def sampler_of(params: Params, dataset: str, model: str, name: str) -> Sampler:
@@ -344,10 +458,20 @@ def points(params: Params, view: Table | Figure) -> list[Point]:
             Point(dataset, model, sampler, step)
             for dataset in view.datasets
             for model in view.models
-            for step in (view.steps or [None])
+            for step in (wanted(view.steps, view.until, model) or [None])
             for sampler in view.samplers
         ]
     return [
         p if p.step is not None else dataclasses.replace(p, step=params.dataset(p.dataset).last_step(p.model))
         for p in asked
+    ]
+
+
+def runs(params: Params, figure: Figure) -> list[tuple[str, str, int]]:
+    """The checkpoints (data set, model, training step) that a figure of prediction errors asks for, in its order."""
+    return [
+        (dataset, model, step)
+        for dataset in figure.datasets
+        for model in figure.models
+        for step in (wanted(figure.steps, figure.until, model) or [params.dataset(dataset).last_step(model)])
     ]

@@ -373,7 +373,8 @@ class GaussianDiffusion:
         if isinstance(i, Tensor):
             t = torch.as_tensor(self.timesteps, device=x_t.device)[i]
         else:
-            t = torch.full((x_t.shape[0],), int(self.timesteps[i]), dtype=torch.int64, device=x_t.device)
+            one = torch.full((1,), int(self.timesteps[i]), dtype=torch.int64, device=x_t.device)
+            t = one.expand(x_t.shape[0])  # a network that sees this computes what depends on t once
         return self._split(model(x_t, t), x_t)
 
     def _reverse(self, chain: _Chain, output: _Output, x_t: Tensor, i: Index, clip_denoised: bool) -> dict[str, Tensor]:

@@ -15,18 +15,30 @@ from ipdiff.code import code_files
 from ipdiff.errors import ConfigError, UserError
 from ipdiff.grid import Cell, Grid, Stage
 
-HEADER = """\
-# Written by `ipdiff grid --write` from params.yaml and ipdiff/grid.py; do not edit.
-# Study: {study}. {count} cells. `dvc repro` makes them one after another, `snakemake {study}` in parallel.
+WRITTEN = "# Written by `ipdiff grid --write`"
+HEADER = f"""\
+{WRITTEN} from params.yaml and ipdiff/grid.py; do not edit.
+# Study: {{study}}. {{count}} cells. `dvc repro` makes them one after another, `snakemake {{study}}` in parallel.
 """
 DEFAULT_STUDY = "digits"
-VARIANTS = {"train": "continue", "sample": "expose", "prepare": "prepare_raw"}
-"""Stage names of the cells that read more than the plain stage does (DVC wants a constant number of deps)."""
+IMPORTED = Path("imported")
+"""Where the .dvc files of imported checkpoints lie: git ignores what is under runs/."""
 
 
 def path_of(study: str) -> Path:
     """Where a study's dvc.yaml lies: the default study's in the root."""
     return Path("dvc.yaml") if study == DEFAULT_STUDY else Path("workflow") / study / "dvc.yaml"
+
+
+def abandoned(studies: Iterable[str]) -> list[Path]:
+    """The dvc.yaml files here that were written for studies which are not among these; a person's own do not count."""
+    kept = {path_of(study) for study in studies}
+    there = [path_of(DEFAULT_STUDY), *sorted(Path().glob(str(path_of("*"))))]
+    return [path for path in there if path not in kept and path.is_file() and _is_written(path)]
+
+
+def _is_written(path: Path) -> bool:
+    return path.read_bytes().startswith(WRITTEN.encode())
 
 
 def lock_of(study: str) -> Path:
@@ -52,11 +64,25 @@ def lock_digests(text: str) -> dict[str, str]:
         raise ValueError("no dvc.lock: an entry is damaged") from None
 
 
+def pointer_of(cell: Cell) -> Path:
+    """The .dvc file that stands for an imported checkpoint. Names hold no dot, so no two cells share one."""
+    names = cell.bindings
+    return IMPORTED / f"{names['dataset']}.{names['model']}.s{names['seed']}.{names['step']}.dvc"
+
+
+def pointer_digests(text: str) -> dict[str, str]:
+    """Output path -> md5, as a .dvc file has them; ValueError if the text is none."""
+    try:
+        return {out["path"]: str(out["md5"]) for out in yaml.safe_load(text)["outs"]}
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise ValueError(f"no .dvc file: {type(error).__name__}") from None
+
+
 def recorded(studies: Iterable[str]) -> dict[str, str]:
-    """Output path -> md5 by the dvc.lock files of these studies; a study without one adds nothing.
+    """Output path -> md5 by the dvc.lock files of these studies and by the .dvc files of imported checkpoints.
 
     Raises:
-        UserError: a dvc.lock cannot be read.
+        UserError: a dvc.lock or a .dvc file cannot be read.
     """
     digests: dict[str, str] = {}
     for lock in filter(Path.exists, map(lock_of, studies)):
@@ -64,6 +90,11 @@ def recorded(studies: Iterable[str]) -> dict[str, str]:
             digests |= lock_digests(lock.read_text())
         except ValueError as error:
             raise UserError(f"{lock} is {error}; restore it: git checkout {lock}") from None
+    for pointer in sorted(IMPORTED.glob("*.dvc")):
+        try:
+            digests |= pointer_digests(pointer.read_text())
+        except ValueError as error:
+            raise UserError(f"{pointer} is {error}; restore it: git checkout {pointer}") from None
     return digests
 
 
@@ -73,27 +104,24 @@ def code_output(verb: str, study: str) -> str:
 
 
 def stage_name(cell: Cell) -> str:
-    """The DVC stage (before @) of a cell."""
+    """The DVC stage (before @) of a cell: its stage's variant, for DVC wants one template of deps and params."""
     verb = cell.stage.verb
-    if verb in ("table", "figure"):
-        return f"{verb}_{cell.bindings[verb]}"
-    return VARIANTS[verb] if len(cell.stage.inputs) > len(_plain(verb).inputs) else verb
+    return f"{verb}_{cell.bindings[verb]}" if verb in ("table", "figure") else cell.stage.name
 
 
 def address(cell: Cell) -> str:
-    """The cell's address for `dvc repro`, without the dvc.yaml's path: `sample@digits-adm-s0-3000-ancestral-20`."""
+    """The cell's address for `dvc repro`, without the dvc.yaml's path: `sample@digits-adm-s0-3000-ancestral-20`.
+
+    An imported checkpoint's is its .dvc file.
+    """
+    if cell.given:
+        return pointer_of(cell).as_posix()
     name = stage_name(cell)
     return name if cell.exact_inputs else f"{name}@{_key(cell)}"
 
 
 def _key(cell: Cell) -> str:
     return "-".join(("s" if name == "seed" else "") + cell.bindings[name] for name in cell.stage.wildcards)
-
-
-def _plain(verb: str) -> Stage:
-    from ipdiff.grid import STAGES
-
-    return STAGES[verb]
 
 
 def render(grid: Grid, study: str) -> str:
@@ -110,8 +138,29 @@ def render(grid: Grid, study: str) -> str:
     if path_of(study).parent != Path():
         for stage in stages.values():
             stage.get("do", stage)["wdir"] = "../.."
-    text = yaml.dump({"stages": stages}, Dumper=_Dumper, sort_keys=False, width=200, default_flow_style=False)
+    content = {"stages": stages, "plots": _plots(grid, study)}
+    text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=200, default_flow_style=False)
     return HEADER.format(study=study, count=len(cells)) + text
+
+
+def _plots(grid: Grid, study: str) -> list[dict[str, Any]]:
+    """What `dvc plots` draws: the numbers of the study's line figures, one colour a model (.dvc/plots/lines.json)."""
+    up = Path(*[".."] * len(path_of(study).parent.parts))  # plots, unlike stages, know no wdir
+    views = grid.params.study(study).figures.items()
+    return [
+        {
+            (up / "figures" / study / name / "figure.csv").as_posix(): {
+                "title": view.title,
+                "x": "step" if view.x == "step" else "nfe",
+                "y": "mean",
+                "x_label": "training steps" if view.x == "step" else "network evaluations an image",
+                "y_label": view.metric,
+                "template": "lines",
+            }
+        }
+        for name, view in views
+        if view.kind == "lines"
+    ]
 
 
 def _code_stage(verb: str, study: str) -> dict[str, Any]:

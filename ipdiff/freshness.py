@@ -69,7 +69,7 @@ class Freshness:
         recipe = self.recipe(cell)
         if recipe is None:
             return State.CHANGED if Path(cell.outputs[-1]).exists() else State.MISSING
-        if not self._agrees(cell, recipe):
+        if not cell.given and not self._agrees(cell, recipe):
             return State.CHANGED
         return State.HOLDS if all(Path(path).exists() for path in cell.outputs) else State.MISSING
 

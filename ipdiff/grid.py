@@ -18,7 +18,7 @@ from ipdiff import config
 from ipdiff.artifact import RECIPE
 from ipdiff.config import Params
 from ipdiff.errors import ConfigError, UserError
-from ipdiff.spec import Point, Sampler
+from ipdiff.spec import Figure, Point, Sampler, Study, Table
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,12 @@ class Stage:
     inputs: tuple[str, ...] = ()
     params: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        """The verb, or the variant's name: stages of one name have equal templates."""
+        return self.variant or self.verb
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -48,20 +54,25 @@ class Stage:
         """Where Snakemake keeps what a job says."""
         return f"logs/{self.directory}.log"
 
-    def with_inputs(self, *inputs: str) -> Stage:
+    def reading(self, variant: str, inputs: tuple[str, ...] = (), params: tuple[str, ...] = ()) -> Stage:
         """A variant of the stage that reads more."""
-        return dataclasses.replace(self, inputs=(*self.inputs, *inputs))
+        return dataclasses.replace(
+            self, variant=variant, inputs=(*self.inputs, *inputs), params=(*params, *self.params)
+        )
 
 
 _DATA = "data/{dataset}"
 _FEATURES = "features/{dataset}"
 _REFERENCE = "reference/{dataset}"
+_NEIGHBOURS = "neighbours/{dataset}"
 _RUN = "runs/{dataset}/{model}/s{seed}"
 _SAMPLES = "samples/{dataset}/{model}/s{seed}/{step}/{sampler}"
 _METRICS = "metrics/{dataset}/{model}/s{seed}/{step}/{sampler}"
 _IMAGES = f"{_DATA}/images.npy"
 _CLASSIFIER = f"{_FEATURES}/classifier.safetensors"
 _SETTINGS = "datasets.{dataset}"
+_FLOAT32 = (f"{_SETTINGS}.compute.device", f"{_SETTINGS}.compute.threads")
+"""What feature networks compute on: their precision is float32 whatever `compute.precision` says."""
 
 STAGES = {
     stage.verb: stage
@@ -73,15 +84,23 @@ STAGES = {
             ("classifier.safetensors", "accuracy.json"),
             ("dataset",),
             inputs=(_IMAGES, f"{_DATA}/labels.npy"),
-            params=(f"{_SETTINGS}.classifier", f"{_SETTINGS}.compute"),
+            params=(f"{_SETTINGS}.classifier", *_FLOAT32),
         ),
         Stage(
             "reference",
             _REFERENCE,
             ("stats.npz",),
             ("dataset",),
-            inputs=(_IMAGES, _CLASSIFIER),
-            params=(f"{_SETTINGS}.classifier", f"{_SETTINGS}.compute"),
+            inputs=(_IMAGES,),
+            params=_FLOAT32,
+        ),
+        Stage(
+            "neighbours",
+            _NEIGHBOURS,
+            ("features.npy", "radii.npy"),
+            ("dataset",),
+            inputs=(_IMAGES,),
+            params=_FLOAT32,
         ),
         Stage(
             "train",
@@ -120,9 +139,17 @@ STAGES = {
             _METRICS,
             ("metrics.json",),
             ("dataset", "model", "seed", "step", "sampler"),
-            inputs=(f"{_SAMPLES}/samples.npz", f"{_SAMPLES}/{RECIPE}", f"{_REFERENCE}/stats.npz", _CLASSIFIER),
-            params=(f"{_SETTINGS}.classifier", f"{_SETTINGS}.compute"),
+            inputs=(f"{_SAMPLES}/samples.npz", f"{_SAMPLES}/{RECIPE}", f"{_REFERENCE}/stats.npz"),
+            params=_FLOAT32,
             metrics=("metrics.json",),
+        ),
+        Stage(
+            "analyse",
+            "analysis/{dataset}/{model}/s{seed}/{step}",
+            ("errors.csv", "histogram.csv", "analysis.json"),
+            ("dataset", "model", "seed", "step"),
+            inputs=(f"{_RUN}/{{step}}/ema.safetensors", f"{_RUN}/{{step}}/{RECIPE}", _IMAGES),
+            params=(f"{_SETTINGS}.analysis", f"{_SETTINGS}.compute"),
         ),
         Stage(
             "table",
@@ -138,9 +165,16 @@ STAGES = {
             ("study", "figure"),
             params=("studies.{study}.figures.{figure}",),
         ),
-        Stage("report", "report/{study}", ("index.html",), ("study",), params=("studies.{study}",)),
+        Stage("report", "report/{study}", ("index.html", "cards.html"), ("study",), params=("studies.{study}",)),
     )
 }
+
+IMPORT = Stage("import", f"{_RUN}/{{step}}", ("ema.safetensors",), ("dataset", "model", "seed", "step"))
+"""A checkpoint that came from elsewhere, where a trained one would be. A user makes it, no engine does."""
+
+
+CARDS = ("prepare", "train", "import", "sample", "evaluate")
+"""Verbs whose recipes the report reads, to say where a number comes from."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +214,11 @@ class Cell:
         return self._fill(self.stage.params)
 
     @property
+    def given(self) -> bool:
+        """True for an imported checkpoint: the engines take its files as they are."""
+        return self.stage is IMPORT
+
+    @property
     def command(self) -> str:
         """The command that makes it."""
         return self.stage.command.format(**self.bindings)
@@ -198,7 +237,7 @@ class Grid:
         Raises:
             ConfigError: a wildcard names something that params.yaml does not have.
         """
-        stage = STAGES[verb]
+        stage = IMPORT if verb == IMPORT.verb else STAGES[verb]
         names = {name: str(wildcards[name]) for name in stage.wildcards}
         if "dataset" in names:
             self.params.dataset(names["dataset"])
@@ -208,19 +247,47 @@ class Grid:
 
     def _prepare(self, stage: Stage, names: dict[str, str]) -> Cell:
         raw = self.params.dataset(names["dataset"]).source.raw
-        return _cell(stage if raw is None else stage.with_inputs("{raw}"), names, raw=raw)
+        return _cell(stage if raw is None else stage.reading("prepare_raw", ("{raw}",)), names, raw=raw)
 
     def _classifier(self, stage: Stage, names: dict[str, str]) -> Cell:
         return _cell(stage, names)
 
     def _reference(self, stage: Stage, names: dict[str, str]) -> Cell:
+        return self._measuring(self._of_subset(stage, names), names)
+
+    def _neighbours(self, stage: Stage, names: dict[str, str]) -> Cell:
+        if not self.params.dataset(names["dataset"]).reference.neighbours:
+            key = f"datasets.{names['dataset']}.reference.neighbours"
+            raise ConfigError(f"{config.PARAMS} {key}: not true, so there are none to measure")
+        return self._measuring(self._of_subset(stage, names), names)
+
+    def _of_subset(self, stage: Stage, names: dict[str, str]) -> Stage:
+        """The variant that draws a subset of the real images, where the data set asks for one."""
+        if self.params.dataset(names["dataset"]).reference.images is None:
+            return stage
+        keys = tuple(f"{_SETTINGS}.reference.{key}" for key in ("images", "seed"))
+        return stage.reading(f"{stage.name}_subset", params=keys)
+
+    def _measuring(self, stage: Stage, names: dict[str, str]) -> Cell:
+        """The cell of a stage that looks at images through the data set's feature network."""
+        dataset = self.params.dataset(names["dataset"])
+        if dataset.features == "classifier":
+            return _cell(stage.reading(stage.name, (_CLASSIFIER,), (f"{_SETTINGS}.classifier",)), names)
+        if (raw := dataset.inception.raw) is not None:
+            return _cell(stage.reading(f"{stage.name}_raw_inception", ("{raw}",)), names, raw=raw)
+        return _cell(stage.reading(f"{stage.name}_inception", params=(f"{_SETTINGS}.inception.sha256",)), names)
+
+    def _import(self, stage: Stage, names: dict[str, str]) -> Cell:
+        self._checked_steps(names)
         return _cell(stage, names)
 
     def _train(self, stage: Stage, names: dict[str, str]) -> Cell:
-        steps = self._checked_steps(names)
+        self._checked_steps(names)
+        self._check_trained(names["model"])
+        steps = self.params.dataset(names["dataset"]).checkpoints
         earlier = [step for step in steps if step < int(names["step"])]
         if earlier:
-            stage = stage.with_inputs(f"{_RUN}/{{previous}}/{RECIPE}")
+            stage = stage.reading("continue", (f"{_RUN}/{{previous}}/{RECIPE}",))
         return _cell(
             stage,
             names,
@@ -231,57 +298,81 @@ class Grid:
 
     def _resume(self, stage: Stage, names: dict[str, str]) -> Cell:
         self._checked_steps(names)
+        self._check_trained(names["model"])
         return _cell(stage, names)
 
     def _sample(self, stage: Stage, names: dict[str, str]) -> Cell:
         self._checked_steps(names)
         sampler = self._checked_sampler(names)
-        return _cell(
-            stage.with_inputs(_IMAGES) if sampler.kind == "exposure" else stage, names, family=self._family(names)
-        )
+        exposed = sampler.kind == "exposure"
+        return _cell(stage.reading("expose", (_IMAGES,)) if exposed else stage, names, family=self._family(names))
 
     def _evaluate(self, stage: Stage, names: dict[str, str]) -> Cell:
         self._checked_steps(names)
         self._checked_sampler(names)
+        if self.params.dataset(names["dataset"]).reference.neighbours:
+            near = tuple(f"{_NEIGHBOURS}/{name}" for name in ("features.npy", "radii.npy"))
+            stage = stage.reading("evaluate_neighbours", near)
+        return self._measuring(stage, names)
+
+    def _analyse(self, stage: Stage, names: dict[str, str]) -> Cell:
+        self._checked_steps(names)
+        if self.params.dataset(names["dataset"]).analysis is None:
+            raise ConfigError(f"{config.PARAMS} datasets.{names['dataset']}.analysis: missing key; analyse needs it")
         return _cell(stage, names)
 
     def _view_cell(self, stage: Stage, names: dict[str, str]) -> Cell:
         study = self.params.study(names["study"])
         if stage.verb == "report":
             views = [("table", name) for name in study.tables] + [("figure", name) for name in study.figures]
-            inputs = [
-                path for kind, name in views for path in self.cell(kind, study=names["study"], **{kind: name}).outputs
-            ]
-            return _cell(stage, names, exact=tuple(path for path in inputs if not path.endswith(RECIPE)))
+            cells = [self.cell(kind, study=names["study"], **{kind: name}) for kind, name in views]
+            drawn = [path for cell in cells for path in cell.outputs if not path.endswith(RECIPE)]
+            return _cell(stage, names, exact=(*drawn, *self._recipes_behind(cells)))
         views = study.tables if stage.verb == "table" else study.figures
         name = names[stage.verb]
         if name not in views:
             raise ConfigError(f"{stage.verb} '{name}' is not in study {names['study']}{config.suggest(name, views)}")
-        view = views[name]
-        verb = "sample" if getattr(view, "kind", "") == "samples" else "evaluate"
-        exact = [
-            self._point_cell(verb, point, seed).outputs[0]
-            for point in config.points(self.params, view)
-            for seed in study.seeds_of(point.model)
-        ]
-        return _cell(stage, names, exact=tuple(dict.fromkeys(exact)))
+        return _cell(stage, names, exact=tuple(dict.fromkeys(self._view_inputs(study, views[name]))))
+
+    def _view_inputs(self, study: Study, view: Table | Figure) -> Iterator[str]:
+        """Files that a table or figure shows."""
+        kind = view.kind if isinstance(view, Figure) else "table"
+        if isinstance(view, Figure) and kind == "errors":
+            for dataset, model, step in config.runs(self.params, view):
+                for seed in study.seeds_of(model):
+                    names = {"dataset": dataset, "model": model, "seed": str(seed), "step": str(step)}
+                    yield self.cell("analyse", **names).outputs[0]
+            return
+        verb = "sample" if kind == "samples" else "evaluate"
+        for point in config.points(self.params, view):
+            for seed in study.seeds_of(point.model):
+                yield self._point_cell(verb, point, seed).outputs[0]
+
+    def _recipes_behind(self, views: list[Cell]) -> list[str]:
+        """Recipes of all that the numbers of tables and figures were made from: their cards."""
+        found: dict[str, Cell] = {}
+        for view in views:
+            found |= {cell.directory: cell for cell in self.needed(view)}
+        return [cell.outputs[-1] for cell in found.values() if cell.stage.verb in CARDS]
 
     def _point_cell(self, verb: str, point: Point, seed: int) -> Cell:
         return self.cell(
             verb, dataset=point.dataset, model=point.model, seed=str(seed), step=str(point.step), sampler=point.sampler
         )
 
-    def _checked_steps(self, names: dict[str, str]) -> list[int]:
-        steps = self.params.dataset(names["dataset"]).checkpoints
+    def _checked_steps(self, names: dict[str, str]) -> None:
         self.params.family(names["dataset"], names["model"])
         for name in ("seed", "step"):
             if not re.fullmatch("0|[1-9][0-9]*", names[name]):
                 raise ConfigError(f"{name} is '{names[name]}'; expected a whole number, without leading zeros")
         if int(names["seed"]) >= 2**64:
             raise ConfigError(f"seed is {names['seed']}; use 0..2**64-1")
-        if int(names["step"]) not in steps:
-            raise ConfigError(f"step {names['step']} is not one of datasets.{names['dataset']}.checkpoints {steps}")
-        return steps
+        if wrong := config.step_problem(self.params, names["dataset"], names["model"], int(names["step"])):
+            raise ConfigError(f"step {wrong}")
+
+    def _check_trained(self, model: str) -> None:
+        if self.is_imported(model):
+            raise ConfigError(f"model {model} is imported, not trained; get its checkpoint with `ipdiff import`")
 
     def _checked_sampler(self, names: dict[str, str]) -> Sampler:
         try:
@@ -298,11 +389,18 @@ class Grid:
         return f"datasets.{names['dataset']}.strengths.{borrowed[0]}" if borrowed else f"models.{names['model']}.family"
 
     def study(self, name: str) -> list[Cell]:
-        """Every cell a study needs, makers before users, without repeats."""
-        return self.needed(self.cell("report", study=name))
+        """Every cell of a study that an engine makes, makers before users, without repeats."""
+        return [cell for cell in self.needed(self.cell("report", study=name)) if not cell.given]
+
+    def imports(self, study: str) -> list[Cell]:
+        """The imported checkpoints a study reads."""
+        return [cell for cell in self.needed(self.cell("report", study=study)) if cell.given]
 
     def needed(self, target: Cell) -> list[Cell]:
-        """`target` and every cell it needs, makers before users; runs close with their `resume` cell."""
+        """`target` and every cell it needs, makers before users; runs close with their `resume` cell.
+
+        Imported checkpoints are among them.
+        """
         found: dict[str, Cell] = {}
 
         def visit(cell: Cell) -> None:
@@ -330,6 +428,10 @@ class Grid:
                     last[run] = cell
         yield from last.values()
 
+    def is_imported(self, model: str) -> bool:
+        """True for a model whose checkpoints come from `ipdiff import`."""
+        return self.params.model(model).imported
+
     def maker(self, path: str) -> Cell | None:
         """The cell that makes a file, or None for raw data."""
         return _maker(self, path)
@@ -343,7 +445,7 @@ class Grid:
 def _maker(grid: Grid, path: str) -> Cell | None:
     """Match a path against the stages' directories; names hold no slash, so the parts decide."""
     parts = path.split("/")
-    for stage in STAGES.values():
+    for stage in (*STAGES.values(), IMPORT):
         template = stage.directory.split("/")
         if len(template) != len(parts) - 1 or parts[-1] not in (*stage.files, RECIPE):
             continue
@@ -355,7 +457,8 @@ def _maker(grid: Grid, path: str) -> Cell | None:
             if brace:
                 names[name.rstrip("}")] = part[len(prefix) :]
         else:
-            return grid.cell(stage.verb, **names)
+            if stage.verb not in ("train", IMPORT.verb) or grid.is_imported(names["model"]) == (stage is IMPORT):
+                return grid.cell(stage.verb, **names)
     return None
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ipdiff.errors import UserError
 from ipdiff.spec import Objective, Training
 
 
@@ -29,6 +31,24 @@ def tree_sum(count: int, leaf: Callable[[int], list[Tensor]], first: int = 0) ->
     return total
 
 
+def micro_batches(spec: Training, count: int) -> int:
+    """Micro-batches of an update that each of `count` processes computes.
+
+    Raises:
+        UserError: they cannot be shared evenly, or not along the fixed tree of an exact sum.
+    """
+    whole = spec.batch_size // (spec.micro_batch or spec.batch_size)
+    exact = spec.reduction == "exact"
+    fitting = [n for n in range(1, whole + 1) if whole % n == 0 and not (exact and n & (n - 1))]
+    if count not in fitting:
+        raise UserError(
+            f"{count} processes cannot share the {whole} micro-batches of an update"
+            + (" exactly (training.reduction)" if exact else "")
+            + f"; use {' or '.join(map(str, fitting))}, or a smaller training.micro_batch"
+        )
+    return whole // count
+
+
 def _add_(total: list[Tensor], other: list[Tensor]) -> None:
     torch._foreach_add_(total, other)  # type: ignore[attr-defined]
 
@@ -46,6 +66,30 @@ def make_optimizer(net: nn.Module, spec: Training, objective: Objective) -> torc
     """AdamW (decoupled weight decay) or Adam (coupled), PyTorch's betas and eps, fused."""
     kind = torch.optim.AdamW if spec.optimizer == "adamw" else torch.optim.Adam
     return kind(net.parameters(), lr=spec.lr, weight_decay=objective.weight_decay, fused=True)
+
+
+@dataclass
+class LossScale:
+    """The loss scale of float16 training, as its base-2 logarithm: it belongs to the train state.
+
+    Source: guided-diffusion guided_diffusion/fp16_util.py@22e0df8 (MixedPrecisionTrainer).
+    """
+
+    log2: float = 20.0
+    growth: float = 0.001
+
+    @property
+    def factor(self) -> float:
+        """What the loss is multiplied by."""
+        return 2.0**self.log2
+
+    def good(self) -> None:
+        """An update was done."""
+        self.log2 += self.growth
+
+    def overflow(self) -> None:
+        """A gradient was not finite, and its update skipped."""
+        self.log2 -= 1.0
 
 
 def ema_decay(spec: Training, step: int) -> float:

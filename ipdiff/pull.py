@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ipdiff import artifact, dvcfile, grid, sync, targets, verify
+from ipdiff.dvclog import line, listening
 from ipdiff.errors import UserError
 from ipdiff.grid import Cell, Grid
 from ipdiff.verify import Problem, Verified, bytes_text, count
@@ -80,7 +80,7 @@ def pull(
         size=sum(os.stat(path).st_size for path in good),
         fetched=brought.fetched,
         problems=seen.problems,
-        damaged=damaged,
+        damaged=brought.damaged + damaged,
         adopted=sync.adopt(),
         failed=brought.failed,
     )
@@ -138,40 +138,14 @@ def _make_way(digests: dict[str, str], force: bool) -> None:
 # DVC
 
 
-class _Said(logging.Handler):
-    """Keeps what DVC's loggers say, instead of printing tracebacks."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep a message and the exception it is about, each as one line."""
-        error = record.exc_info[1] if record.exc_info else None
-        self.lines.append(_line(record.getMessage()) + (f": {_line(str(error) or repr(error))}" if error else ""))
-
-
-@contextmanager
-def _listening() -> Iterator[list[str]]:
-    """Collect what DVC's loggers say."""
-    handler = _Said()
-    loggers = [logging.getLogger(name) for name in ("dvc", "dvc_data", "dvc_objects")]
-    before = [(logger.handlers, logger.propagate) for logger in loggers]
-    for logger in loggers:
-        logger.handlers, logger.propagate = [handler], False
-    try:
-        yield handler.lines
-    finally:
-        for logger, (handlers, propagate) in zip(loggers, before, strict=True):
-            logger.handlers, logger.propagate = handlers, propagate
-
-
 @dataclass
 class _Brought:
-    """What DVC did: objects fetched, outputs checked out, and why some of them could not be, or None."""
+    """What DVC did: objects fetched, outputs checked out, and what did not come."""
 
     fetched: int
     paths: set[str]
+    damaged: list[str]
+    """Lines about objects that DVC itself found damaged when they came (a remote with `verify`), and removed."""
     failed: str | None
 
 
@@ -183,18 +157,25 @@ def _bring(digests: dict[str, str], *, remote: str | None, jobs: int | None) -> 
     """
     from dvc.repo import Repo  # it sets up loggers when imported
 
-    with _listening() as said:
+    with listening() as said:
         try:
             repo = Repo(".")
             with repo.lock:
                 fetched = _fetch(repo, digests, remote, jobs)
                 there, dropped = _check_out(repo, digests)
                 if dropped:  # DVC found them damaged in its cache and removed them there
-                    fetched += _fetch(repo, dropped, remote, jobs)
+                    fetched |= _fetch(repo, dropped, remote, jobs)
                     there |= _check_out(repo, dropped)[0]
         except Exception as error:  # whatever DVC or a remote's library raises
             raise UserError(_explain(error)) from None
-    return _Brought(fetched, there, _failure({path: digests[path] for path in digests if path not in there}, said))
+    absent = {path: digest for path, digest in digests.items() if path not in there}
+    damaged = [
+        f"{path}: expected {digest}, found a damaged file, which DVC removed; run ipdiff pull again"
+        for path, digest in absent.items()
+        if digest in fetched
+    ]
+    missing = {path: digest for path, digest in absent.items() if digest not in fetched}
+    return _Brought(len(fetched - set(absent.values())), there, damaged, _failure(missing, said))
 
 
 def _failure(absent: dict[str, str], said: list[str]) -> str | None:
@@ -207,8 +188,8 @@ def _failure(absent: dict[str, str], said: list[str]) -> str | None:
     return f"{path}{more} did not come: {why or f'the remote cannot be reached, or has no {digest}'}"
 
 
-def _fetch(repo: Any, digests: dict[str, str], remote: str | None, jobs: int | None) -> int:
-    """Bring into the cache what it lacks; no remote is needed when it lacks nothing."""
+def _fetch(repo: Any, digests: dict[str, str], remote: str | None, jobs: int | None) -> set[str]:
+    """Bring into the cache what it lacks, and return that; no remote is needed when it lacks nothing."""
     from dvc_data.hashfile.hash_info import HashInfo
 
     root = Path(repo.cache.local.path)
@@ -216,9 +197,9 @@ def _fetch(repo: Any, digests: dict[str, str], remote: str | None, jobs: int | N
     if remote is not None:
         repo.cloud.get_remote(remote, "pull")
     if not lacking:
-        return 0
+        return set()
     result = repo.cloud.pull([HashInfo("md5", digest) for digest in sorted(lacking)], jobs=jobs, remote=remote)
-    return len(result.transferred)
+    return {str(info.value) for info in result.transferred}
 
 
 def _check_out(repo: Any, digests: dict[str, str]) -> tuple[set[str], dict[str, str]]:
@@ -244,7 +225,7 @@ def _check_out(repo: Any, digests: dict[str, str]) -> tuple[set[str], dict[str, 
 
 def _explain(error: Exception) -> str:
     """One line about an error of DVC or a remote's library, and what to do."""
-    text = (_line(str(error)) or repr(error)).replace(f"{os.getcwd()}/", "")
+    text = (line(str(error)) or repr(error)).replace(f"{os.getcwd()}/", "")
     match type(error).__name__:
         case "UserError":
             return text
@@ -254,10 +235,6 @@ def _explain(error: Exception) -> str:
             return f"the remote needs a package that is not installed: pip install {REMOTES} ({text})"
         case kind:
             return text if "error" in text.lower() else f"{kind}: {text}"
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
 
 
 # Afterwards

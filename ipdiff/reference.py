@@ -6,22 +6,24 @@ from pathlib import Path
 
 from ipdiff.data.arrays import save_npz
 from ipdiff.data.images import load_images
-from ipdiff.metrics.features import ClassifierFeatures, statistics
-from ipdiff.spec import Classifier, Compute
+from ipdiff.metrics.features import Network, statistics
+from ipdiff.metrics.subset import rows
+from ipdiff.spec import Compute, Reference
 
 
-def run(spec: Classifier, compute: Compute, images: Path, classifier: Path, out: Path) -> None:
+def run(reference: Reference, network: Network, compute: Compute, images: Path, out: Path) -> None:
     """Write the reference statistics of a data set.
 
     Args:
-        spec: how the feature network was built.
+        reference: which of the images.
+        network: computes the features.
         compute: device and threads.
         images: images.npy, [N, H, W, C] uint8.
-        classifier: classifier.safetensors.
-        out: existing directory; gets stats.npz (see `ipdiff.metrics.features.statistics`).
+        out: existing directory; gets stats.npz (see `ipdiff.metrics.features.Statistics.arrays`).
 
     Raises:
         UserError: a file is not what it should be, or there are fewer than 2 images.
+        IntegrityError: the network's file is another one.
     """
-    extractor = ClassifierFeatures(classifier, spec, compute)
-    save_npz(out / "stats.npz", **statistics(extractor, load_images(images)))
+    extractor, pictures = network.open(compute), load_images(images)
+    save_npz(out / "stats.npz", **statistics(extractor, pictures, rows(reference, len(pictures))))

@@ -42,6 +42,10 @@ class Purpose(IntEnum):
     CLASSIFIER_INIT = 13
     CLASSIFIER_ORDER = 14
     SUBSET = 15
+    REFERENCE_SUBSET = 16
+    ANALYSIS_ORDER = 20
+    ANALYSIS_EPS = 21
+    ANALYSIS_PICK = 22
 
 
 def words(
@@ -131,8 +135,8 @@ def box_muller(raw: NDArray[np.uint64]) -> NDArray[np.float32]:
     return out.reshape(raw.shape)
 
 
-_ATANH = [2.0 / (2 * k + 1) for k in range(11)]
-_LN2_HIGH, _LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
+ATANH = [2.0 / (2 * k + 1) for k in range(11)]
+LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
 
 
 def _log(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -142,11 +146,11 @@ def _log(x: NDArray[np.float64]) -> NDArray[np.float64]:
     mantissa = np.where(low, 2.0 * mantissa, mantissa)
     power = exponent - low
     s = (mantissa - 1.0) / (mantissa + 1.0)
-    return power * _LN2_HIGH + (s * _polynomial(s * s, _ATANH) + power * _LN2_LOW)
+    return power * LN2_HIGH + (s * _polynomial(s * s, ATANH) + power * LN2_LOW)
 
 
-_SIN = [1.0, -1 / 6, 1 / 120, -1 / 5040, 1 / 362880, -1 / 39916800, 1 / 6227020800, -1 / 1307674368000]
-_COS = [1.0, -1 / 2, 1 / 24, -1 / 720, 1 / 40320, -1 / 3628800, 1 / 479001600, -1 / 87178291200]
+SIN = [1.0, -1 / 6, 1 / 120, -1 / 5040, 1 / 362880, -1 / 39916800, 1 / 6227020800, -1 / 1307674368000]
+COS = [1.0, -1 / 2, 1 / 24, -1 / 720, 1 / 40320, -1 / 3628800, 1 / 479001600, -1 / 87178291200]
 
 
 def _cos_sin_turns(u: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -154,7 +158,7 @@ def _cos_sin_turns(u: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray
     quadrant = np.floor(4.0 * u + 0.5)
     angle = (u - 0.25 * quadrant) * 6.283185307179586
     square = angle * angle
-    sin, cos = angle * _polynomial(square, _SIN), _polynomial(square, _COS)
+    sin, cos = angle * _polynomial(square, SIN), _polynomial(square, COS)
     odd = (quadrant == 1.0) | (quadrant == 3.0)
     c, s = np.where(odd, sin, cos), np.where(odd, cos, sin)
     c = np.where((quadrant == 1.0) | (quadrant == 2.0), -c, c)

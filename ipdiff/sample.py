@@ -11,13 +11,17 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ipdiff import build, rng
-from ipdiff.compute import configure
-from ipdiff.data.arrays import save_npz
-from ipdiff.data.images import load_images, to_network, to_uint8
+from ipdiff import build, rng, signals
+from ipdiff.compute import configure, dtype
+from ipdiff.data.arrays import stream_npz
+from ipdiff.data.images import to_network, to_uint8
+from ipdiff.draws import draws_on
 from ipdiff.errors import UserError
+from ipdiff.lowering import compiled
+from ipdiff.nets import prepare_for_sampling
 from ipdiff.rng import Purpose
 from ipdiff.schedule import respace
+from ipdiff.shards import Shards
 from ipdiff.spec import Compute, RunSpec, Sampler, Sampling
 
 
@@ -56,7 +60,10 @@ class ImageSampler:
         self.start = sampler.steps if sampler.kind == "exposure" else len(kept)
         net = build.network(spec)
         net.load_state_dict(load_file(weights))
-        self.model = net.to(self.device).eval().at_timesteps(kept.tolist())
+        self.format = build.memory_format(spec)
+        net = prepare_for_sampling(net.to(self.device).eval(), dtype(compute), self.format)
+        net.forward_projected = compiled(net.forward_projected, compute)
+        self.model, self.draws = net.at_timesteps(kept.tolist()), draws_on(self.device)
         self.shape = (spec.channels, spec.image_size, spec.image_size)
 
     @property
@@ -65,16 +72,20 @@ class ImageSampler:
         return self.start
 
     @torch.inference_mode()
-    def draw(self, index: range) -> NDArray[np.uint8]:
-        """Images of these numbers: [n, H, W, C] uint8."""
+    def draw(self, index: range, check: Callable[[], None] = lambda: None) -> NDArray[np.uint8]:
+        """Images of these numbers: [n, H, W, C] uint8.
+
+        `check` is called before every step of the chain; it leaves by raising.
+        """
         x = self._begin(index)
         for i in reversed(range(self.start)):
+            check()
             x = self._step(x, i, index)
         return to_uint8(x)
 
     def _noise(self, purpose: Purpose, index: range, step: int = 0) -> Tensor:
-        noise = rng.normals(self.spec.seed, purpose, index, self.shape, step=step)
-        return torch.from_numpy(noise).to(self.device)
+        noise = self.draws.normals(self.spec.seed, purpose, index, self.shape, step=step)
+        return noise.to(memory_format=self.format)
 
     def _begin(self, index: range) -> Tensor:
         """x_T for generation (Alg. 2); q(x_t | x0) of real images for exposure bias (Table 1)."""
@@ -100,67 +111,55 @@ def batches(count: int, size: int) -> Iterator[range]:
 
 
 def run(
-    spec: RunSpec,
-    weights: Path,
-    sampler: Sampler,
+    draw: ImageSampler,
     sampling: Sampling,
     out: Path,
+    shards: Shards,
     *,
-    clip_denoised: bool,
-    compute: Compute,
-    images: Path | None = None,
+    rank: int = 0,
+    count: int = 1,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, int]:
     """Draw the set and write samples.npz (`arr_0` uint8 NHWC, as the ADM evaluator reads it).
 
+    Every network call is saved when it is done: a restart, or another process, draws only what is missing.
+
+    Args:
+        draw: draws images by their number.
+        sampling: how many images, and how many a network call.
+        out: staging directory; process 0 alone writes there.
+        shards: where finished network calls are saved.
+        rank: this process among those that draw the set together.
+        count: their number.
+        progress: called with the number of images finished.
+
     Returns:
         What the recipe adds: number of images and network evaluations an image.
+
+    Raises:
+        Preempted: SIGTERM or SIGUSR1 came; finished network calls are saved.
     """
-    count = num_images(sampler, sampling)
-    draw = ImageSampler(
-        spec,
-        weights,
-        sampler,
-        clip_denoised=clip_denoised,
-        compute=compute,
-        images=None if images is None else load_images(images),
-    )
-    parts = []
-    for index in batches(count, sampling.batch_size):
-        parts.append(draw.draw(index))
-        progress(index.stop)
-    save_npz(out / "samples.npz", arr_0=np.concatenate(parts))
-    return {"n": count, "nfe": draw.nfe}
+    n = sampling.count(draw.sampler)
+    units = list(batches(n, sampling.batch_size))
+    with signals.deferred() as stop:
+        shards.complete(
+            units, lambda unit: {"images": draw.draw(unit, stop.check)}, rank=rank, count=count, progress=progress
+        )
+    if rank == 0:
+        channels, *size = draw.shape
+        parts = (part["images"] for part in shards.parts(units))
+        stream_npz(out / "samples.npz", "arr_0", (n, *size, channels), parts)
+    return {"n": n, "nfe": draw.nfe}
 
 
-def draw_one(
-    spec: RunSpec,
-    weights: Path,
-    sampler: Sampler,
-    sampling: Sampling,
-    index: int,
-    *,
-    clip_denoised: bool,
-    compute: Compute,
-    images: Path | None = None,
-) -> NDArray[np.uint8]:
-    """Image `index` of the set, [H, W, C] uint8: its whole network call is repeated, so its bytes are the set's."""
-    draw = ImageSampler(
-        spec,
-        weights,
-        sampler,
-        clip_denoised=clip_denoised,
-        compute=compute,
-        images=None if images is None else load_images(images),
-    )
-    for batch in batches(num_images(sampler, sampling), sampling.batch_size):
-        if index in batch:
-            return draw.draw(batch)[index - batch.start]
-    raise UserError(f"index is {index}; the set has {num_images(sampler, sampling)} images")
+def call_of(index: int, sampler: Sampler, sampling: Sampling) -> range:
+    """The network call that draws image `index` of a set: repeated whole, it gives the bytes of the set.
 
-
-def num_images(sampler: Sampler, sampling: Sampling) -> int:
-    """Images of a set: exposure sets may be smaller."""
-    if sampler.kind == "exposure" and sampling.exposure_samples is not None:
-        return sampling.exposure_samples
-    return sampling.num_samples
+    Raises:
+        UserError: the set has no such image.
+    """
+    n = sampling.count(sampler)
+    for call in batches(n, sampling.batch_size):
+        if index in call:
+            return call
+    raise UserError(f"index is {index}; the set has images 0..{n - 1}")

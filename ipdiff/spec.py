@@ -8,6 +8,7 @@ text beside each field is its documentation in config/README.md.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -33,25 +34,114 @@ def _check_gamma(gamma: Strength | str) -> None:
     )
 
 
+Reader = Literal["digits", "folder", "cifar10", "imagenet32", "lsun", "celeba", "ffhq", "fashion_mnist"]
+Preprocessing = Literal["none", "center-crop", "box-crop", "resize", "crop128"]
+
+IMAGES: dict[str, tuple[int | None, int | None]] = {
+    "digits": (8, 1),
+    "folder": (None, None),
+    "cifar10": (32, 3),
+    "imagenet32": (32, 3),
+    "lsun": (None, 3),
+    "celeba": (None, 3),
+    "ffhq": (None, 3),
+    "fashion_mnist": (28, 1),
+}
+"""Image size and channels of each reader's data; None where `Source` chooses."""
+
+PREPROCESSINGS: dict[str, tuple[str, ...]] = {
+    "folder": ("none", "center-crop"),
+    "lsun": ("box-crop",),
+    "celeba": ("resize", "crop128", "center-crop"),
+}
+"""What each reader can make of an image of another size, its default first; ("none",) for the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Download:
+    """How a published file is got. Changes no byte of any artifact."""
+
+    __pydantic_config__: ClassVar = FORBID
+    size: Annotated[int | None, "its size in bytes"] = None
+    url: Annotated[str | None, "where it may be downloaded from without asking anybody"] = None
+    how: Annotated[str, "a sentence that says how to get it, where there is no url"] = ""
+
+    def __post_init__(self) -> None:
+        _check(self.size is None or self.size > 0, f"size is {self.size}; use 1 or more, or leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive(Download):
+    """A published file: its name, its digest, and how it is got."""
+
+    file: Annotated[str, "its name in raw/"]
+    sha256: Annotated[str | None, "digest of its bytes; not checked if empty"] = None
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a data set comes from and what its images are."""
 
     __pydantic_config__: ClassVar = FORBID
-    reader: Annotated[Literal["digits", "folder"], "which reader of `ipdiff.data` opens the raw data"]
+    reader: Annotated[Reader, "which reader of `ipdiff.data` opens the raw data"]
     image_size: Annotated[int, "height and width in pixels"]
     channels: Annotated[int, "1 (grey) or 3 (RGB)"]
-    raw: Annotated[str | None, "path of the raw archive or directory; none for embedded data"] = None
+    raw: Annotated[str | None, "path of the raw archive or directory, an input of both engines"] = None
     limit: Annotated[int | None, "use only the first so many images; all if empty"] = None
+    archives: Annotated[
+        dict[str, str | None],
+        "instead of `raw`: published files by name, each with its sha256 (unknown if empty); `downloads` says how "
+        "they are got",
+    ] = field(default_factory=dict)
+    preprocessing: Annotated[
+        Preprocessing | None,
+        "what is made of images of another size; the reader's first choice if empty",
+    ] = None
+    num_images: Annotated[int | None, "how many images the raw data must hold; not checked if empty"] = None
 
     def __post_init__(self) -> None:
         _check(self.channels in (1, 3), f"channels is {self.channels}; use 1 or 3")
+        _check(self.image_size >= 1, f"image_size is {self.image_size}; use 1 or more")
         _check(self.limit is None or self.limit > 1, f"limit is {self.limit}; use 2 or more, or leave it out")
+        size, channels = IMAGES[self.reader]
+        _check(size in (None, self.image_size), f"image_size is {self.image_size}; images of {self.reader} have {size}")
         _check(
-            (self.raw is None) == (self.reader == "digits"),
-            f"reader {self.reader} needs "
-            + ("no `raw`" if self.reader == "digits" else "`raw`: the path of its archive or directory"),
+            channels in (None, self.channels), f"channels is {self.channels}; images of {self.reader} have {channels}"
         )
+        _check(
+            self.preprocessing in (None, *self._choices),
+            f"preprocessing is {self.preprocessing}; reader {self.reader} has {', '.join(self._choices)}",
+        )
+        if self.reader == "digits":
+            _check(self.raw is None and not self.archives, "reader digits needs no `raw` and no `archives`")
+        else:
+            _check(
+                (self.raw is None) == bool(self.archives),
+                f"reader {self.reader} needs one of `raw` (the path of its archive or directory) and `archives`",
+            )
+        for file, digest in self.archives.items():
+            _check(
+                bool(re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", file)),
+                f"archives has '{file}'; use the plain name of a file, without a directory",
+            )
+            _check(
+                digest is None or bool(re.fullmatch("[0-9a-f]{64}", digest)),
+                f"archives.{file} is '{digest}'; use a sha256: 64 hexadecimal digits in lower case",
+            )
+
+    @property
+    def _choices(self) -> tuple[str, ...]:
+        return PREPROCESSINGS.get(self.reader, ("none",))
+
+    @property
+    def chosen_preprocessing(self) -> str:
+        """`preprocessing`, or the reader's first choice."""
+        return self.preprocessing or self._choices[0]
+
+    @property
+    def expected_images(self) -> int | None:
+        """How many images there will be, where that is known before they are read."""
+        return min((number for number in (self.limit, self.num_images) if number is not None), default=None)
 
 
 @dataclass(frozen=True)
@@ -74,6 +164,43 @@ class Classifier:
         _check(0 <= self.holdout <= 0.5, f"holdout is {self.holdout}; use 0..0.5")
 
 
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+"""The published inception-2015-12-05.pt: only its figures may stand beside the paper's."""
+
+
+@dataclass(frozen=True)
+class Inception:
+    """Where the file of the Inception network is whose activations are compared."""
+
+    __pydantic_config__: ClassVar = FORBID
+    sha256: Annotated[str, "of the file; names the network in the cells' parameters"] = INCEPTION_SHA256
+    file: Annotated[str, "its name in raw/ or in the directory $IPDIFF_RAW"] = "inception-2015-12-05.pt"
+    url: Annotated[str, "where it is downloaded from if it is in neither"] = (
+        "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
+    )
+    raw: Annotated[str | None, "instead: path of a network that the engines watch; `sha256` is then not asked"] = None
+
+    def __post_init__(self) -> None:
+        _check(
+            re.fullmatch("[0-9a-f]{64}", self.sha256) is not None,
+            f"sha256 is '{self.sha256}'; use 64 digits 0-9a-f",
+        )
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The real images that samples are compared with."""
+
+    __pydantic_config__: ClassVar = FORBID
+    images: Annotated[int | None, "a random subset of so many; all if empty"] = None
+    seed: Annotated[int, "seed of that subset"] = 0
+    neighbours: Annotated[bool, "also measure precision and recall: distances of all images to each other"] = False
+
+    def __post_init__(self) -> None:
+        _check(self.images is None or self.images > 1, f"images is {self.images}; use 2 or more, or leave it out")
+        _check(0 <= self.seed < 2**64, f"seed is {self.seed}; use 0..2**64-1")
+
+
 @dataclass(frozen=True)
 class Compute:
     """What the numbers are computed on; part of every artifact computed by a network."""
@@ -81,8 +208,23 @@ class Compute:
     __pydantic_config__: ClassVar = FORBID
     device: Annotated[Literal["cpu", "cuda"], "cpu or cuda"] = "cpu"
     threads: Annotated[int, "intra-op threads on the CPU; sums differ in the last bit between 1 and 2"] = 1
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"],
+        "of a U-Net's convolutions and attention, in training and sampling; weights, norms and losses are float32",
+    ] = "float32"
+    compile: Annotated[bool, "compile the U-Net with torch.compile (GPUs; off until tests/gpu has passed there)"] = (
+        False
+    )
 
     def __post_init__(self) -> None:
+        _check(
+            self.precision != "float16" or self.device == "cuda",
+            f"precision is float16 with device {self.device}; float16 needs cuda, use bfloat16 or float32",
+        )
+        _check(
+            not self.compile or self.device == "cuda",
+            "compile is true with device cpu, where it does not pay; leave it out",
+        )
         _check(self.threads >= 1, f"threads is {self.threads}; use 1 or more")
 
 
@@ -151,6 +293,10 @@ class Training:
     )
     loss_reduction: Annotated[Literal["mean", "sum"], "of the squared error over C, H and W"] = "mean"
     flip: Annotated[bool, "mirror each image with probability 1/2"] = True
+    reduction: Annotated[
+        Literal["exact", "fast"],
+        "how several processes add gradients: exact (same bytes for any number of processes) or fast (all_reduce)",
+    ] = "exact"
 
     def __post_init__(self) -> None:
         _check(self.batch_size >= 1, f"batch_size is {self.batch_size}; use 1 or more")
@@ -218,6 +364,30 @@ class Sampling:
             least = 1 if name == "batch_size" else 2
             _check(value is None or value >= least, f"{name} is {value}; use {least} or more")
 
+    def count(self, sampler: Sampler) -> int:
+        """Images of a sampler's set: exposure sets may be smaller."""
+        exposure = self.exposure_samples if sampler.kind == "exposure" else None
+        return self.num_samples if exposure is None else exposure
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Statistics of the prediction error e_t = predicted x0 - x0 (section 5 of the paper)."""
+
+    __pydantic_config__: ClassVar = FORBID
+    images: Annotated[int, "images whose error is taken at each t; all if there are fewer (official code: 100 batches)"]
+    batch_size: Annotated[int, "images a network call; part of the artifact"]
+    timesteps: Annotated[int, "how many t, evenly spaced from 0 (official code: 100 of 1000)"] = 100
+    normality_samples: Annotated[int, "errors of one pixel that are tested (paper: 50, official code: 100)"] = 50
+    alpha: Annotated[float, "normality is rejected where Shapiro-Wilk's p is below this"] = 0.05
+
+    def __post_init__(self) -> None:
+        _check(self.images >= 2, f"images is {self.images}; use 2 or more")
+        _check(self.batch_size >= 1, f"batch_size is {self.batch_size}; use 1 or more")
+        _check(self.timesteps >= 1, f"timesteps is {self.timesteps}; use 1 or more")
+        _check(self.normality_samples >= 3, f"normality_samples is {self.normality_samples}; the test needs 3 or more")
+        _check(0 < self.alpha < 1, f"alpha is {self.alpha}; use a number between 0 and 1")
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -230,9 +400,14 @@ class Dataset:
     checkpoints: Annotated[list[int], "training steps that publish a checkpoint, ascending"]
     final_step: Annotated[dict[str, int], "the checkpoint a table means, by model; `default` for the others"]
     strengths: Strengths = field(default_factory=Strengths)
-    features: Annotated[Literal["classifier"], "the network whose activations FID compares"] = "classifier"
+    features: Annotated[
+        Literal["classifier", "inception"], "the network whose activations are compared; the paper's is inception"
+    ] = "classifier"
     classifier: Classifier = field(default_factory=Classifier)
+    inception: Inception = field(default_factory=Inception)
+    reference: Reference = field(default_factory=Reference)
     compute: Compute = field(default_factory=Compute)
+    analysis: Annotated[Analysis | None, "prediction-error statistics; needed by figures of kind errors"] = None
 
     def __post_init__(self) -> None:
         steps = self.checkpoints
@@ -241,8 +416,8 @@ class Dataset:
             f"checkpoints {steps} must be positive, ascending and without repeats",
         )
         _check("default" in self.final_step, "final_step needs a `default`")
-        for name, step in self.final_step.items():
-            _check(step in steps, f"final_step.{name} is {step}, not one of checkpoints {steps}")
+        last = self.final_step["default"]
+        _check(last in steps, f"final_step.default is {last}, not one of checkpoints {steps}")
 
     def last_step(self, model: str) -> int:
         """The training step at which tables read `model`."""
@@ -259,6 +434,7 @@ class Model:
     target: Annotated[Literal["eps", "eps_prime"], "eps (Alg. 3) or eps' (DDPM-y)"] = "eps"
     gp_weight: Annotated[float | Literal["dataset"], "lambda_GP of the Jacobian penalty"] = 0.0
     weight_decay: Annotated[float | Literal["dataset"], "lambda_WD, handed to the optimiser"] = 0.0
+    imported: Annotated[bool, "its checkpoints come from `ipdiff import`; nothing trains it"] = False
 
     def __post_init__(self) -> None:
         _check_gamma(self.gamma)
@@ -327,7 +503,9 @@ class Work:
 
     __pydantic_config__: ClassVar = FORBID
     save_every: Annotated[int, "optimiser updates between two saves of a train state in work/"] = 1000
-    states_kept: Annotated[int, "newest train states of a run that are kept in work/"] = 2
+    states_kept: Annotated[
+        int, "newest train states of a run that are kept in work/, and newest versions of it (parameters, code)"
+    ] = 2
 
     def __post_init__(self) -> None:
         _check(self.save_every >= 1, f"save_every is {self.save_every}; use 1 or more")
@@ -378,8 +556,9 @@ class Sampler:
         return f"eta = {self.eta:g}, T' = {self.steps}" + (f" ({grid})" if grid else "")
 
 
-METRICS = ("fid", "sfid", "pixel_fd")
-Metric = Literal["fid", "sfid", "pixel_fd"]
+METRICS = ("fid", "sfid", "pixel_fd", "inception_score", "precision", "recall")
+Metric = Literal["fid", "sfid", "pixel_fd", "inception_score", "precision", "recall"]
+HIGHER_IS_BETTER = ("inception_score", "precision", "recall")
 Axis = Literal["dataset", "model", "step", "sampler", "metric"]
 
 
@@ -394,13 +573,21 @@ class Point:
     step: Annotated[int | None, "training step; the data set's final_step for the model if empty"] = None
 
 
+def wanted(steps: list[int], until: Mapping[str, int], model: str) -> list[int]:
+    """The training steps of a view that it shows for a model."""
+    return [step for step in steps if step <= until.get(model, step)]
+
+
 @dataclass(frozen=True)
 class Table:
     """A table: a product of data sets, models, samplers and steps, or an explicit list of points."""
 
     __pydantic_config__: ClassVar = FORBID
     title: Annotated[str, "what the table shows"]
-    metrics: Annotated[list[Metric], "fid, sfid, pixel_fd"]
+    metrics: Annotated[
+        list[Metric],
+        "what is shown; inception_score needs `features: inception`, precision and recall `reference.neighbours: true`",
+    ]
     rows: Annotated[list[Axis], "axes that make the rows"]
     columns: Annotated[list[Axis], "axes that make the columns"]
     datasets: Annotated[list[str], "data sets of the product"] = field(default_factory=list)
@@ -408,6 +595,9 @@ class Table:
     samplers: Annotated[list[str], "samplers of the product"] = field(default_factory=list)
     steps: Annotated[list[int], "training steps of the product; each model's final step if empty"] = field(
         default_factory=list
+    )
+    until: Annotated[dict[str, int], "model: its last training step, where the product's steps go further"] = field(
+        default_factory=dict
     )
     points: Annotated[list[Point], "explicit points instead of a product"] = field(default_factory=list)
     compare: Annotated[dict[str, str], "model: baseline; adds difference rows, paired by seed"] = field(
@@ -419,15 +609,20 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """Lines over training steps or over T', or a grid of sample images."""
+    """Lines over training steps or over T', a grid of sample images, or the prediction error over t."""
 
     __pydantic_config__: ClassVar = FORBID
-    kind: Annotated[Literal["lines", "samples"], "curves of a metric, or images"]
+    kind: Annotated[Literal["lines", "samples", "errors"], "curves of a metric, images, or prediction errors"]
     title: Annotated[str, "what the figure shows"]
     datasets: Annotated[list[str], "data sets: a panel each"]
     models: Annotated[list[str], "models: a line, or a block of images each"]
-    samplers: Annotated[list[str], "samplers; over T' they make the x axis"]
+    samplers: Annotated[list[str], "samplers; over T' they make the x axis; none for prediction errors"] = field(
+        default_factory=list
+    )
     steps: Annotated[list[int], "training steps; each model's final step if empty"] = field(default_factory=list)
+    until: Annotated[dict[str, int], "model: its last training step, where `steps` go further"] = field(
+        default_factory=dict
+    )
     metric: Annotated[Metric, "what the lines show"] = "fid"
     x: Annotated[Literal["step", "sample_steps"], "x axis of lines"] = "sample_steps"
     images: Annotated[int, "images a row of a sample grid"] = 16

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ipdiff import artifact, config, grid
+from ipdiff import artifact, config, grid, launch
 from ipdiff.artifact import Publication
 from ipdiff.code import code_digest
-from ipdiff.errors import UserError
+from ipdiff.errors import IntegrityError, UserError
+from ipdiff.files import md5
 from ipdiff.grid import Cell
-from ipdiff.spec import Dataset, Objective, RunSpec, Sampler
+from ipdiff.locks import locked
+from ipdiff.shards import Shards
+from ipdiff.spec import Dataset, RunSpec, Sampler
 from ipdiff.states import States
+
+if TYPE_CHECKING:
+    from ipdiff.metrics.features import Network
+    from ipdiff.sample import ImageSampler
 
 WORK = Path("work")
 
@@ -45,22 +52,39 @@ class Job:
         """The recipe among the inputs."""
         return artifact.read_recipe(self.path(artifact.RECIPE))
 
+    def network(self) -> Network:
+        """The data set's feature network."""
+        from ipdiff import inception
+        from ipdiff.metrics.features import Network
+
+        dataset = self.dataset
+        if dataset.features == "classifier":
+            return Network(self.path("classifier.safetensors"), dataset.classifier)
+        return Network(
+            inception.obtain(dataset.inception), sha256=None if dataset.inception.raw else dataset.inception.sha256
+        )
+
     def run_spec(self) -> RunSpec:
         """The training run of the cell's names."""
         names = self.names
-        family = self.params.family(names["dataset"], names["model"])
-        model = self.params.model(names["model"])
-        return RunSpec(
-            family=model.family,
-            network=family.network,
-            diffusion=family.diffusion,
-            training=family.training,
-            objective=Objective.resolve(model, self.dataset.strengths),
-            compute=self.dataset.compute,
-            image_size=self.dataset.source.image_size,
-            channels=self.dataset.source.channels,
-            seed=int(names["seed"]),
-        )
+        return self.params.run_spec(names["dataset"], names["model"], int(names["seed"]))
+
+    def checkpoint_spec(self) -> RunSpec:
+        """The run of the checkpoint among the inputs, by its recipe.
+
+        Raises:
+            UserError: it was imported for another network or noise process than params.yaml has now: no engine makes
+                it anew, as it does with a trained one.
+        """
+        recipe = self.recipe()
+        recorded = RunSpec.from_json(recipe["run"])
+        if recipe["stage"] == grid.IMPORT.verb:
+            now = self.run_spec()
+            changed = [key for key in ("family", "network", "diffusion") if getattr(recorded, key) != getattr(now, key)]
+            if changed:
+                where = f"datasets.{self.names['dataset']}.families.{now.family}.{changed[0]}"
+                raise UserError(f"{recipe['cell']} was imported with another {where}; delete that folder, import again")
+        return recorded
 
     def published_state(self, step: int) -> Path:
         """Where the run's `resume` artifact of a step lies, if it was made or pulled."""
@@ -69,16 +93,39 @@ class Job:
 
     def states(self, spec: RunSpec) -> States:
         """The run's train states: their directory's name is the digest of all that decides the run's bytes."""
-        deciding = [spec.to_json(), self.inputs[str(self.path("images.npy"))], code_digest("train")]
-        text = json.dumps(deciding, sort_keys=True)
-        name = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
-        return States(WORK / "states" / name, self.params.work.states_kept)
+        names = self.names
+        name = _digest(spec.to_json(), self.inputs[str(self.path("images.npy"))], code_digest("train"))
+        run = WORK / "states" / names["dataset"] / names["model"] / f"s{names['seed']}"
+        return States(run / name, self.params.work.states_kept)
+
+    def checkpoint_states(self) -> set[str]:
+        """Digests of the states that the run's checkpoints name, as far as they are here."""
+        train = grid.STAGES["train"]
+        found = set[str]()
+        for path in Path().glob(train.outputs[-1].format(**{**self.names, "step": "*"})):
+            try:
+                found.add(str(artifact.read_recipe(path).get("state")))
+            except IntegrityError:  # its reader will say so
+                continue
+        return found
+
+    def shards(self) -> Shards:
+        """Where finished parts of the cell are saved until it is published."""
+        name = _digest(self.inputs, grid.param_values(self.cell, config.load_raw()), code_digest(self.cell.stage.verb))
+        return Shards(WORK / self.cell.directory / name)
+
+
+def _digest(*deciding: Any) -> str:
+    return md5(json.dumps(deciding, sort_keys=True).encode())
 
 
 def _prepare(job: Job, made: Publication) -> None:
     from ipdiff import prepare
+    from ipdiff.data.raw import obtain
 
-    prepare.run(job.dataset.source, made.staging)
+    source = job.dataset.source
+    raw = [Path(source.raw)] if source.raw else [obtain(archive) for archive in job.params.archives(source)]
+    prepare.run(source, made.staging, raw, progress=_progress(source.expected_images or 0, "images"))
 
 
 def _classifier(job: Job, made: Publication) -> None:
@@ -92,13 +139,15 @@ def _classifier(job: Job, made: Publication) -> None:
 def _reference(job: Job, made: Publication) -> None:
     from ipdiff import reference
 
-    reference.run(
-        job.dataset.classifier,
-        job.dataset.compute,
-        job.path("images.npy"),
-        job.path("classifier.safetensors"),
-        made.staging,
-    )
+    dataset = job.dataset
+    reference.run(dataset.reference, job.network(), dataset.compute, job.path("images.npy"), made.staging)
+
+
+def _neighbours(job: Job, made: Publication) -> None:
+    from ipdiff import neighbours
+
+    dataset = job.dataset
+    neighbours.run(dataset.reference, job.network(), dataset.compute, job.path("images.npy"), made.staging)
 
 
 def _train(job: Job, made: Publication) -> None:
@@ -116,18 +165,24 @@ def _train(job: Job, made: Publication) -> None:
         previous = (int(job.names["previous"]), recorded["state"])
     step = int(job.names["step"])
     states = job.states(spec)
-    if previous:
-        states.take(job.published_state(previous[0]), *previous)
-    made.extra = train.run(
-        spec,
-        job.path("images.npy"),
-        made.staging,
-        step=step,
-        previous=previous,
-        states=states,
-        save_every=job.params.work.save_every,
-        progress=_progress(step, "updates"),
-    )
+    rank, count = launch.place()
+    if rank == 0:
+        states.prune_others(job.checkpoint_states())
+        if previous:
+            states.take(job.published_state(previous[0]), *previous)
+    with states.in_use():
+        made.extra = train.run(
+            spec,
+            job.path("images.npy"),
+            made.staging,
+            step=step,
+            previous=previous,
+            states=states,
+            save_every=job.params.work.save_every,
+            rank=rank,
+            count=count,
+            progress=_progress(step, "updates"),
+        )
 
 
 def _resume(job: Job, made: Publication) -> None:
@@ -135,32 +190,51 @@ def _resume(job: Job, made: Publication) -> None:
 
     recorded = job.recipe()
     spec = RunSpec.from_json(recorded["run"])
-    resume.run(
-        spec,
-        job.path("images.npy"),
-        made.staging,
-        step=int(job.names["step"]),
-        digest=recorded["state"],
-        states=job.states(spec),
-        save_every=job.params.work.save_every,
+    states = job.states(spec)
+    with states.in_use():
+        resume.run(
+            spec,
+            job.path("images.npy"),
+            made.staging,
+            step=int(job.names["step"]),
+            digest=recorded["state"],
+            states=states,
+            save_every=job.params.work.save_every,
+        )
+
+
+def _image_sampler(job: Job) -> ImageSampler:
+    from ipdiff.data.images import load_images
+    from ipdiff.sample import ImageSampler
+
+    family = job.params.family(job.names["dataset"], job.names["model"])
+    sampler = Sampler.parse(job.names["sampler"])
+    return ImageSampler(
+        job.checkpoint_spec(),
+        job.path("ema.safetensors"),
+        sampler,
+        clip_denoised=family.clip_denoised,
+        compute=job.dataset.compute,
+        images=load_images(job.path("images.npy")) if sampler.kind == "exposure" else None,
     )
 
 
 def _sample(job: Job, made: Publication) -> None:
     from ipdiff import sample
 
-    family = job.params.family(job.names["dataset"], job.names["model"])
-    sampler = Sampler.parse(job.names["sampler"])
+    rank, count = launch.place()
+    draw, shards = _image_sampler(job), job.shards()
+    if rank == 0:
+        shards.drop_others()
+        made.afterwards = shards.drop
     made.extra = sample.run(
-        RunSpec.from_json(job.recipe()["run"]),
-        job.path("ema.safetensors"),
-        sampler,
+        draw,
         job.dataset.sampling,
         made.staging,
-        clip_denoised=family.clip_denoised,
-        compute=job.dataset.compute,
-        images=job.path("images.npy") if sampler.kind == "exposure" else None,
-        progress=_progress(sample.num_images(sampler, job.dataset.sampling), "images"),
+        shards,
+        rank=rank,
+        count=count,
+        progress=_progress(job.dataset.sampling.count(draw.sampler), "images"),
     )
 
 
@@ -173,23 +247,9 @@ def draw_one(cell: Cell, index: int, path: Path) -> None:
 
     from ipdiff import sample
 
-    params = config.load()
-    job = Job(params, cell, artifact.verify_inputs(cell.inputs, _raw(cell)))
-    family = params.family(job.names["dataset"], job.names["model"])
-    sampler = Sampler.parse(job.names["sampler"])
-    count = sample.num_images(sampler, job.dataset.sampling)
-    if not 0 <= index < count:
-        raise UserError(f"index is {index}; the set has images 0..{count - 1}")
-    image = sample.draw_one(
-        RunSpec.from_json(job.recipe()["run"]),
-        job.path("ema.safetensors"),
-        sampler,
-        job.dataset.sampling,
-        index,
-        clip_denoised=family.clip_denoised,
-        compute=job.dataset.compute,
-        images=job.path("images.npy") if sampler.kind == "exposure" else None,
-    )
+    job = Job(config.load(), cell, artifact.verify_inputs(cell.inputs, _raw(cell)))
+    call = sample.call_of(index, Sampler.parse(job.names["sampler"]), job.dataset.sampling)
+    image = _image_sampler(job).draw(call)[index - call.start]
     Image.fromarray(image.squeeze()).save(path)
 
 
@@ -205,17 +265,38 @@ def _evaluate(job: Job, made: Publication) -> None:
         "sampler": names["sampler"],
         "sample_steps": Sampler.parse(names["sampler"]).steps,
         "nfe": job.recipe()["nfe"],
-        "features_digest": job.inputs[str(job.path("classifier.safetensors"))],
         "reference_digest": job.inputs[str(job.path("stats.npz"))],
     }
     evaluate.run(
-        job.dataset.classifier,
+        job.network(),
         job.dataset.compute,
         job.path("samples.npz"),
         job.path("stats.npz"),
-        job.path("classifier.safetensors"),
         about,
         made.staging,
+        neighbours=job.path("features.npy").parent if job.dataset.reference.neighbours else None,
+    )
+
+
+def _analyse(job: Job, made: Publication) -> None:
+    from ipdiff import analyse
+
+    settings = job.dataset.analysis
+    if settings is None:
+        raise UserError(f"datasets.{job.names['dataset']}.analysis is missing")
+    spec = job.checkpoint_spec()
+    about = {name: job.names[name] for name in ("dataset", "model")} | {
+        name: int(job.names[name]) for name in ("seed", "step")
+    }
+    analyse.run(
+        spec,
+        job.path("ema.safetensors"),
+        job.path("images.npy"),
+        settings,
+        about,
+        made.staging,
+        compute=job.dataset.compute,
+        progress=_progress(len(analyse.timesteps(settings, spec.diffusion.T)), "timesteps"),
     )
 
 
@@ -245,6 +326,7 @@ def _report(job: Job, made: Publication) -> None:
         study,
         {table: Path("tables") / name / table for table in study.tables},
         {figure: Path("figures") / name / figure for figure in study.figures},
+        [artifact.read_recipe(path) for path in job.paths(artifact.RECIPE)],
         made.staging,
     )
 
@@ -253,10 +335,12 @@ RUN: dict[str, Callable[[Job, Publication], None]] = {
     "prepare": _prepare,
     "classifier": _classifier,
     "reference": _reference,
+    "neighbours": _neighbours,
     "train": _train,
     "resume": _resume,
     "sample": _sample,
     "evaluate": _evaluate,
+    "analyse": _analyse,
     "table": _table,
     "figure": _figure,
     "report": _report,
@@ -269,7 +353,30 @@ def _raw(cell: Cell) -> set[str]:
 
 
 def make(cell: Cell) -> None:
-    """Make one cell: verify its inputs, run its stage, publish its outputs with their recipe."""
+    """Make one cell: verify its inputs, run its stage, publish its outputs with their recipe.
+
+    One process at a time makes a cell: another one waits, and is content with what the first has published.
+    Processes that share the work of one stage (`ipdiff.launch`) come here together; process 0 publishes.
+    """
+    directory = Path(cell.directory)
+    rank, count = launch.place()
+    job, recipe = _job(cell)
+    if rank:
+        _help(job, recipe)
+        return
+    held = launch.started_here()  # by whoever started this process
+    with nullcontext() if held else locked(artifact.lock_of(directory), _say_waiting(cell)) as lock:
+        if lock is not None and lock.waited:
+            job, recipe = _job(cell)  # its inputs may be others by now
+            if count == 1 and artifact.is_published(directory, recipe):
+                return
+        with artifact.publishing(directory, cell.stage.files, recipe) as made:
+            RUN[cell.stage.verb](job, made)
+        made.afterwards()
+
+
+def _job(cell: Cell) -> tuple[Job, dict[str, Any]]:
+    """The work to do, its inputs verified, and what its recipe says of it beforehand."""
     params = config.load()
     inputs = artifact.verify_inputs(cell.inputs, _raw(cell))
     recipe = {
@@ -280,8 +387,27 @@ def make(cell: Cell) -> None:
         "params": grid.param_values(cell, config.load_raw()),
         "inputs": inputs,
     }
-    with artifact.publishing(Path(cell.directory), cell.stage.files, recipe) as made:
-        RUN[cell.stage.verb](Job(params, cell, inputs), made)
+    return Job(params, cell, inputs), recipe
+
+
+def _help(job: Job, recipe: dict[str, Any]) -> None:
+    """Share the work of process 0, which publishes: all of a training run; of a sample set, what it has not done."""
+    verb = job.cell.stage.verb
+    if verb == "train" or (verb == "sample" and not artifact.is_published(Path(job.cell.directory), recipe)):
+        RUN[verb](job, Publication(Path()))
+
+
+def make_with(count: int, cell: Cell, argv: Sequence[str]) -> int:
+    """Make one cell with `count` processes that run `ipdiff argv`; returns the exit code."""
+    with locked(artifact.lock_of(Path(cell.directory)), _say_waiting(cell)) as lock:
+        return launch.run(argv, count, keep=[lock.handle])
+
+
+def _say_waiting(cell: Cell) -> Callable[[str], None]:
+    def say(holder: str) -> None:
+        print(f"ipdiff: {cell.directory} is being made by {holder}; waiting for it", file=sys.stderr, flush=True)
+
+    return say
 
 
 def _progress(total: int, unit: str) -> Callable[[int], None]:

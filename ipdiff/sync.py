@@ -11,7 +11,9 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ import yaml
 from ipdiff import artifact, config, dvcfile, grid, records
 from ipdiff.artifact import RECIPE
 from ipdiff.code import code_digest
+from ipdiff.dvclog import line, listening
 from ipdiff.errors import IntegrityError, UserError
+from ipdiff.files import write_whole
 from ipdiff.freshness import Freshness, State
 from ipdiff.grid import Cell
 
@@ -91,9 +95,26 @@ def _unrecorded(fresh: Freshness, studies: Iterable[str] | None) -> Iterator[tup
             yield study, new
 
 
+def track(cell: Cell) -> Path:
+    """Put an imported checkpoint into DVC's cache and write the .dvc file that stands for it; returns that file.
+
+    Raises:
+        UserError: DVC could not write, or another stage has these files as outputs.
+    """
+    pointer = dvcfile.pointer_of(cell)
+    pointer.parent.mkdir(exist_ok=True)
+    with _dvc(again="import it again") as repo:
+        outs = list(cell.outputs)
+        stage = repo.stage.create(single_stage=True, force=True, fname=str(pointer), wdir=".", outs=outs)
+        stage.save()
+        stage.commit()
+        stage.dump()
+    return pointer
+
+
 @contextmanager
-def _dvc() -> Iterator[Any]:
-    """DVC's view of the project, locked; waits while another process has the lock."""
+def _dvc(again: str = "run `ipdiff sync`") -> Iterator[Any]:
+    """DVC's view of the project, locked; waits while another process has the lock. `again`: advice if it fails."""
     import sqlite3
 
     from dvc.exceptions import DvcException  # slow to import, and seldom needed
@@ -101,17 +122,34 @@ def _dvc() -> Iterator[Any]:
 
     try:
         repo = Repo(".", _wait_for_lock=True)
-        with repo.lock:
+        with repo.lock, listening(), _parameters_read_once():
             yield repo
     except (OSError, sqlite3.Error, DvcException) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"could not record in dvc.lock and DVC's cache: {reason}; then run `ipdiff sync`") from None
+        reason = line(str(error)) or type(error).__name__
+        raise UserError(f"could not record in dvc.lock and DVC's cache: {reason}; then {again}") from None
+
+
+@contextmanager
+def _parameters_read_once() -> Iterator[None]:
+    """Parse params.yaml once for all stages: DVC does it three times a stage, most of the time that recording takes."""
+    from dvc.dependency import param
+
+    load = param.load_path
+    read = cache(load)
+    param.load_path = lambda *args: deepcopy(read(*args))  # shared values would become anchors in dvc.lock
+    try:
+        yield
+    finally:
+        param.load_path = load
 
 
 def _record(repo: Any, study: str, new: list[Cell], fresh: Freshness, done: Synced) -> None:
     """Put cells that hold into the cache and dvc.lock; one whose files are not those of its recipe is refused."""
     stages = {stage.addressing.rpartition(":")[2]: stage for stage in _stages_of(repo, study)}
     verbs = sorted({cell.stage.verb for cell in new})
+    if missing := {dvcfile.address(cell) for cell in new} - stages.keys():
+        path = dvcfile.path_of(study)
+        raise UserError(f"{path} has no stage {min(missing)}; run `ipdiff grid --write`, then `ipdiff sync`")
     for verb in verbs:
         write_code_digest(verb, study)
     good = [_saved(stages[f"code-{verb}"]) for verb in verbs]
@@ -140,7 +178,7 @@ def write_code_digest(verb: str, study: str) -> Path:
     text = code_digest(verb) + "\n"
     if not path.exists() or path.read_text() != text:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        write_whole(path, text.encode())  # never in place: the file may be a hard link into DVC's cache
     return path
 
 

@@ -45,7 +45,7 @@ def cells_of(selected: dict[str, Cell]) -> list[Cell]:
 
 def _select_one(known: Grid, target: str, studies: list[str]) -> dict[str, Cell]:
     if target in known.params.studies:
-        return _outputs(known.study(target))
+        return _outputs(_cells(known, target))
     kind, colon, name = target.partition(":")
     if colon and kind in ("table", "figure"):
         return _outputs(known.needed(_view(known, kind, name)))
@@ -54,10 +54,14 @@ def _select_one(known: Grid, target: str, studies: list[str]) -> dict[str, Cell]
         return dict.fromkeys((path, cell.outputs[-1]), cell)
     if cell := known.maker(f"{path}/{RECIPE}"):
         return _outputs([cell])
-    cells = [cell for study in studies for cell in known.study(study)]
+    cells = [cell for study in studies for cell in _cells(known, study)]
     if inside := [cell for cell in cells if cell.directory.startswith(f"{path}/")]:
         return _outputs(inside)
     raise UserError(_unknown(known, target, cells))
+
+
+def _cells(known: Grid, study: str) -> list[Cell]:
+    return [*known.imports(study), *known.study(study)]
 
 
 def _outputs(cells: Iterable[Cell]) -> dict[str, Cell]:

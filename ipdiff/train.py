@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +15,60 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from ipdiff import build, optim, rng
+from ipdiff import build, optim, rng, signals
 from ipdiff.compute import configure
 from ipdiff.data.batches import batch_indices, flips
-from ipdiff.data.images import load_images, to_network
+from ipdiff.data.images import load_images, reader, to_network
+from ipdiff.draws import draws_on
 from ipdiff.errors import Preempted, UserError
+from ipdiff.lowering import compiled, low_precision
 from ipdiff.nets import dropout_masks, initialise, keep_threshold, twice_differentiable
+from ipdiff.processes import Processes, joined
 from ipdiff.rng import Purpose
 from ipdiff.spec import RunSpec
-from ipdiff.states import States, state_digest
+from ipdiff.states import States, state_digest, tensors_of
 from ipdiff.timesteps import make_timestep_sampler
 
 LOSS_ROWS = 200
 """Rows of a segment's loss curve: losses are averaged over equal runs of updates."""
 
 
+class Diverged(UserError):
+    """A loss or a gradient that is not finite; the trainer is left as it was before the update."""
+
+
 class Trainer:
     """A run at some step: weights, EMA, optimiser, loss history. Everything random is a function of the step."""
 
-    def __init__(self, spec: RunSpec, images: NDArray[np.uint8]) -> None:
+    def __init__(self, spec: RunSpec, images: NDArray[np.uint8], processes: Processes | None = None) -> None:
         """Start at step 0.
 
         Args:
             spec: the run's parameters.
             images: [N, H, W, C] uint8.
+            processes: who shares the micro-batches of an update; this process alone if None.
+
+        Raises:
+            UserError: images of another shape than the run's, or processes that cannot share its micro-batches.
         """
+        if spec.compute.compile and spec.objective.gp_weight:
+            raise UserError("compute.compile is true, but the gradient penalty differentiates twice; set it to false")
         self.spec, self.images = spec, images
+        self.processes = processes or Processes()
+        self.micro_batches = optim.micro_batches(spec.training, self.processes.count)
         self.device = configure(spec.compute)
         self.net = build.network(spec)
         initialise(self.net, lambda tensor, count: rng.uniforms(spec.seed, Purpose.INIT, [tensor], count)[0])
-        self.net.to(self.device).train()
+        self.format = build.memory_format(spec)
+        self.net.to(self.device).to(memory_format=self.format).train()  # pyright: ignore[reportCallIssue]
+        self.model = low_precision(compiled(self.net, spec.compute), spec.compute)
+        self.draws, self.pictures = draws_on(self.device), reader(images, self.device)
         self.diffusion = build.diffusion(spec)
         self.names = [name for name, _ in self.net.named_parameters()]
         self.params = list(self.net.parameters())
         self.ema = [p.detach().clone() for p in self.params]
         self.optimizer = optim.make_optimizer(self.net, spec.training, spec.objective)
+        self.scale = optim.LossScale() if spec.compute.precision == "float16" else None
         self.timesteps = make_timestep_sampler(spec.training.timesteps, spec.diffusion.T)
         self.step = 0
         self.losses = np.zeros(0, dtype=np.float32)
@@ -59,31 +78,63 @@ class Trainer:
         self.shape = shape
 
     def advance(self) -> float:
-        """One optimiser update (Alg. 3 where gamma > 0, Alg. 1 otherwise). Returns the mean loss."""
+        """One optimiser update (Alg. 3 where gamma > 0, Alg. 1 otherwise). Returns the mean loss.
+
+        Raises:
+            Diverged: the loss or the gradient is not finite.
+        """
         spec, step = self.spec.training, self.step
-        batch = range(spec.batch_size)
-        t, weights = self.timesteps.sample(rng.uniforms(self.spec.seed, Purpose.TIMESTEP, batch, 1, step=step)[:, 0])
-        losses = np.empty(spec.batch_size)
-        size = spec.micro_batch or spec.batch_size
-
-        def gradients(micro: int) -> list[Tensor]:
-            part = slice(micro * size, (micro + 1) * size)
-            grads, losses[part] = self._micro_batch(part, t[part], np.asarray(weights)[part])
-            return grads
-
-        grads = optim.tree_sum(spec.batch_size // size, gradients)
-        mean = float(np.mean(losses * weights))
-        if not np.isfinite(mean):
-            raise UserError(
-                f"loss is {mean} at step {step} (data indices "
-                f"{batch_indices(self.spec.seed, len(self.images), spec.batch_size, step)[:8].tolist()}"
-                " ...); lower the learning rate, or go on from the last checkpoint with other settings"
-            )
-        self._update(grads)
-        self.timesteps.update(t, losses)
+        places = range(spec.batch_size)
+        t, weights = self.timesteps.sample(rng.uniforms(self.spec.seed, Purpose.TIMESTEP, places, 1, step=step)[:, 0])
+        losses, grads = self._gradients(t, weights)
+        mean = _mean(losses * weights)
+        norm = torch.nn.utils.get_total_norm(grads)
+        finite = math.isfinite(mean) and bool(torch.isfinite(norm))
+        if finite:
+            self._update(grads, norm)
+        elif self.scale is not None:
+            self._skip(self.scale)
+        else:
+            raise Diverged(self._not_finite(losses, mean, float(norm)))
+        if np.isfinite(losses).all():
+            self.timesteps.update(t, losses)
         self.losses = np.append(self.losses, np.float32(mean))
         self.step += 1
         return mean
+
+    def _gradients(
+        self, t: NDArray[np.int64], weights: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], list[Tensor]]:
+        """Losses of the whole batch in index order, and the gradients of its mean loss, times the loss scale."""
+        spec, processes = self.spec.training, self.processes
+        size = spec.micro_batch or spec.batch_size
+        mine: list[NDArray[np.float64]] = []
+
+        def gradients(micro: int) -> list[Tensor]:
+            part = slice(micro * size, (micro + 1) * size)
+            grads, losses = self._micro_batch(part, t[part], weights[part])
+            mine.append(losses)
+            return grads
+
+        grads = optim.tree_sum(self.micro_batches, gradients, processes.rank * self.micro_batches)
+        processes.sum_(grads, exact=spec.reduction == "exact")
+        return processes.gather(torch.from_numpy(np.concatenate(mine))).numpy().reshape(-1), grads
+
+    def _not_finite(self, losses: NDArray[np.float64], mean: float, norm: float) -> str:
+        spec = self.spec.training
+        indices = batch_indices(self.spec.seed, len(self.images), spec.batch_size, self.step)
+        bad = indices if np.isfinite(losses).all() else indices[~np.isfinite(losses)]
+        what = f"gradient norm is {norm} (loss {mean:.4g})" if math.isfinite(mean) else f"loss is {mean}"
+        return (
+            f"{what} at step {self.step} (data indices {bad[:8].tolist()}{' ...' if len(bad) > 8 else ''}); "
+            "lower the learning rate, or go on from the last checkpoint with other settings"
+        )
+
+    def _skip(self, scale: optim.LossScale) -> None:
+        """Leave an update out because float16 overflowed: weights, moments and EMA stay, the scale falls."""
+        scale.overflow()
+        if scale.log2 < 0:
+            raise Diverged(f"the loss scale of float16 fell below 1 at step {self.step}: every gradient overflows")
 
     def _micro_batch(
         self, part: slice, t: NDArray[np.int64], weights: NDArray[np.floating]
@@ -93,13 +144,13 @@ class Trainer:
         batch = spec.training.batch_size
         places = range(part.start, part.stop)
         indices = batch_indices(seed, len(self.images), batch, step)[part]
-        x0 = self._tensor(to_network(self.images[indices]))
+        x0 = self._tensor(to_network(self.pictures(indices))).to(memory_format=self.format)
         if spec.training.flip:
             mirrored = self._tensor(torch.from_numpy(flips(seed, batch, step)[part]))
             x0 = torch.where(mirrored[:, None, None, None], x0.flip(3), x0)
 
         def noise(purpose: Purpose) -> Tensor:
-            return self._tensor(torch.from_numpy(rng.normals(seed, purpose, places, self.shape, step=step)))
+            return self.draws.normals(seed, purpose, places, self.shape, step=step)
 
         eps = noise(Purpose.EPS)
         xi = noise(Purpose.XI) if np.any(np.asarray(spec.objective.gamma)) else None
@@ -108,9 +159,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         with self._dropout(places), nullcontext() if probe is None else twice_differentiable():
             loss = self.diffusion.training_losses(
-                self.net, x0, self._tensor(torch.from_numpy(t)), eps, xi, probe=probe
+                self.model, x0, self._tensor(torch.from_numpy(t)), eps, xi, probe=probe
             )["loss"]
-            (loss * scale).sum().backward()
+            (loss * scale).sum().mul(1.0 if self.scale is None else self.scale.factor).backward()
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
         for p in self.params:
             p.grad = None
@@ -123,17 +174,23 @@ class Trainer:
         threshold = keep_threshold(self.spec.network.dropout)
 
         def source(layer: int, shape: torch.Size) -> Tensor:
-            mask = rng.keep_mask(seed, places, tuple(shape[1:]), threshold, step=step, lane=layer)
-            return self._tensor(torch.from_numpy(mask))
+            channels, *size = shape[1:]  # drawn pixel by pixel, as channels_last activations lie in memory
+            mask = self.draws.keep_mask(seed, places, (*size, channels), threshold, step=step, lane=layer)
+            return mask.permute(0, 3, 1, 2)
 
         return dropout_masks(self.net, source)
 
-    def _update(self, grads: list[Tensor]) -> None:
+    def _update(self, grads: list[Tensor], norm: Tensor) -> None:
+        """Take a step along gradients whose global norm is `norm`; both are still times the loss scale."""
         spec = self.spec.training
+        if self.scale is not None:
+            torch._foreach_mul_(grads, 1 / self.scale.factor)  # type: ignore[attr-defined]
+            norm = norm / self.scale.factor
+            self.scale.good()
         for p, grad in zip(self.params, grads, strict=True):
             p.grad = grad
         if spec.grad_clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.params, spec.grad_clip)
+            torch.nn.utils.clip_grads_with_norm_(self.params, spec.grad_clip, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = optim.learning_rate(spec, self.step)
         self.optimizer.step()
@@ -151,6 +208,8 @@ class Trainer:
             tensors[f"ema.{name}"] = _array(self.ema[i])
             for key, value in moments.get(i, {}).items():
                 tensors[f"optimizer.{key}.{name}"] = _array(value)
+        if self.scale is not None:
+            tensors["loss_scale.log2"] = np.array(self.scale.log2)
         tensors.update({f"timesteps.{key}": value for key, value in self.timesteps.state().items()})
         return tensors
 
@@ -158,12 +217,14 @@ class Trainer:
     def load(self, tensors: dict[str, NDArray[Any]]) -> None:
         """The inverse of `state`."""
         self.step, self.losses = int(tensors["step"]), tensors["loss"]
+        if self.scale is not None:
+            self.scale.log2 = float(tensors["loss_scale.log2"])
         moments: dict[int, dict[str, Tensor]] = {}
         for i, name in enumerate(self.names):
             self.params[i].copy_(torch.from_numpy(tensors[f"model.{name}"]))
             self.ema[i].copy_(torch.from_numpy(tensors[f"ema.{name}"]))
             keys = {key.split(".")[1] for key in tensors if key.startswith("optimizer.")}
-            moments[i] = {key: torch.from_numpy(np.array(tensors[f"optimizer.{key}.{name}"])) for key in keys}
+            moments[i] = {key: _moment(tensors[f"optimizer.{key}.{name}"], self.params[i]) for key in keys}
         if self.step:
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.timesteps.load(
@@ -175,8 +236,21 @@ class Trainer:
         return {name: _array(value) for name, value in zip(self.names, self.ema, strict=True)}
 
 
+def _moment(value: NDArray[Any], parameter: Tensor) -> Tensor:
+    """A tensor of the optimiser, laid out like its parameter: the fused update walks both in memory order."""
+    tensor = torch.from_numpy(np.array(value))
+    return torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
+
+
 def _array(value: Tensor) -> NDArray[Any]:
     return value.detach().cpu().contiguous().numpy()
+
+
+def _mean(values: NDArray[np.floating]) -> float:
+    """Mean with one rounding: np.mean's order, and so its last bits, depend on the CPU's SIMD width."""
+    if not np.isfinite(values).all():
+        return float(np.sum(values))
+    return math.fsum(values.tolist()) / len(values)
 
 
 def run(
@@ -188,6 +262,8 @@ def run(
     previous: tuple[int, str] | None,
     states: States,
     save_every: int,
+    rank: int = 0,
+    count: int = 1,
     progress: Callable[[int], None] = lambda step: None,
 ) -> dict[str, Any]:
     """Train to `step` and write the checkpoint: ema.safetensors, loss.csv.
@@ -195,26 +271,41 @@ def run(
     Args:
         spec: the run.
         images: images.npy, uint8 NHWC.
-        out: staging directory.
+        out: staging directory; process 0 alone writes there.
         step: optimiser updates done at the end of the segment.
         previous: (step, state digest) recorded by the segment before; must be met on the way.
-        states: the run's saved train states.
+        states: the run's saved train states; process 0 alone reads and writes them.
         save_every: updates between two saves.
+        rank: this process among those that train together.
+        count: their number.
         progress: called with the step reached.
 
     Returns:
-        What the recipe adds: the digest of the full train state.
+        What the recipe adds: the digest of the full train state, and the number of processes where it counts.
 
     Raises:
-        UserError: training does not arrive at the recorded digest, or the loss is not finite.
-        Preempted: SIGTERM or SIGUSR1 came; the state is saved.
+        UserError: training does not arrive at the recorded digest, or diverges, or `count` does not fit.
+        Preempted: SIGTERM or SIGUSR1 came, and the state is saved; or another process has died.
     """
-    trainer = Trainer(spec, load_images(images))
-    resume(trainer, step, previous, states, save_every, progress)
-    digest = states.save(step, trainer.state())
-    save_file(trainer.ema_weights(), out / "ema.safetensors")
-    write_losses(out / "loss.csv", trainer.losses, previous[0] if previous else 0)
-    return {"run": spec.to_json(), "state": digest}
+    with signals.deferred() as stop, joined(rank, count, spec.compute.device) as processes:
+        trainer = Trainer(spec, load_images(images), processes)
+        resume(trainer, step, previous, states, save_every, stop, progress)
+    made: dict[str, Any] = {"run": spec.to_json()}
+    if spec.training.reduction == "fast":
+        made["processes"] = count
+    if rank == 0:
+        made["state"] = states.save(step, trainer.state())
+        save_file(trainer.ema_weights(), out / "ema.safetensors")
+        write_losses(out / "loss.csv", trainer.losses, previous[0] if previous else 0)
+    return made
+
+
+def again(spec: RunSpec, images: Path, *, step: int, states: States, save_every: int) -> None:
+    """Train to `step` only for its state; arguments and errors as in `run`."""
+    with signals.deferred() as stop:
+        trainer = Trainer(spec, load_images(images))
+        resume(trainer, step, None, states, save_every, stop)
+    states.save(step, trainer.state())
 
 
 def resume(
@@ -223,22 +314,36 @@ def resume(
     previous: tuple[int, str] | None,
     states: States,
     save_every: int,
+    stop: signals.Stop,
     progress: Callable[[int], None] = lambda step: None,
 ) -> None:
     """Bring `trainer` to `step`, from the newest state at hand, through the digest recorded at `previous`."""
-    start = states.newest(step)
-    if start is not None:
-        trainer.load(start[1])
-    with _stop_signals() as stop:
-        while trainer.step < step:
-            if previous and trainer.step == previous[0]:
-                _require(state_digest(trainer.state()), previous)
-            trainer.advance()
-            progress(trainer.step)
-            if stop or (trainer.step % save_every == 0 and trainer.step < step):
-                states.save(trainer.step, trainer.state())
-            if stop:
-                raise Preempted(f"stopped by a signal at step {trainer.step} of {step}; saved, run me again to go on")
+    processes = trainer.processes
+    first = processes.rank == 0
+    found = states.newest(step) if first else None
+    data = processes.share(None if found is None else found[1])
+    if data is not None:
+        trainer.load(tensors_of(data))
+    while trainer.step < step:
+        if first and previous and trainer.step == previous[0]:
+            _require(state_digest(trainer.state()), previous)
+        _advance(trainer, previous, states)
+        progress(trainer.step)
+        stopping = processes.any(stop.came)
+        if first and (stopping or (trainer.step % save_every == 0 and trainer.step < step)):
+            states.save(trainer.step, trainer.state())
+        if stopping:
+            raise Preempted(f"stopped by a signal at step {trainer.step} of {step}; saved, run me again to go on")
+
+
+def _advance(trainer: Trainer, previous: tuple[int, str] | None, states: States) -> None:
+    try:
+        trainer.advance()
+    except Diverged as error:
+        saved = states.newest(trainer.step)
+        state = f"the last state saved is of step {saved[0]} ({states.directory})" if saved else "no state is saved"
+        checkpoint = f"the last checkpoint is of step {previous[0]}" if previous else "there is no checkpoint yet"
+        raise Diverged(f"{error}; {state}, {checkpoint}") from None
 
 
 def _require(got: str, previous: tuple[int, str]) -> None:
@@ -250,18 +355,6 @@ def _require(got: str, previous: tuple[int, str]) -> None:
         )
 
 
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that SIGTERM or SIGUSR1 (a scheduler's warning) is put into instead of ending the process."""
-    came: list[int] = []
-    before = {name: signal.signal(name, lambda got, _: came.append(got)) for name in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield came
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-
 def write_losses(path: Path, losses: NDArray[np.float32], start: int) -> None:
     """The loss curve from update `start` on, averaged to at most LOSS_ROWS rows: step, loss."""
     part = losses[start:].astype(np.float64)
@@ -271,4 +364,4 @@ def write_losses(path: Path, losses: NDArray[np.float32], start: int) -> None:
         done = 0
         for chunk in np.array_split(part, min(LOSS_ROWS, len(part))):
             done += len(chunk)
-            rows.writerow([start + done, f"{chunk.mean():.7g}"])
+            rows.writerow([start + done, f"{_mean(chunk):.7g}"])

@@ -5,6 +5,7 @@ Neither engine does this: both go by times and sizes, and call a tampered file u
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -15,10 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ipdiff import artifact, dvcfile, grid, targets
+from ipdiff import artifact, dvcfile, grid, receipts, targets
 from ipdiff.artifact import RECIPE
 from ipdiff.errors import IntegrityError, UserError
 from ipdiff.grid import Cell, Grid
+from ipdiff.publish import PUBLISHED, RECEIPTS
 
 Progress = Callable[[int], object]
 """Told how many bytes of files have been hashed since the last call."""
@@ -223,16 +225,18 @@ class Verifier:
             wrong = Problem(path, "a recipe", self.found[path])
         recorded = self.recorded.get(path)
         if recorded not in (None, self.found[path]):
-            wrong = Problem(path, f"{recorded} (dvc.lock; `ipdiff sync` records what was made since)", self.found[path])
+            by = dvcfile.pointer_of(cell) if cell.given else "dvc.lock; `ipdiff sync` records what was made since"
+            wrong = Problem(path, f"{recorded} ({by})", self.found[path])
         elif wrong is None and recipe.get("cell") != cell.directory:
             wrong = Problem(path, f"the recipe of {cell.directory}", f"that of {recipe.get('cell')}")
         return Word(recipe, wrong)
 
     def _lock_problems(self, cell: Cell, word: Word) -> Iterator[Problem]:
         """A dvc.lock that agrees with the recipe's digest but not with what the recipe says."""
+        by = dvcfile.pointer_of(cell) if cell.given else "dvc.lock"
         for path in cell.outputs[:-1]:
             if self.recorded.get(path) not in (None, word.of(path)):
-                yield Problem(f"dvc.lock entry of {path}", f"{word.of(path)} (its recipe)", self.recorded[path])
+                yield Problem(f"{by} entry of {path}", f"{word.of(path)} (its recipe)", self.recorded[path])
 
     def _input_problems(self, cell: Cell, word: Word) -> Iterator[Problem]:
         """Inputs that were other ones when the cell was made."""
@@ -345,6 +349,8 @@ class Compared:
     differing: dict[str, list[str]] = field(default_factory=dict)
     only_here: list[str] = field(default_factory=list)
     only_there: list[str] = field(default_factory=list)
+    machines: list[str] | None = None
+    """How this machine differs from the one that made the revision's artifacts; None where it left no receipts."""
 
     def lines(self) -> Iterator[str]:
         """What a person wants to read, the count last."""
@@ -360,6 +366,10 @@ class Compared:
             f"{f' ({len(self.other_recipe)} with another recipe)' if self.other_recipe else ''}; "
             f"{len(self.differing)} differ, {len(self.only_here)} only here, {len(self.only_there)} only there"
         )
+        if self.machines is not None:
+            yield (
+                f"machines differ in {'; '.join(self.machines)}" if self.machines else "same machine type and versions"
+            )
 
 
 def against(revision: str, names: Sequence[str] = (), *, studies: Iterable[str] | None = None) -> Compared:
@@ -384,7 +394,18 @@ def against(revision: str, names: Sequence[str] = (), *, studies: Iterable[str] 
         folders.setdefault(os.path.dirname(path), []).append(path)
     for folder, paths in folders.items():
         _compare(folder, paths, here, there, compared)
+    compared.machines = _machines(revision, known.params.studies, {os.path.dirname(path) for path in here})
     return compared
+
+
+def _machines(revision: str, studies: Iterable[str], cells: set[str]) -> list[str] | None:
+    """How the machine that made these artifacts differs from the revision's, by the receipts of both."""
+    theirs: dict[str, Any] = {}
+    for study in studies:
+        text = _git("show", f"{revision}:./{(PUBLISHED / study / RECEIPTS).as_posix()}")
+        theirs |= json.loads(text) if text else {}
+    ours = {cell: receipt for cell in cells if cell in theirs and (receipt := receipts.read(cell))}
+    return receipts.differences(ours.values(), [theirs[cell] for cell in ours]) if ours else None
 
 
 def _compare(folder: str, paths: list[str], here: dict[str, str], there: dict[str, str], compared: Compared) -> None:
@@ -404,14 +425,16 @@ def _compare(folder: str, paths: list[str], here: dict[str, str], there: dict[st
 def _recorded_at(revision: str, studies: Iterable[str]) -> dict[str, str]:
     """Output path -> md5, by the dvc.lock files of a git revision."""
     _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}", wrong=revision)
+    readers = {dvcfile.lock_of(study).as_posix(): dvcfile.lock_digests for study in studies}
+    pointers = _git("ls-tree", "--name-only", revision, f"./{dvcfile.IMPORTED}/").splitlines()
+    readers |= {name: dvcfile.pointer_digests for name in pointers if name.endswith(".dvc")}
     digests: dict[str, str] = {}
-    for study in studies:
-        lock = dvcfile.lock_of(study).as_posix()
-        text = _git("show", f"{revision}:./{lock}")
+    for name, read in readers.items():
+        text = _git("show", f"{revision}:./{name}")
         try:
-            digests |= dvcfile.lock_digests(text) if text else {}
+            digests |= read(text) if text else {}
         except ValueError as error:
-            raise UserError(f"{lock} of {revision} is {error}") from None
+            raise UserError(f"{name} of {revision} is {error}") from None
     if not digests:
         raise UserError(f"{revision} has no dvc.lock: nothing to compare with")
     return digests

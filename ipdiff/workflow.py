@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ipdiff import config, dvcfile, grid, records, sync
+from ipdiff import config, dvcfile, grid, launch, records, sync
 from ipdiff.code import code_digest
 from ipdiff.errors import UserError
 
@@ -27,6 +27,12 @@ class Workflow:
     def studies(self) -> list[str]:
         """Names of the studies; the default study first."""
         return sorted(self.grid.params.studies, key=lambda name: name != dvcfile.DEFAULT_STUDY)
+
+    @property
+    def trained(self) -> str:
+        """Pattern of the models that are trained: nothing makes the checkpoints of imported ones."""
+        imported = [name for name, model in self.grid.params.models.items() if model.imported]
+        return rf"(?!(?:{'|'.join(imported)})/)[^/]+" if imported else "[^/]+"
 
     def targets(self, study: str) -> list[str]:
         """The files that stand for a study."""
@@ -59,6 +65,18 @@ class Workflow:
     def command(self, verb: str) -> str:
         """The shell command of a verb."""
         return records.shell_command(verb)
+
+    def threads(self, verb: str) -> Callable[[Any], int]:
+        """CPU cores of a job that runs a network: the threads it computes with, in each of its processes."""
+        processes = _or_exit(lambda: launch.wanted(verb))
+        return lambda wildcards: processes * self.grid.params.dataset(wildcards.dataset).compute.threads
+
+    def gpus(self, verb: str) -> Callable[[Any], int]:
+        """GPUs of a job that runs a network: one for each of its processes, or none."""
+        processes = _or_exit(lambda: launch.wanted(verb))
+        return lambda wildcards: (
+            processes if self.grid.params.dataset(wildcards.dataset).compute.device == "cuda" else 0
+        )
 
     def adopt(self) -> None:
         """Accept what `dvc repro`, `dvc pull` or a clone brought, before Snakemake looks at times."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,11 +28,42 @@ def save_npz(path: Path, **arrays: ArrayLike) -> None:
     """
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(arrays):
-            entry = zipfile.ZipInfo(f"{name}.npy", _EPOCH)
-            entry.create_system = 3
-            entry.external_attr = 0o644 << 16
-            with archive.open(entry, "w", force_zip64=True) as file:
+            with _entry(archive, name) as file:
                 np.lib.format.write_array(file, np.asarray(arrays[name], order="C"), allow_pickle=False)
+
+
+def stream_npz(path: Path, name: str, shape: tuple[int, ...], parts: Iterable[NDArray[np.uint8]]) -> None:
+    """Write one uint8 array as `save_npz` does, one part in memory at a time.
+
+    Args:
+        path: the file; replaced if it exists.
+        name: the array's name.
+        shape: the whole array's.
+        parts: its pieces along the first axis, in order.
+
+    Raises:
+        ValueError: the pieces do not make up `shape`.
+    """
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive, _entry(archive, name) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        rows = 0
+        for part in parts:
+            if part.dtype != np.uint8 or part.shape[1:] != shape[1:]:
+                raise ValueError(f"a part is {part.dtype} of shape {part.shape}; the array is uint8 of shape {shape}")
+            file.write(np.ascontiguousarray(part).data)
+            rows += len(part)
+        if rows != shape[0]:
+            raise ValueError(f"the parts have {rows} rows; the array has {shape[0]}")
+
+
+@contextmanager
+def _entry(archive: zipfile.ZipFile, name: str) -> Iterator[IO[bytes]]:
+    entry = zipfile.ZipInfo(f"{name}.npy", _EPOCH)
+    entry.create_system = 3
+    entry.external_attr = 0o644 << 16
+    with archive.open(entry, "w", force_zip64=True) as file:
+        yield file
 
 
 def load_npz(path: Path) -> dict[str, NDArray[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,11 @@ from numpy.typing import NDArray
 from ipdiff.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+SHARE_FOR_IMAGES = 0.2
+"""Of a GPU's free memory, for a data set that stays there."""
 
 
 def to_network(images: NDArray[np.uint8] | Tensor) -> Tensor:
@@ -29,6 +34,28 @@ def to_network(images: NDArray[np.uint8] | Tensor) -> Tensor:
 
     tensor = images if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images))
     return (tensor.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1).contiguous()
+
+
+def reader(
+    images: NDArray[np.uint8], device: torch.device
+) -> Callable[[NDArray[np.int64]], NDArray[np.uint8] | Tensor]:
+    """A function from indices to those images, for a network on `device`.
+
+    On a GPU with room the whole set is put there now, as uint8, and batches never cross the bus.
+
+    Args:
+        images: [N, H, W, C] uint8.
+        device: where the batches are wanted.
+
+    Returns:
+        [n] int64 -> [n, H, W, C] uint8, on the device or (where it has no room, and on the CPU) on the host.
+    """
+    import torch
+
+    if device.type != "cuda" or images.nbytes > torch.cuda.mem_get_info(device)[0] * SHARE_FOR_IMAGES:
+        return lambda indices: images[indices]
+    resident = torch.from_numpy(np.array(images)).to(device)
+    return lambda indices: resident[torch.from_numpy(indices).to(device)]
 
 
 def to_uint8(x: Tensor) -> NDArray[np.uint8]:

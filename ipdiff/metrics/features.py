@@ -2,57 +2,84 @@
 
 from __future__ import annotations
 
-import math
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from ipdiff.compute import configure
 from ipdiff.data.images import to_network
 from ipdiff.errors import UserError
 from ipdiff.metrics import classifier
 from ipdiff.metrics.frechet import Moments
+from ipdiff.metrics.inception import InceptionFeatures
+from ipdiff.metrics.pixels import Features, pixels
 from ipdiff.spec import Classifier, Compute
-
-Features = dict[str, NDArray[Any]]
 
 NAMES = {"pool": "", "spatial": "_s", "pixel": "_pixel"}
 """Kind of feature -> ending of its mu and sigma in a statistics file (the ADM evaluator's names first)."""
 
-PIXEL_SIZE = 32
-"""Largest side of the pixel features: larger images are averaged down, or their covariance fits nowhere."""
-
 
 class Extractor(Protocol):
-    """Anything that turns images into features."""
+    """Anything that turns images into features.
 
-    @property
-    def name(self) -> str:
-        """Name of the features, as metrics carry it."""
-        ...
+    Attributes:
+        name: name of the features, as metrics carry it.
+        digest: of the network's file.
+        batch_size: images a call; a constant, for the last bits of features may depend on it.
+    """
+
+    name: str
+    digest: str
+    batch_size: int
 
     def __call__(self, images: NDArray[np.uint8]) -> Features:
         """Features of images [n, H, W, C] uint8.
 
         Returns:
-            pool [n, F] (FID), spatial [n, S] (sFID), pixel [n, P] (in [-1, 1]); float32 or float64.
+            pool [n, F] (FID), spatial [n, S] (sFID), pixel [n, P] (in [-1, 1]), and where the network has
+            them logits [n, K] (Inception Score); float32 or float64.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Network:
+    """A feature network's file and how to open it.
+
+    Attributes:
+        path: the file.
+        classifier: how the pipeline's own classifier was built; None for the Inception network.
+        sha256: what the Inception file's digest must be; anything if None.
+    """
+
+    path: Path
+    classifier: Classifier | None = None
+    sha256: str | None = None
+
+    def open(self, compute: Compute) -> Extractor:
+        """Load it. Raises UserError or IntegrityError where the file is not that network."""
+        if self.classifier is None:
+            return InceptionFeatures(self.path, compute, self.sha256)
+        return ClassifierFeatures(self.path, self.classifier, compute)
 
 
 class ClassifierFeatures:
     """Features of the pipeline's own classifier."""
 
     name = "classifier"
+    batch_size = 500
 
     def __init__(self, path: Path, spec: Classifier, compute: Compute) -> None:
         """Load the net. Raises UserError where the file is not a net of `spec`, or the device is absent."""
         self._device = configure(compute)
         self._net = classifier.load(path, spec).to(self._device)
+        self.digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
     @torch.no_grad()
     def __call__(self, images: NDArray[np.uint8]) -> Features:
@@ -66,45 +93,90 @@ class ClassifierFeatures:
         return {"pool": pool.cpu().numpy(), "spatial": spatial.cpu().numpy(), "pixel": pixels(images)}
 
 
-def pixels(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Flattened pixels in [-1, 1]: [n, H, W, C] uint8 -> [n, P] float32; P = C H W up to 32x32 pixels.
-
-    Larger images are averaged over squares of ceil(size / 32) pixels.
-    """
-    x = to_network(images)
-    factor = math.ceil(max(images.shape[1:3]) / PIXEL_SIZE)
-    return (F.avg_pool2d(x, factor) if factor > 1 else x).flatten(1).numpy()
+Observer = Callable[[Features], None]
+"""Something that is shown the features of every batch, in order."""
 
 
-def statistics(extractor: Extractor, images: NDArray[np.uint8], batch_size: int = 500) -> dict[str, NDArray[Any]]:
-    """Moments of the features of a set of images.
-
-    Means and covariances are accumulated in float64 (the official evaluator's means are float32).
+def show(
+    extractor: Extractor, images: NDArray[np.uint8], *observers: Observer, rows: NDArray[np.int64] | None = None
+) -> None:
+    """Show the features of images to observers, a batch at a time: only one batch is in memory.
 
     Args:
         extractor: what computes the features.
-        images: [N, H, W, C] uint8, N >= 2.
-        batch_size: images a call of the extractor.
-
-    Returns:
-        mu, sigma (pool), mu_s, sigma_s (spatial), mu_pixel, sigma_pixel, float64 (sigma with N - 1);
-        n [] and image_shape [3], int64.
+        images: [N, H, W, C] uint8, N >= 2; a memory map is read as it goes.
+        observers: called with each batch's features.
+        rows: [n] int64, the images to show; all if None.
 
     Raises:
         UserError: fewer than 2 images, or images that the extractor refuses.
-
-    Source: guided-diffusion evaluations/evaluator.py (the names of the first four).
     """
-    if len(images) < 2:
-        raise UserError(f"a Frechet distance needs 2 images or more; got {len(images)}")
-    moments: dict[str, Moments] = {}
-    for start in range(0, len(images), batch_size):
-        for kind, rows in extractor(images[start : start + batch_size]).items():
-            moments.setdefault(kind, Moments(rows.shape[1])).update(rows)
-    out: dict[str, NDArray[Any]] = {
-        "n": np.array(len(images), np.int64),
-        "image_shape": np.array(images.shape[1:], np.int64),
-    }
-    for kind, ending in NAMES.items():
-        out[f"mu{ending}"], out[f"sigma{ending}"] = moments[kind].mu, moments[kind].cov
-    return out
+    count = len(images) if rows is None else len(rows)
+    if count < 2:
+        raise UserError(f"a Frechet distance needs 2 images or more; got {count}")
+    for start in range(0, count, extractor.batch_size):
+        part = slice(start, start + extractor.batch_size)
+        features = extractor(images[part] if rows is None else images[rows[part]])
+        for observer in observers:
+            observer(features)
+
+
+class Statistics:
+    """Observes features and keeps the moments of every kind, and what they are of."""
+
+    def __init__(self) -> None:
+        self._moments: dict[str, Moments] = {}
+
+    def __call__(self, features: Features) -> None:
+        """Add a batch."""
+        for kind in NAMES:
+            rows = features[kind]
+            self._moments.setdefault(kind, Moments(rows.shape[1])).update(rows)
+
+    def arrays(self, extractor: Extractor, shape: tuple[int, ...]) -> dict[str, NDArray[Any]]:
+        """What a statistics file holds.
+
+        Means and covariances are float64 (the official evaluator's means are float32).
+
+        Args:
+            extractor: what computed the features.
+            shape: of an image, [H, W, C].
+
+        Returns:
+            mu, sigma (pool), mu_s, sigma_s (spatial), mu_pixel, sigma_pixel, float64 (sigma with N - 1);
+            n [] and image_shape [3], int64; features [], text: name and digest of the network.
+
+        Source: guided-diffusion evaluations/evaluator.py (the names of the first four).
+        """
+        out: dict[str, NDArray[Any]] = {
+            "n": np.array(self._moments["pool"].n, np.int64),
+            "image_shape": np.array(shape, np.int64),
+            "features": np.array(f"{extractor.name} {extractor.digest}"),
+        }
+        for kind, ending in NAMES.items():
+            out[f"mu{ending}"], out[f"sigma{ending}"] = self._moments[kind].mu, self._moments[kind].cov
+        return out
+
+
+class Pooled:
+    """Observes features and keeps the pooled ones, as float32."""
+
+    def __init__(self) -> None:
+        self._batches: list[NDArray[np.float32]] = []
+
+    def __call__(self, features: Features) -> None:
+        """Add a batch."""
+        self._batches.append(np.asarray(features["pool"], np.float32))
+
+    def array(self) -> NDArray[np.float32]:
+        """All of them: [N, F] float32."""
+        return np.concatenate(self._batches)
+
+
+def statistics(
+    extractor: Extractor, images: NDArray[np.uint8], rows: NDArray[np.int64] | None = None
+) -> dict[str, NDArray[Any]]:
+    """Moments of the features of a set of images: see `show` and `Statistics.arrays`."""
+    found = Statistics()
+    show(extractor, images, found, rows=rows)
+    return found.arrays(extractor, images.shape[1:])

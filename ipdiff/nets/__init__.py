@@ -2,6 +2,16 @@
 
 from ipdiff.nets.adm import ADMUNet
 from ipdiff.nets.ddpm import DDPMUNet
-from ipdiff.nets.layers import dropout_masks, initialise, keep_threshold, twice_differentiable
+from ipdiff.nets.layers import Dropout, dropout_masks, initialise, keep_threshold, twice_differentiable
+from ipdiff.nets.prepared import prepare_for_sampling
 
-__all__ = ["ADMUNet", "DDPMUNet", "dropout_masks", "initialise", "keep_threshold", "twice_differentiable"]
+__all__ = [
+    "ADMUNet",
+    "DDPMUNet",
+    "Dropout",
+    "dropout_masks",
+    "initialise",
+    "keep_threshold",
+    "prepare_for_sampling",
+    "twice_differentiable",
+]

@@ -24,9 +24,10 @@ from ipdiff.nets.layers import (
     conv3x3,
     double,
     halve,
-    level_sizes,
     sinusoids,
+    without_autocast,
 )
+from ipdiff.shapes import level_sizes
 
 
 @dataclass(frozen=True)
@@ -76,18 +77,15 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Map x [N,C,H,W] and the projected embedding [N,K,1,1] (K = out or [scale|shift] 2*out)."""
-        norm, silu, conv = self.in_layers
-        h = silu(norm(x))
+        norm, _, conv = self.in_layers
+        h = cast(GroupNorm, norm).activated(x)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = conv(h)
-        norm, silu, dropout, conv = self.out_layers
-        if self.scale_shift:
-            scale, shift = emb.chunk(2, dim=1)
-            h = torch.addcmul(shift, norm(h), 1 + scale)
-        else:
-            h = norm(h + emb)
-        return conv(dropout(silu(h))).add_(self.skip_connection(x))
+        norm, _, dropout, conv = self.out_layers
+        norm = cast(GroupNorm, norm)
+        h = norm.activated(h, *emb.chunk(2, dim=1)) if self.scale_shift else norm.activated(h + emb.to(h.dtype))
+        return conv(dropout(h)).add_(self.skip_connection(x))
 
 
 class AttentionBlock(nn.Module):
@@ -219,6 +217,11 @@ class ADMUNet(UNet):
         )
         self._project_with([block.projection for block in self.modules() if isinstance(block, ResBlock)])
 
+    @property
+    def last_layer(self) -> nn.Module:
+        """The convolution that makes the output."""
+        return self.out[2]
+
     def time_embedding(self, t: Tensor) -> Tensor:
         """Embed timesteps t [N] (any dtype) as [N, 4*model_channels]."""
         half = self.model_channels // 2
@@ -241,7 +244,9 @@ class ADMUNet(UNet):
         h = run(self.middle_block, h)
         for block in self.output_blocks:
             h = run(block, torch.cat([h, skips.pop()], dim=1))
-        return self.out(h)
+        with without_autocast(x):
+            norm, _, conv = self.out
+            return conv(cast(GroupNorm, norm).activated(h.to(x.dtype)))
 
 
 class _Builder:

@@ -19,10 +19,11 @@ from ipdiff.nets.layers import (
     attention,
     conv3x3,
     double,
-    level_sizes,
     silu,
     sinusoids,
+    without_autocast,
 )
+from ipdiff.shapes import level_sizes
 
 EPS = 1e-6
 """Of every group norm in this code base."""
@@ -56,8 +57,9 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Map x [N,C,H,W] and the projected embedding [N,out,1,1] to [N,out,H,W]."""
-        h = self.conv1(silu(self.norm1(x))) + emb
-        h = self.conv2(self.dropout(silu(self.norm2(h))))
+        h = self.conv1(self.norm1.activated(x))
+        h = h + emb.to(h.dtype)
+        h = self.conv2(self.dropout(self.norm2.activated(h)))
         return h.add_(self.nin_shortcut(x) if self.shortcut else x)
 
 
@@ -237,6 +239,11 @@ class DDPMUNet(UNet):
         blocks = [block for part in parts for block in part.modules() if isinstance(block, ResBlock)]
         self._project_with([block.temb_proj for block in blocks])
 
+    @property
+    def last_layer(self) -> nn.Module:
+        """The convolution that makes the output."""
+        return self.conv_out
+
     def time_embedding(self, t: Tensor) -> Tensor:
         """Embed timesteps t [N] (any dtype) as [N, 4*model_channels]."""
         half = self.model_channels // 2
@@ -252,7 +259,8 @@ class DDPMUNet(UNet):
         h = self.mid(skips[-1], embs)
         for level in reversed(self.up):
             h = level(h, skips, embs)
-        return self.conv_out(silu(self.norm_out(h)))
+        with without_autocast(x):
+            return self.conv_out(self.norm_out.activated(h.to(x.dtype)))
 
 
 def _encoder(widths: Sequence[int], attend: Sequence[bool], num_res_blocks: int, style: _Style) -> nn.ModuleList:

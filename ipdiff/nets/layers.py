@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 import numpy as np
@@ -44,10 +44,33 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise [N,C,...] of any float dtype; the result has the input's dtype."""
+        return self._float32(input).to(input.dtype)
+
+    def activated(self, input: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """silu(normalised * (1 + scale) + shift), rounded once to the input's dtype.
+
+        Args:
+            input: [N,C,H,W] of any float dtype.
+            scale: [N,C,1,1] or [1,C,1,1]; may be None, with shift. One for the whole batch is folded into the
+                norm's own weights, which saves a pass.
+            shift: likewise.
+        """
+        if scale is None or shift is None:
+            h = self._float32(input)
+        elif len(scale) == 1:
+            factor = (1 + scale).flatten()
+            h = self._float32(input, self.weight * factor, torch.addcmul(shift.flatten(), self.bias, factor))
+        else:
+            h = torch.addcmul(shift, self._float32(input), 1 + scale)
+        return silu(h).to(input.dtype)
+
+    def _float32(self, input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """Normalise, with other weights than the norm's own if they are given; half precision becomes float32."""
+        weight, bias = self.weight if weight is None else weight, self.bias if bias is None else bias
         if input.dtype in (torch.float16, torch.bfloat16):
-            weight, bias = self.weight.float(), self.bias.float()
-            return F.group_norm(input.float(), self.num_groups, weight, bias, self.eps).to(input.dtype)
-        return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+            # The CPU's kernel for half images is four times slower than these conversions at 8 channels a group.
+            input, weight, bias = input.float(), weight.float(), bias.float()
+        return F.group_norm(input, self.num_groups, weight, bias, self.eps)
 
 
 def silu(x: Tensor) -> Tensor:
@@ -133,7 +156,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     n, heads, depth, height, width = q.shape
     q, k, v = (_pixels_by_depth(part) for part in (q, k, v))
-    mixed = F.scaled_dot_product_attention(q, k, v)
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu":
+        # Matrix products in bfloat16 are so fast there that the fused kernel takes twice as long.
+        mixed = (q * depth**-0.5 @ k.transpose(2, 3)).softmax(-1) @ v
+    else:
+        mixed = F.scaled_dot_product_attention(q, k, v)
     return mixed.transpose(2, 3).reshape(n, heads * depth, height, width)
 
 
@@ -151,6 +178,12 @@ def twice_differentiable() -> Iterator[None]:
     """
     with sdpa_kernel(SDPBackend.MATH):
         yield
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """A context in which layers on x's device compute in the dtype of their weights."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def sinusoids(t: Tensor, count: int, span: int) -> tuple[Tensor, Tensor]:
@@ -183,10 +216,23 @@ class Dropout(nn.Module):
         """Identity in evaluation mode or at p = 0; else x * mask / keep, of x's shape and dtype."""
         if not self.training or self.p == 0:
             return x
+        factor = self._factor(x)
+        return F.dropout(x, self.p) if factor is None else x * factor
+
+    @classmethod
+    def keep_out_of_graphs(cls) -> None:
+        """Call before a network is compiled, or the compiler builds it anew for every source of masks.
+
+        No decorator: naming the compiler when a module is imported costs a second.
+        """
+        cls._factor = torch.compiler.disable(cls._factor)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _factor(self, x: Tensor) -> Tensor | None:
+        """0 or 1 / keep for every element, from the source if there is one."""
         if self.masks is None:
-            return F.dropout(x, self.p)
+            return None
         keep = 1 - keep_threshold(self.p) / 65536
-        return x * self.masks(x.shape).to(x.device, x.dtype).mul_(1 / keep)
+        return self.masks(x.shape).to(x.device, x.dtype).mul_(1 / keep)
 
     def extra_repr(self) -> str:
         """Show the probability."""
@@ -242,6 +288,11 @@ class UNet(nn.Module):
 
     def forward_projected(self, x: Tensor, projected: Tensor) -> Tensor:
         """Run the U-Net on x [N,C,H,W], given `project`'s result [N,P] or [1,P]."""
+        raise NotImplementedError
+
+    @property
+    def last_layer(self) -> nn.Module:
+        """The convolution that makes the output: it computes in the images' dtype."""
         raise NotImplementedError
 
     def _cast(self, features: Tensor) -> Tensor:
@@ -302,7 +353,9 @@ class UNet(nn.Module):
         Raises:
             ValueError: y is missing or superfluous.
         """
-        return self.forward_embedded(x, self.add_label(self.time_embedding(t), y))
+        with without_autocast(x):
+            projected = self.project(self.add_label(self.time_embedding(t), y))
+        return self.forward_projected(x, projected)
 
     def at_timesteps(self, ts: Sequence[int]) -> AtTimesteps:
         """The network at these timesteps only, with everything that depends on t computed now, once.
@@ -339,37 +392,19 @@ class AtTimesteps:
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """As `UNet.forward`, for integer t among the tabulated timesteps.
 
+        One t expanded over the batch (`t[:1].expand(n)`) is looked up and applied once for all images.
+
         Raises:
             ValueError: y is missing or superfluous, or (on the CPU) some t was not tabulated.
         """
+        if t.stride(0) == 0 and y is None:
+            t = t[:1]
         try:
             row = self._table.index_select(0, self._rows[t])
         except IndexError:
             raise ValueError(f"t has values that at_timesteps was not given: {t.tolist()}") from None
         row = self.net.add_label(row, y)
         return self._forward(x, row)
-
-
-def level_sizes(
-    image_size: int, channel_mult: Sequence[int], num_res_blocks: int, attention_resolutions: Sequence[int]
-) -> list[int]:
-    """Image size of every level of a U-Net that halves between levels.
-
-    Raises:
-        ValueError: there is no level or block, a size is odd before the last level, or attention is asked
-            for at a size that does not occur.
-    """
-    if not channel_mult or min(channel_mult) < 1 or num_res_blocks < 1:
-        given = f"channel_mult={tuple(channel_mult)} and num_res_blocks={num_res_blocks}"
-        raise ValueError(f"{given} must be one or more, all >= 1")
-    factor = 2 ** (len(channel_mult) - 1)
-    if image_size < factor or image_size % factor:
-        raise ValueError(f"image_size={image_size} is not divisible by {factor} = 2^(levels - 1)")
-    sizes = [image_size >> level for level in range(len(channel_mult))]
-    absent = [size for size in attention_resolutions if size not in sizes]
-    if absent:
-        raise ValueError(f"attention_resolutions has {absent}, but the image sizes of the levels are {sizes}")
-    return sizes
 
 
 def initialise(net: nn.Module, uniforms: UniformSource) -> None:

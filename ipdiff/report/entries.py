@@ -13,6 +13,7 @@ from typing import Any, Literal
 from ipdiff.errors import UserError
 from ipdiff.report import paper
 from ipdiff.report.records import Cell, Protocol, spread
+from ipdiff.spec import HIGHER_IS_BETTER
 
 Verdict = Literal["", "better", "worse", "within spread", "one seed"]
 
@@ -65,13 +66,13 @@ class Entry:
 COLUMNS = tuple(field.name for field in fields(Entry))
 
 
-def verdict(differences: Sequence[float]) -> Verdict:
-    """What paired differences (model minus baseline, of metrics where lower is better) say, in plain words.
+def verdict(differences: Sequence[float], *, higher: bool = False) -> Verdict:
+    """What paired differences (model minus baseline) say, in plain words.
 
-    `better` or `worse`: the mean difference is larger than the standard deviation (N - 1) of the
-    differences across seeds, and negative or positive. `within spread`: it is not larger. `one seed`:
-    fewer than two seeds in common, so the spread is unknown. It is a plain mark of size against spread,
-    not a significance test.
+    `better` or `worse`: the mean difference is larger than the standard deviation (N - 1) of the differences
+    across seeds, and on the better side (above 0 where `higher` is better, else below) or on the other. `within
+    spread`: it is not larger. `one seed`: fewer than two seeds in common, so the spread is unknown. It is a plain
+    mark of size against spread, not a significance test.
     """
     sd = spread(differences)
     if sd is None:
@@ -79,7 +80,7 @@ def verdict(differences: Sequence[float]) -> Verdict:
     mean = statistics.fmean(differences)
     if abs(mean) <= sd:
         return "within spread"
-    return "better" if mean < 0 else "worse"
+    return "better" if (mean > 0) is higher else "worse"
 
 
 def value(cell: Cell, metric: str, table: paper.PaperTable | None) -> Entry:
@@ -146,7 +147,7 @@ def difference(cell: Cell, base: Cell, metric: str, table: paper.PaperTable | No
         len(seeds),
         seeds,
         pairs,
-        verdict(pairs),
+        verdict(pairs, higher=metric in HIGHER_IS_BETTER),
         cell.nfe,
         *_common(cell, metric, mean, found),
     )

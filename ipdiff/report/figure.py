@@ -19,31 +19,11 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
 from ipdiff.errors import UserError
-from ipdiff.report import labels, paper, records
+from ipdiff.report import colours, errors, labels, paper, records
 from ipdiff.report.cells import Cells
 from ipdiff.report.entries import Entry, value, write_csv
-from ipdiff.spec import Figure, Point, Sampler
+from ipdiff.spec import Figure, Point, Sampler, wanted
 
-COLOURS = {
-    "adm": "#0072B2",
-    "adm-ip": "#D55E00",
-    "adm-gp": "#009E73",
-    "adm-wd": "#CC79A7",
-    "ddpm-y": "#B8860B",
-    "ddim": "#56B4E9",
-    "ddim-ip": "#000000",
-}
-"""Okabe and Ito's colours (told apart with any colour vision); a model has one colour in all figures."""
-EXTRA_COLOURS = ("#882255", "#44AA99", "#999933", "#332288", "#AA4499", "#117733", "#661100", "#888888")
-MARKERS = {
-    "adm": "o",
-    "adm-ip": "s",
-    "adm-gp": "^",
-    "adm-wd": "D",
-    "ddpm-y": "v",
-    "ddim": "P",
-    "ddim-ip": "X",
-}
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -99,15 +79,8 @@ def run(name: str, figure: Figure, inputs: list[Path], out: Path) -> None:
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
-        if figure.kind == "samples":
-            _samples(name, figure, inputs, out)
-        else:
-            _lines(name, figure, inputs, out)
-
-
-def colour(model: str) -> str:
-    """A model's colour, the same in every figure; unknown models take one by their name."""
-    return COLOURS.get(model) or EXTRA_COLOURS[_index(model) % len(EXTRA_COLOURS)]
+        draw = {"samples": _samples, "lines": _lines, "errors": errors.draw}[figure.kind]
+        draw(name, figure, inputs, out)
 
 
 def identify(path: Path) -> Samples:
@@ -142,7 +115,7 @@ def _lines(name: str, figure: Figure, inputs: list[Path], out: Path) -> None:
         for dataset in figure.datasets
         for model in figure.models
         for sampler in figure.samplers
-        for step in (figure.steps or [None])
+        for step in (wanted(figure.steps, figure.until, model) or [None])
     ]
     if not made:
         raise UserError(f"figure '{name}' asks for no point; give datasets, models and samplers")
@@ -209,20 +182,19 @@ def _panel(axis: Axes, figure: Figure, made: list[Entry], theirs: paper.PaperTab
     axis.set_title(labels.dataset(made[0].dataset), loc="left", pad=16)
     axis.text(0, 1.015, made[0].protocol.text(), transform=axis.transAxes, fontsize=7, color="#5b6270")
     spread = ", mean \N{PLUS-MINUS SIGN} sd over seeds" if several else ""
-    axis.set_ylabel(f"{labels.metric(figure.metric)} (lower is better{spread})")
+    axis.set_ylabel(f"{labels.metric(figure.metric)} ({labels.better([figure.metric])}{spread})")
     _x_axis(axis, figure, sorted({_x(figure, entry) for entry in made}), made)
 
 
 def _line(axis: Axes, figure: Figure, line: Line, entries: list[Entry], parts: list[str]) -> None:
     x, mean = [_x(figure, entry) for entry in entries], [entry.mean for entry in entries]
-    shade, dash = colour(line.model), DASHES[parts.index(line.part) % len(DASHES)]
-    marker = MARKERS.get(line.model, "oshD^v"[_index(line.model) % 6])
+    shade, dash = colours.colour(line.model), DASHES[parts.index(line.part) % len(DASHES)]
     axis.plot(
         x,
         mean,
         color=shade,
         linestyle=dash,
-        marker=marker,
+        marker=colours.marker(line.model),
         markersize=4.5,
         linewidth=1.6,
         label=line.text(len(parts)),
@@ -266,7 +238,7 @@ def _paper_line(axis: Axes, line: Line, entries: list[Entry], theirs: paper.Pape
     axis.plot(
         [step for step, _ in points],
         [fid for _, fid in points],
-        color=colour(line.model),
+        color=colours.colour(line.model),
         linewidth=1,
         linestyle=(0, (2, 2)),
         marker="x",
@@ -305,10 +277,6 @@ def _x_axis(axis: Axes, figure: Figure, ticks: list[int], made: list[Entry]) -> 
 
 def _thousands(at: float, _: int | None) -> str:
     return f"{at / 1000:g}k" if abs(at) >= 1000 else f"{at:g}"
-
-
-def _index(name: str) -> int:
-    return sum((place + 1) * ord(letter) for place, letter in enumerate(name))
 
 
 # Samples --------------------------------------------------------------------------------------------------

@@ -4,45 +4,50 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from ipdiff.errors import UserError
-from ipdiff.report import labels, layout, paper, table
+from ipdiff.report import cards, labels, layout, paper, table
 from ipdiff.report.entries import Entry, read_csv
 from ipdiff.report.layout import Panel, Text
 from ipdiff.report.outcome import Pair, pairs
 from ipdiff.report.render import spans
-from ipdiff.report.style import CSS
+from ipdiff.report.style import page
 from ipdiff.spec import Figure, Study
 
-CITATION = (
-    "Mang Ning, Enver Sangineto, Angelo Porrello, Simone Calderara, Rita Cucchiara: Input Perturbation "
-    "Reduces Exposure Bias in Diffusion Models. ICML 2023, PMLR 202:26245\N{EN DASH}26265, arXiv:2301.11706."
-)
 OUTCOME = (
     "Each row is one comparison from the tables below: a model minus its baseline, paired by training seed; "
-    "lower is better. <b>Better</b> and <b>worse</b>: the mean difference is larger than the standard deviation "
+    "{better}. <b>Better</b> and <b>worse</b>: the mean difference is larger than the standard deviation "
     "of the differences across seeds. <b>Within spread</b>: it is not. That is a plain mark of size, not a "
     "significance test. A comparison that stands in several tables is counted once."
 )
 MARKS = {
-    "better": "\N{BLACK DOWN-POINTING TRIANGLE}",
-    "worse": "\N{BLACK UP-POINTING TRIANGLE}",
+    "better": "\N{CHECK MARK}",
+    "worse": "\N{MULTIPLICATION X}",
     "within spread": "\N{ALMOST EQUAL TO}",
     "one seed": "\N{WHITE CIRCLE}",
 }
 
 
-def run(study_name: str, study: Study, tables: dict[str, Path], figures: dict[str, Path], out: Path) -> None:
-    """Write out/index.html from finished tables and figures.
+def run(
+    study_name: str,
+    study: Study,
+    tables: dict[str, Path],
+    figures: dict[str, Path],
+    recipes: Iterable[Mapping[str, Any]],
+    out: Path,
+) -> None:
+    """Write out/index.html from finished tables and figures, and out/cards.html: where each number comes from.
 
     Args:
         study_name: the study's key in params.yaml; part of the links ../../tables/STUDY/TABLE/.
         study: what was asked for; its order is the page's.
         tables: directory of each table, with table.csv.
-        figures: directory of each figure, with figure.png.
+        figures: directory of each figure, with figure.png and figure.csv.
+        recipes: recipes of every artifact that the numbers were made from.
         out: directory to write into.
 
     Raises:
@@ -59,7 +64,12 @@ def run(study_name: str, study: Study, tables: dict[str, Path], figures: dict[st
         *(_figure(study_name, name, study.figures[name], data) for name, data in pictures.items()),
     ]
     out.mkdir(parents=True, exist_ok=True)
-    (out / "index.html").write_bytes(_page(study.title, "\n".join(body)).encode())
+    (out / "index.html").write_bytes(page(study.title, "\n".join(body)).encode())
+    shown = [entry for frame in frames.values() for entry in frame.entries]
+    for name, figure in study.figures.items():
+        if figure.kind == "lines":
+            shown += read_csv(figures[name] / "figure.csv")
+    cards.run(study.title, shown, recipes, out)
 
 
 def _frame(name: str, study: Study, tables: dict[str, Path]) -> table.Frame:
@@ -79,29 +89,6 @@ def _picture(name: str, figures: dict[str, Path]) -> bytes:
     if data[:8] != b"\x89PNG\r\n\x1a\n":
         raise UserError(f"{path}: expected a PNG; make the figure again")
     return data
-
-
-def _page(title: str, body: str) -> str:
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
-<style>{CSS}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-<footer>
-<p>The method is that of {escape(CITATION)} <a href="https://arxiv.org/abs/2301.11706">arxiv.org/abs/2301.11706</a></p>
-<p>Made by <code>ipdiff report</code> from the tables' csv files. Figures in brackets are the paper's own.</p>
-</footer>
-</body>
-</html>
-"""
 
 
 def _opening(study: Study) -> str:
@@ -148,7 +135,8 @@ def _outcome(found: Sequence[Pair], study: Study) -> str:
     if not found:
         body = "<p>No table of this study compares a model with a baseline.</p>"
     else:
-        body = f"<p>{OUTCOME}</p>\n" + "\n".join(_pair(pair, study) for pair in found)
+        better = labels.better(metric for pair in found for metric in pair.metrics)
+        body = f"<p>{OUTCOME.format(better=better)}</p>\n" + "\n".join(_pair(pair, study) for pair in found)
     return f'<section id="outcome">\n<h2>What came out</h2>\n{body}\n</section>'
 
 
@@ -260,6 +248,7 @@ def _cell(cell: Text | None) -> str:
     if cell is None:
         return "<td></td>"
     main = f"<b>{escape(cell.main)}</b>" if cell.best else escape(cell.main)
+    main = f'<a class="number" href="cards.html#{escape(cell.card)}">{main}</a>'
     mark = f'<span class="mark">{MARKS[cell.verdict]} {cell.verdict}</span>' if cell.verdict else ""
     theirs = f'<span class="paper" title="in the paper">[{escape(cell.paper)}]</span>' if cell.paper else ""
     below = f'<span class="below">{mark}{theirs}</span>' if mark or theirs else ""
@@ -273,6 +262,8 @@ CAPTIONS = {
     "lines": "Lines: mean over training seeds; bars: standard deviation; faint dots: single seeds; dashed with "
     "crosses: the paper's curve, where it is comparable.",
     "samples": "The first images of each set, not chosen.",
+    "errors": "One line for each training seed. Left: the standard deviation of the error of one network call's "
+    "prediction of x0, averaged over pixels. Right: in how many pixels the Shapiro-Wilk test rejects a normal error.",
 }
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ipdiff.errors import UserError
-from ipdiff.report import labels
+from ipdiff.report import cards, labels
 from ipdiff.report.entries import Entry, Verdict
 from ipdiff.report.paper import PaperTable
 from ipdiff.report.records import Protocol
-from ipdiff.spec import Table
+from ipdiff.spec import HIGHER_IS_BETTER, Table
 
 T = TypeVar("T")
 Key = tuple[str, ...]
@@ -24,12 +24,13 @@ PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 
 @dataclass(frozen=True)
 class Text:
-    """What stands in one field: a number with its spread, the verdict, the paper's value."""
+    """What stands in one field: a number with its spread, the verdict, the paper's value, and the number's card."""
 
     main: str
     verdict: Verdict = ""
     paper: str = ""
     best: bool = False
+    card: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,12 @@ class _Style:
         """The field's text."""
         places, signed = self.decimals[entry.metric], entry.kind == "difference"
         main = mean_text(entry, places)
-        paper = labels.number(entry.paper, 2, signed=signed) if entry.comparable and entry.paper is not None else ""
-        return Text(main, entry.verdict, paper, entry in self.best)
+        printed = labels.PAPER_DECIMALS.get(entry.metric, 2)
+        paper = (
+            labels.number(entry.paper, printed, signed=signed) if entry.comparable and entry.paper is not None else ""
+        )
+        card = cards.anchor(entry.dataset, entry.model, entry.step, entry.sampler)
+        return Text(main, entry.verdict, paper, entry in self.best, card)
 
     def _label(self, entry: Entry, axis: str, bare: bool) -> str:
         if axis == "dataset":
@@ -242,14 +247,14 @@ def _sorted(entries: list[Entry], key: Callable[[Entry], Key], listed: bool) -> 
 
 
 def _best(table: Table, entries: list[Entry]) -> list[Entry]:
-    """The lowest mean among different models under otherwise equal conditions."""
+    """The best mean among different models under otherwise equal conditions."""
     groups: dict[tuple[object, ...], list[Entry]] = {}
     for entry in entries:
         if entry.kind == "value":
             where = () if table.points else (entry.sampler, entry.step if table.steps else None)
             groups.setdefault((entry.dataset, entry.metric, entry.protocol, *where), []).append(entry)
     return [
-        min(group, key=lambda entry: entry.mean)
+        min(group, key=lambda entry: -entry.mean if entry.metric in HIGHER_IS_BETTER else entry.mean)
         for group in groups.values()
         if len({entry.model for entry in group}) > 1
     ]
@@ -290,8 +295,10 @@ def _difference_note(entries: list[Entry]) -> str:
 
 def _best_note(table: Table, entries: list[Entry]) -> str:
     where = "of a data set" if table.points else "under equal conditions"
-    bold = f" Bold: the lowest mean among the models {where}." if _best(table, entries) else ""
-    return f"Lower is better.{bold}"
+    text = labels.better(entry.metric for entry in entries)
+    best = {"lower is better": "lowest", "higher is better": "highest"}.get(text, "best")
+    bold = f" Bold: the {best} mean among the models {where}." if _best(table, entries) else ""
+    return f"{text[0].upper()}{text[1:]}.{bold}"
 
 
 def _constant_note(entries: list[Entry], axes: Axes) -> str:

@@ -1,4 +1,13 @@
-"""The report's style sheet."""
+"""The frame of the report's pages: head, style sheet, foot."""
+
+from __future__ import annotations
+
+from html import escape
+
+CITATION = (
+    "Mang Ning, Enver Sangineto, Angelo Porrello, Simone Calderara, Rita Cucchiara: Input Perturbation "
+    "Reduces Exposure Bias in Diffusion Models. ICML 2023, PMLR 202:26245\N{EN DASH}26265, arXiv:2301.11706."
+)
 
 CSS = """
 :root { --paper: #ffffff; --ink: #1f2430; --soft: #5b6270; --line: #dfe3ea; --fill: #f5f7fa; --link: #0b5cad;
@@ -68,6 +77,12 @@ summary { cursor: pointer; color: var(--soft); font-size: .9rem; margin-bottom: 
 .cases { font-size: .85rem; }
 .cases tr > * { padding: .18rem .7rem; white-space: nowrap; }
 .cases td.mark { background: none; }
+a.number { color: inherit; text-decoration: underline dotted var(--line); }
+a.number:hover { color: var(--link); }
+.card:target { background: var(--fill); }
+.card h2 { font-size: 1rem; }
+.card code { font-size: .85em; overflow-wrap: anywhere; }
+.card .receipt { font-size: .8em; color: var(--soft); }
 figure { margin: 0; }
 figure img { display: block; max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
   border-radius: .6rem; padding: .6rem; }
@@ -80,4 +95,28 @@ footer { color: var(--soft); font-size: .85rem; border-top: 1px solid var(--line
   header { padding-top: 0; } .scroll { overflow: visible; } table { font-size: 8pt; }
   section { break-inside: auto; } h2, h3, thead { break-after: avoid; } figure, tr { break-inside: avoid; }
   td, .stack span { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
+"""
+
+
+def page(title: str, body: str) -> str:
+    """A whole HTML page around `body`."""
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(title)}</title>
+<style>{CSS}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+<footer>
+<p>The method is that of {escape(CITATION)} <a href="https://arxiv.org/abs/2301.11706">arxiv.org/abs/2301.11706</a></p>
+<p>Made by <code>ipdiff report</code> from the tables' csv files. Figures in brackets are the paper's own.</p>
+</footer>
+</body>
+</html>
 """

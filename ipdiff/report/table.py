@@ -9,7 +9,7 @@ from pathlib import Path
 from ipdiff.errors import UserError
 from ipdiff.report import entries, layout, paper, records, render
 from ipdiff.report.cells import Cells
-from ipdiff.spec import Point, Table
+from ipdiff.spec import Point, Table, wanted
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,23 @@ def frame(table: Table, made: list[entries.Entry], papers: dict[str, paper.Paper
 def _product(table: Table, cells: Cells, theirs: paper.PaperTable | None) -> list[entries.Entry]:
     """For each data set and model its cells, then its differences to its baseline."""
     made: list[entries.Entry] = []
-    places = [(step, sampler) for step in (table.steps or [None]) for sampler in table.samplers]
     for dataset in table.datasets:
         for model in table.models:
-            own = [cells.get(Point(dataset, model, sampler, step)) for step, sampler in places]
-            made += [entry for cell in own for entry in _values(cell, table, theirs)]
+            own = _cells(table, cells, dataset, model)
+            made += [entry for cell in own.values() for entry in _values(cell, table, theirs)]
             if (baseline := table.compare.get(model)) is not None:
-                base = [cells.get(Point(dataset, baseline, sampler, step)) for step, sampler in places]
-                made += [entry for pair in zip(own, base, strict=True) for entry in _differences(*pair, table, theirs)]
+                base = _cells(table, cells, dataset, baseline)
+                pairs = [(own[place], base[place]) for place in own if place in base]
+                made += [entry for pair in pairs for entry in _differences(*pair, table, theirs)]
     return made
+
+
+def _cells(table: Table, cells: Cells, dataset: str, model: str) -> dict[tuple[int | None, str], records.Cell]:
+    """A model's cells of a product, by training step and sampler."""
+    steps = wanted(table.steps, table.until, model) or [None]
+    return {
+        (step, sampler): cells.get(Point(dataset, model, sampler, step)) for step in steps for sampler in table.samplers
+    }
 
 
 def _values(cell: records.Cell, table: Table, theirs: paper.PaperTable | None) -> list[entries.Entry]:

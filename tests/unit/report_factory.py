@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from ipdiff.report.records import Record, load
 
@@ -41,3 +42,20 @@ def record(**changes: object) -> Record:
 def records(dataset: str, model: str, fids: dict[int, float], **changes: object) -> list[Record]:
     """One synthetic record for each seed: its FID."""
     return [record(dataset=dataset, model=model, seed=seed, fid=fid, **changes) for seed, fid in fids.items()]
+
+
+def recipes(model: str, sampler: str, seed: int) -> list[dict[str, Any]]:
+    """Synthetic recipes of a metrics file and all it was made from; a digest tells whose it is."""
+    run = f"runs/digits/{model}/s{seed}/1000"
+    at = f"{model}/s{seed}/1000/{sampler}"
+    inputs = {
+        "data/digits": {},
+        run: {"data/digits/images.npy": "d" * 32},
+        f"samples/digits/{at}": {f"{run}/ema.safetensors": "c" * 32, f"{run}/recipe.json": "0" * 32},
+        f"metrics/digits/{at}": {f"samples/digits/{at}/samples.npz": "5" * 32, "reference/digits/stats.npz": "e" * 32},
+    }
+    outputs = {"metrics.json": f"{seed}{model}{sampler}".encode().hex()[:32]}
+    return [
+        {"cell": cell, "code": "7" * 32, "params": {"a.<b>": 1}, "inputs": read, "outputs": outputs}
+        for cell, read in inputs.items()
+    ]

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ipdiff.artifact import RECEIPTS, RECIPE, STAGING, file_digest, publishing, read_recipe, sealed, verify_inputs
+from ipdiff.artifact import RECIPE, STAGING, file_digest, lock_of, publishing, read_recipe, sealed, verify_inputs
 from ipdiff.errors import IntegrityError, UserError
+from ipdiff.locks import locked
+from ipdiff.receipts import RECEIPTS
 
 FILES = {"a.npy": b"first file", "b.csv": b"second file"}
 HEAD = {"stage": "train", "params": {"lr": 0.1}, "inputs": {}}
@@ -143,11 +149,67 @@ def test_the_recipe_is_written_last(monkeypatch: pytest.MonkeyPatch, failing: st
 
 def test_files_reach_the_disk_before_they_get_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
-    replace, fsync = Path.replace, os.fsync
-    monkeypatch.setattr(os, "fsync", lambda handle: events.append("flush") or fsync(handle))
-    monkeypatch.setattr(Path, "replace", lambda self, target: events.append(self.name) or replace(self, target))
+    replace, unlink, fsync = Path.replace, Path.unlink, os.fsync
+
+    def note_fsync(handle: int) -> None:
+        events.append(f"flush {Path(os.readlink(f'/proc/self/fd/{handle}')).name}")
+        fsync(handle)
+
     publish()
-    assert events == ["flush", "a.npy", "flush", "b.csv", "flush", RECIPE, "flush", "8.part"]
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(Path, "replace", lambda self, to: events.append(f"move {self.name}") or replace(self, to))
+    monkeypatch.setattr(
+        Path, "unlink", lambda self, **options: events.append(f"remove {self.name}") or unlink(self, **options)
+    )
+    publish()
+    here = "flush 8"
+    assert events[:3] == ["flush a.npy", "flush b.csv", f"flush {RECIPE}"]
+    assert events[3:9] == [f"remove {RECIPE}", here, "move a.npy", "move b.csv", here, f"move {RECIPE}"]
+    assert events[9:] == [here, "flush x", "flush runs", f"flush {Path.cwd().name}", "move 8.part"]
+
+
+@pytest.fixture
+def other_disk() -> Iterator[Path]:
+    """A directory on another file system than the project's."""
+    shared = Path("/dev/shm")
+    if not os.access(shared, os.W_OK) or shared.stat().st_dev == Path().stat().st_dev:
+        pytest.skip("needs a second file system: /dev/shm cannot be written, or is the one of the temporary directory")
+    with tempfile.TemporaryDirectory(dir=shared) as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("elsewhere", ["work", "runs"])
+def test_work_and_artifacts_may_be_on_different_file_systems(other_disk: Path, elsewhere: str) -> None:
+    Path(elsewhere).symlink_to(other_disk)
+    publish(state="old")
+    publish(state="new")
+    assert Path("work").stat().st_dev != Path("runs").stat().st_dev
+    assert {path.name: oct(path.stat().st_mode)[-3:] for path in HERE.iterdir()} == dict.fromkeys(
+        (*FILES, RECIPE), "644"
+    )
+    assert read_recipe(HERE / RECIPE)["state"] == "new"
+    verify_inputs(paths())
+    assert list(STAGING.iterdir()) == []
+
+
+def test_a_full_disk_on_the_other_file_system_leaves_no_half_file(
+    other_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("work").symlink_to(other_disk)
+    publish()
+    copy = shutil.copy
+
+    def full_disk(source: Path, target: Path) -> None:
+        copy(source, target)
+        if source.name == "b.csv":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copy", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        publish(files={"a.npy": b"new", "b.csv": b"new"})
+    assert {path.name for path in HERE.iterdir()} == {*FILES}
+    with pytest.raises(UserError, match="is missing"):
+        verify_inputs(paths())
 
 
 @pytest.mark.parametrize("position", [0, 5, 9])
@@ -248,3 +310,16 @@ def test_a_large_file_is_read_in_blocks() -> None:
     content = os.urandom(3 * 2**20 + 17)
     Path("large").write_bytes(content)
     assert file_digest(Path("large")) == hashlib.md5(content).hexdigest()
+
+
+def test_what_killed_stages_left_is_swept_and_what_others_are_making_is_not() -> None:
+    mine, dead, living = (STAGING / f"runs@{name}@@abc" for name in ("x@8", "y@8", "z@8"))
+    for path in (mine, dead, living):
+        path.mkdir(parents=True)
+        (path / "half.npy").write_bytes(b"half")
+    HERE.mkdir(parents=True)
+    (HERE / ".a.npy.part").write_bytes(b"half")
+    with locked(lock_of(HERE)), locked(lock_of(Path("runs/z/8"))):
+        publish()
+    assert list(STAGING.iterdir()) == [living]
+    assert {path.name for path in HERE.iterdir()} == {*FILES, RECIPE}

@@ -96,8 +96,12 @@ def test_features_and_statistics(tmp_path):
         "spatial": (30, 448),
         "pixel": (30, 64),
     }
-    stats = statistics(extract, images, batch_size=7)
-    assert sorted(stats) == sorted(["mu", "sigma", "mu_s", "sigma_s", "mu_pixel", "sigma_pixel", "n", "image_shape"])
+    extract.batch_size = 7
+    stats = statistics(extract, images)
+    assert sorted(stats) == [
+        *("features", "image_shape", "mu", "mu_pixel", "mu_s", "n", "sigma", "sigma_pixel", "sigma_s")
+    ]
+    assert str(stats["features"]).startswith("classifier ")
     assert (int(stats["n"]), stats["image_shape"].tolist()) == (30, [8, 8, 1])
     np.testing.assert_allclose(stats["mu"], features["pool"].mean(0), rtol=1e-5)
     np.testing.assert_allclose(stats["sigma_pixel"], np.cov(features["pixel"], rowvar=False), atol=1e-6)

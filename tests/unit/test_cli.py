@@ -218,6 +218,23 @@ def test_grid_writes_checks_and_lists(run: Run) -> None:
     assert len(lines) == len(grid.load().study("small"))
 
 
+def test_grid_names_and_removes_the_graph_of_a_study_that_is_gone(run: Run, tmp_path: Path) -> None:
+    written, own = Path("workflow/old/dvc.yaml"), Path("workflow/mine/dvc.yaml")
+    study = small()["studies"]["small"] | {"datasets": ["photos"], "tables": {}}
+    study["figures"] = {"samples": study["figures"]["samples"] | {"datasets": ["photos"]}}
+    write(tmp_path, put(small(), "studies.old", study))
+    assert run("grid", "--write").code == 0
+    own.parent.mkdir()
+    own.write_text("stages: {}\n")
+    write(tmp_path, small())
+    done = run("grid", "--check")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert done.err.startswith(f"ipdiff: {written}: not what params.yaml asks for; run `ipdiff grid --write`")
+    assert run("grid", "--write").out == f"removed {written}: its study is not in params.yaml\n"
+    assert (written.exists(), own.exists()) == (False, True)
+    assert run("grid", "--check") == Done(0, "", "")
+
+
 def test_help_lists_every_verb(run: Run) -> None:
     done = run("--help")
     assert (done.code, done.err) == (0, "")

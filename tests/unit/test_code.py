@@ -120,7 +120,7 @@ def test_what_can_change_a_number_counts(package: Package, old: str, new: str) -
     package.append("schedule.py", PROBE)
     package.before = package.digests()
     package.replace("schedule.py", old, new)
-    assert package.changed() == {"train", "resume", "sample"}
+    assert package.changed() == {"train", "resume", "sample", "analyse"}
 
 
 @pytest.mark.parametrize(
@@ -128,12 +128,12 @@ def test_what_can_change_a_number_counts(package: Package, old: str, new: str) -
     [
         ("prepare.py", {"prepare"}),
         ("classifier.py", {"classifier"}),
-        ("diffusion.py", {"train", "resume", "sample"}),
-        ("nets/adm.py", {"train", "resume", "sample"}),
+        ("diffusion.py", {"train", "resume", "sample", "analyse"}),
+        ("nets/adm.py", {"train", "resume", "sample", "analyse"}),
         ("train.py", {"train", "resume"}),
         ("resume.py", {"resume"}),
         ("sample.py", {"sample"}),
-        ("metrics/frechet.py", {"classifier", "reference", "evaluate"}),
+        ("metrics/frechet.py", {"classifier", "reference", "neighbours", "evaluate"}),
         ("report/render.py", {"table", "figure", "report"}),
         ("data/__init__.py", ALL - {"table", "figure", "report"}),
         ("errors.py", set()),

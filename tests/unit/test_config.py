@@ -72,6 +72,13 @@ def test_numbers_without_a_dot_before_the_exponent_are_numbers(tmp_path: Path) -
         path.write_text(path.read_text().replace(f"lr: {written}", "lr: LR"))
 
 
+def test_a_digest_that_begins_like_a_number_is_text(tmp_path: Path) -> None:
+    digest = "5e19355" + "0" * 56 + "f"
+    path = write(tmp_path, put(small(), "datasets.tiny.inception", {"sha256": "DIGEST"}))
+    path.write_text(path.read_text().replace("DIGEST", digest))
+    assert config.load(path).dataset("tiny").inception.sha256 == digest
+
+
 def test_anchors_and_merge_keys_work(tmp_path: Path) -> None:
     path = write(tmp_path, small())
     text = path.read_text().replace("  adm:\n    family: adm\n", "  adm: &adm\n    family: adm\n")
@@ -108,7 +115,10 @@ def test_an_unknown_key_is_named_with_its_place_and_the_nearest_one(tmp_path: Pa
 
 def test_a_key_like_no_other_gets_the_list_alone(tmp_path: Path) -> None:
     message = refusal(tmp_path, put(small(), "models.adm.xyzzy", 1))
-    assert message == "params.yaml models.adm.xyzzy: unknown key; known: family, gamma, target, gp_weight, weight_decay"
+    assert (
+        message
+        == "params.yaml models.adm.xyzzy: unknown key; known: family, gamma, target, gp_weight, weight_decay, imported"
+    )
 
 
 def test_a_misspelt_required_key_is_said_to_be_misspelt_not_missing(tmp_path: Path) -> None:
@@ -160,6 +170,21 @@ def test_an_item_of_a_list_is_named_by_its_number(tmp_path: Path) -> None:
     assert message.endswith("did you mean 'sfid'?")
 
 
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        ("inception_score", "inception_score needs datasets.tiny.features: inception, found classifier"),
+        ("precision", "precision needs datasets.tiny.reference.neighbours: true"),
+        ("recall", "recall needs datasets.tiny.reference.neighbours: true"),
+    ],
+)
+def test_a_metric_that_the_data_set_is_not_measured_by(tmp_path: Path, metric: str, said: str) -> None:
+    raw = put(small(), "studies.small.tables.table3.metrics", ["fid", metric])
+    assert refusal(tmp_path, raw) == f"params.yaml studies.small.tables.table3: {said}"
+    raw = put(small(), "studies.small.figures.figure3.metric", metric)
+    assert refusal(tmp_path, raw) == f"params.yaml studies.small.figures.figure3: {said}"
+
+
 def test_a_name_that_yaml_reads_as_a_number(tmp_path: Path) -> None:
     raw = small()
     raw["models"][0] = {"family": "adm"}
@@ -171,7 +196,19 @@ def test_a_name_that_yaml_reads_as_a_number(tmp_path: Path) -> None:
     [
         ("datasets.tiny.source.channels", 2, "datasets.tiny.source", "channels is 2; use 1 or 3"),
         ("datasets.tiny.source.limit", 1, "datasets.tiny.source", "limit is 1; use 2 or more"),
-        ("datasets.tiny.source.reader", "folder", "datasets.tiny.source", "reader folder needs `raw`"),
+        ("datasets.tiny.source.reader", "folder", "datasets.tiny.source", "reader folder needs one of `raw`"),
+        ("datasets.tiny.source.raw", "x", "datasets.tiny.source", "reader digits needs no `raw` and no `archives`"),
+        ("datasets.tiny.source.image_size", 16, "datasets.tiny.source", "image_size is 16; images of digits have 8"),
+        ("datasets.photos.source.reader", "cifar10", "datasets.photos.source", "image_size is 8; images of cifar10"),
+        ("datasets.photos.source.image_size", 0, "datasets.photos.source", "image_size is 0; use 1 or more"),
+        (
+            "datasets.photos.source.preprocessing",
+            "crop128",
+            "datasets.photos.source",
+            "preprocessing is crop128; reader folder has none, center-crop",
+        ),
+        ("datasets.photos.source.archives", {"a.zip": None}, "datasets.photos.source", "reader folder needs one of"),
+        ("downloads", {"a.zip": {"size": 0}}, "downloads.a.zip", "size is 0; use 1 or more"),
         ("datasets.tiny.classifier.holdout", 0.9, "datasets.tiny.classifier", "holdout is 0.9; use 0..0.5"),
         ("datasets.tiny.families.adm.diffusion.T", 1, "datasets.tiny.families.adm.diffusion", "T is 1; the chain"),
         (f"{TRAINING}.micro_batch", 7, TRAINING, "micro_batch 7 does not divide batch_size 16"),
@@ -347,3 +384,43 @@ def test_points_are_the_product_in_its_order_each_with_its_step(tmp_path: Path) 
     ]
     figure = params.study("small").figures["figure3"]
     assert [p.step for p in config.points(params, figure)] == [4, 8]
+
+
+def archives(value: Any) -> dict[str, Any]:
+    """Parameters whose photos come from published files."""
+    return put(drop(small(), "datasets.photos.source.raw"), "datasets.photos.source.archives", value)
+
+
+@pytest.mark.parametrize(
+    ("file", "digest", "said"),
+    [
+        ("a/b.zip", None, "archives has 'a/b.zip'; use the plain name of a file"),
+        ("..", None, "archives has '..'; use the plain name of a file"),
+        ("b.zip", "ABC", "archives.b.zip is 'ABC'; use a sha256: 64 hexadecimal digits in lower case"),
+    ],
+)
+def test_archives_that_name_no_file(tmp_path: Path, file: str, digest: str | None, said: str) -> None:
+    assert f"params.yaml datasets.photos.source: {said}" in refusal(tmp_path, archives({file: digest}))
+
+
+def test_archives_are_joined_with_what_downloads_says(tmp_path: Path) -> None:
+    raw = archives({"b.zip": "0" * 64})
+    unsaid = "params.yaml datasets.photos.source.archives: how is b.zip got? Give downloads a key 'b.zip'"
+    assert refusal(tmp_path, raw).startswith(unsaid)
+    raw["downloads"] = {"b.zipp": {"url": "https://a/b.zip"}}
+    assert refusal(tmp_path, raw).endswith("did you mean 'b.zipp'?")
+    raw["downloads"] = {"b.zip": {"size": 3, "how": "ask."}}
+    params = config.load(write(tmp_path, raw))
+    (archive,) = params.archives(params.dataset("photos").source)
+    assert (archive.file, archive.sha256, archive.size, archive.how) == ("b.zip", "0" * 64, 3, "ask.")
+    assert params.archives(params.dataset("tiny").source) == []
+
+
+def test_dvc_can_write_the_projects_own_file_back() -> None:
+    """`dvc exp run -S` rewrites params.yaml: what comes out must mean the same."""
+    from dvc.utils.serialize import parse_yaml, parse_yaml_for_update
+    from dvc.utils.serialize._yaml import dumps_yaml
+
+    text = (ROOT / "params.yaml").read_text()
+    again = dumps_yaml(parse_yaml_for_update(text, "params.yaml"))
+    assert parse_yaml(again, "again") == parse_yaml(text, "params.yaml")

@@ -1,7 +1,5 @@
-"""Readers, arrays on disk and the conversion of images."""
+"""Stage prepare, arrays on disk and the conversion of images."""
 
-import io
-import stat
 import time
 import zipfile
 from pathlib import Path
@@ -10,41 +8,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from unit.raw_data import prepared, source
 
 from ipdiff import prepare
-from ipdiff.data import readers
 from ipdiff.data.arrays import load_npz, save_npz
 from ipdiff.data.images import load_images, to_network, to_uint8
-from ipdiff.data.readers import read
+from ipdiff.data.npy import NpyReader, npy_rows
 from ipdiff.errors import IntegrityError, UserError
 from ipdiff.spec import Source
 
 DIGITS = Source("digits", 8, 1)
 
 
-def picture(value=0, size=(8, 8), mode="L", kind="PNG", **options):
-    """Bytes of an image of one grey value."""
-    file = io.BytesIO()
-    Image.new("L", size, value).convert(mode).save(file, kind, **options)
-    return file.getvalue()
-
-
-def folder(raw: Path, channels=1, limit=None):
-    return Source("folder", 8, channels, str(raw), limit)
-
-
-def refusal(source):
-    """The one line with which `source` is refused."""
-    with pytest.raises(UserError) as caught:
-        read(source)
-    text = str(caught.value)
-    assert "\n" not in text
-    assert source.raw is None or source.raw in text
-    return text
-
-
 def test_digits():
-    images, labels = read(DIGITS)
+    images, labels = prepared(DIGITS)
     assert images.shape == (1797, 8, 8, 1)
     assert (images.dtype, labels.dtype) == (np.uint8, np.int64)
     assert labels[:12].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
@@ -54,9 +31,10 @@ def test_digits():
 
 
 def test_digits_limit_and_refusal():
-    images, labels = read(Source("digits", 8, 1, limit=10))
+    images, labels = prepared(Source("digits", 8, 1, limit=10))
     assert (len(images), labels.tolist()) == (10, list(range(10)))
-    assert "digits are 8x8 with 1 channel; image_size is 16" in refusal(Source("digits", 16, 1))
+    with pytest.raises(ValueError, match="image_size is 16; images of digits have 8"):
+        Source("digits", 16, 1)
 
 
 def test_prepare_writes_equal_bytes(tmp_path):
@@ -71,120 +49,39 @@ def test_prepare_writes_equal_bytes(tmp_path):
     assert np.load(tmp_path / "a" / "labels.npy").dtype == np.int64
 
 
-def write_tree(root: Path):
-    """Three images in two sub-directories, and what must be passed over."""
-    for name, value in {"b/1.png": 30, "a/2.png": 20, "a/10.PNG": 10}.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(picture(value))
-    (root / "a" / "notes.txt").write_text("no image")
-    (root / "a" / "._2.png").write_bytes(b"resource fork")
+def test_limit_and_num_images(tmp_path):
+    for i in range(5):
+        Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / f"{i}.png")
+    assert prepared(source("folder", tmp_path, num_images=5))[0][:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    assert prepared(source("folder", tmp_path, num_images=5, limit=3))[0][:, 0, 0, 0].tolist() == [0, 1, 2]
+    with pytest.raises(UserError, match=r"holds 5 images; expected 6 \(num_images\): incomplete, or another edition"):
+        prepared(source("folder", tmp_path, num_images=6))
 
 
-def test_folder_order_and_labels(tmp_path):
-    write_tree(tmp_path)
-    images, labels = read(folder(tmp_path))
-    assert images[:, 0, 0, 0].tolist() == [10, 20, 30]
-    assert labels.tolist() == [0, 0, 1]
-    assert (images.shape, images.dtype, labels.dtype) == ((3, 8, 8, 1), np.uint8, np.int64)
-    (tmp_path / "top.png").write_bytes(picture(40))
-    images, labels = read(folder(tmp_path, limit=2))
-    assert (images[:, 0, 0, 0].tolist(), labels.tolist()) == ([10, 20], [-1, -1])
+def test_progress_counts_images(tmp_path):
+    told = []
+    prepare.run(DIGITS, tmp_path, progress=told.append)
+    assert told == [1797]
 
 
-def test_zip_is_the_same_as_its_directory(tmp_path):
-    write_tree(tmp_path / "tree")
-    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
-        for path in (tmp_path / "tree").rglob("*"):
-            archive.write(path, path.relative_to(tmp_path / "tree"))
-        archive.writestr("__MACOSX/a/2.png", b"resource fork")
-    for got, expected in zip(read(folder(tmp_path / "all.zip")), read(folder(tmp_path / "tree")), strict=True):
-        np.testing.assert_array_equal(got, expected)
+@pytest.mark.parametrize("row", [(8, 8, 3), (), (5,)])
+def test_npy_written_in_blocks_is_that_of_numpy(tmp_path, row):
+    whole = np.arange(1000 * int(np.prod(row, dtype=int)), dtype=np.int32).reshape(1000, *row)
+    with npy_rows(tmp_path / "blocks.npy", row, np.int32) as append:
+        for part in (whole[:0], whole[:1], whole[1:998], whole[998:]):
+            append(part)
+    np.save(tmp_path / "whole.npy", whole)
+    assert (tmp_path / "blocks.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    with (tmp_path / "whole.npy").open("rb") as stream:
+        reader = NpyReader(stream, (tmp_path / "whole.npy").stat().st_size)
+        np.testing.assert_array_equal(np.concatenate(list(reader.blocks(7))), whole)
 
 
-def test_folder_reads_jpeg_and_webp_in_colour(tmp_path):
-    (tmp_path / "1.jpg").write_bytes(picture(100, mode="RGB", kind="JPEG"))
-    (tmp_path / "2.webp").write_bytes(picture(200, mode="RGB", kind="WEBP", lossless=True))
-    images, labels = read(folder(tmp_path, channels=3))
-    assert images.shape == (2, 8, 8, 3)
-    assert abs(int(images[0].mean()) - 100) <= 2
-    assert (images[1] == 200).all()
-    assert labels.tolist() == [-1, -1]
-
-
-@pytest.mark.parametrize(
-    ("content", "channels", "message"),
-    [
-        (picture(size=(9, 8)), 1, "is 9x8 pixels; expected 8x8 (image_size)"),
-        (picture(mode="RGB"), 1, "has mode RGB; expected L (channels is 1)"),
-        (picture(), 3, "has mode L; expected RGB (channels is 3)"),
-        (picture(mode="RGBA"), 3, "has mode RGBA; expected RGB"),
-        (picture(mode="P"), 3, "has mode P; expected RGB"),
-        (b"this is no image", 1, "cannot be read as an image"),
-        (b"", 1, "cannot be read as an image"),
-        (picture(7, size=(8, 8))[:-30], 1, "cannot be read as an image"),
-    ],
-)
-def test_folder_refuses_an_image(tmp_path, content, channels, message):
-    (tmp_path / "0.png").write_bytes(picture(mode="L" if channels == 1 else "RGB"))
-    (tmp_path / "bad.png").write_bytes(content)
-    text = refusal(folder(tmp_path, channels))
-    assert "bad.png: " + message in text
-
-
-def test_folder_refuses_an_animation(tmp_path):
-    frames = [Image.new("RGB", (8, 8), (value, 0, 0)) for value in (0, 255)]
-    frames[0].save(tmp_path / "film.png", save_all=True, append_images=frames[1:])
-    assert "film.png: has more than one frame" in refusal(folder(tmp_path, 3))
-
-
-def test_folder_refuses_what_is_no_folder(tmp_path):
-    assert "no such file or directory" in refusal(folder(tmp_path / "missing"))
-    (tmp_path / "readme.txt").write_text("text")
-    assert "no images; expected files ending in .png" in refusal(folder(tmp_path))
-    assert "neither a directory nor a readable .zip" in refusal(folder(tmp_path / "readme.txt"))
-
-
-def link(name):
-    entry = zipfile.ZipInfo(name)
-    entry.create_system, entry.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
-    return entry
-
-
-@pytest.mark.parametrize(
-    ("entry", "content", "message"),
-    [
-        ("../out.png", picture(), "../out.png: path leaves the archive ('..')"),
-        ("a\\..\\..\\out.png", picture(), "path leaves the archive"),
-        ("/etc/x.png", picture(), "/etc/x.png: absolute path"),
-        ("C:/x.png", picture(), "absolute path"),
-        (link("a.png"), b"/etc/passwd", "a.png: is a link"),
-        ("bomb.png", bytes(4 * 2**20), "over 100 times its own size"),
-    ],
-)
-def test_zip_refuses_an_entry(tmp_path, entry, content, message):
-    path = tmp_path / "raw.zip"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("0.png", picture())
-        archive.writestr(entry, content, zipfile.ZIP_DEFLATED)
-    assert message in refusal(folder(path))
-    assert [child.name for child in tmp_path.iterdir()] == ["raw.zip"]
-
-
-def test_zip_refuses_large_double_and_damaged_entries(tmp_path, monkeypatch):
-    path = tmp_path / "raw.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("0.png", picture())
-        with pytest.warns(UserWarning, match="Duplicate name"):
-            archive.writestr("0.png", picture())
-    assert "names are there twice" in refusal(folder(path))
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("0.png", picture())
-    raw = bytearray(path.read_bytes())
-    raw[60] ^= 255
-    path.write_bytes(raw)
-    assert "0.png: cannot be read as an image: Bad CRC-32" in refusal(folder(path))
-    monkeypatch.setattr(readers, "MAX_ENTRY", 10)
-    assert "0.png: expands to" in refusal(folder(path))
+def test_npy_blocks_of_another_shape_or_dtype(tmp_path):
+    with npy_rows(tmp_path / "x.npy", (2,), np.uint8) as append:
+        for block in (np.zeros((1, 3), np.uint8), np.zeros((1, 2), np.int64)):
+            with pytest.raises(ValueError, match="block is"):
+                append(block)
 
 
 def test_npz_bytes_depend_on_nothing_but_the_arrays(tmp_path):

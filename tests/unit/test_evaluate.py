@@ -1,16 +1,23 @@
 """Reference statistics and metrics.json: content, equal bytes, sensitivity, refusals."""
 
+import hashlib
 import json
 
 import numpy as np
 import pytest
 
-from ipdiff import classifier, evaluate, prepare, reference
+from ipdiff import classifier, evaluate, neighbours, prepare, reference
 from ipdiff.data.arrays import load_npz, save_npz
 from ipdiff.errors import UserError
-from ipdiff.spec import Classifier, Compute, Source
+from ipdiff.metrics.features import Network
+from ipdiff.spec import Classifier, Compute, Reference, Source
 
 SPEC, CPU = Classifier(steps=60, width=16), Compute()
+ALL = Reference()
+
+
+def network(pipeline):
+    return Network(pipeline / "classifier.safetensors", SPEC)
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +26,7 @@ def pipeline(tmp_path_factory):
     out = tmp_path_factory.mktemp("pipeline")
     prepare.run(Source("digits", 8, 1), out)
     classifier.run(SPEC, CPU, out / "images.npy", out / "labels.npy", out)
-    reference.run(SPEC, CPU, out / "images.npy", out / "classifier.safetensors", out)
+    reference.run(ALL, network(out), CPU, out / "images.npy", out)
     return out
 
 
@@ -28,22 +35,15 @@ def images(pipeline):
     return np.load(pipeline / "images.npy")
 
 
-def measure(pipeline, tmp_path, samples, about=None):
+def measure(pipeline, tmp_path, samples, about=None, **options):
     save_npz(tmp_path / "samples.npz", arr_0=samples)
-    evaluate.run(
-        SPEC,
-        CPU,
-        tmp_path / "samples.npz",
-        pipeline / "stats.npz",
-        pipeline / "classifier.safetensors",
-        about or {},
-        tmp_path,
-    )
+    stats = options.pop("stats", pipeline / "stats.npz")
+    evaluate.run(network(pipeline), CPU, tmp_path / "samples.npz", stats, about or {}, tmp_path, **options)
     return json.loads((tmp_path / "metrics.json").read_text())
 
 
 def test_reference_has_equal_bytes_and_the_evaluators_names(pipeline, tmp_path):
-    reference.run(SPEC, CPU, pipeline / "images.npy", pipeline / "classifier.safetensors", tmp_path)
+    reference.run(ALL, network(pipeline), CPU, pipeline / "images.npy", tmp_path)
     assert (tmp_path / "stats.npz").read_bytes() == (pipeline / "stats.npz").read_bytes()
     stats = load_npz(pipeline / "stats.npz")
     assert {name: stats[name].shape for name in ("mu", "sigma", "mu_s", "sigma_s")} == {
@@ -63,7 +63,10 @@ def test_the_data_itself_is_at_distance_zero(pipeline, images, tmp_path):
 def test_metrics_carry_what_they_are(pipeline, images, tmp_path):
     about = {"seed": 0, "model": "adm-ip", "nfe": 100}
     got = measure(pipeline, tmp_path, images[:500], about)
-    assert set(got) == {"fid", "sfid", "pixel_fd", "n", "reference_n", "features", "seed", "model", "nfe"}
+    assert set(got) == {
+        *("fid", "sfid", "pixel_fd", "n", "reference_n", "features", "features_digest", "seed", "model", "nfe")
+    }
+    assert got["features_digest"] == hashlib.md5((pipeline / "classifier.safetensors").read_bytes()).hexdigest()
     assert (got["n"], got["reference_n"], got["features"], got["model"]) == (
         500,
         1797,
@@ -100,22 +103,58 @@ def test_refusals(pipeline, images, tmp_path):
         measure(pipeline, tmp_path, images.astype(np.float32))
     save_npz(tmp_path / "other.npz", x=images)
     with pytest.raises(UserError, match="expected the array arr_0, found x"):
-        evaluate.run(
-            SPEC,
-            CPU,
-            tmp_path / "other.npz",
-            pipeline / "stats.npz",
-            pipeline / "classifier.safetensors",
-            {},
-            tmp_path,
-        )
+        evaluate.run(network(pipeline), CPU, tmp_path / "other.npz", pipeline / "stats.npz", {}, tmp_path)
     with pytest.raises(UserError, match="not statistics of the stage `reference`"):
-        evaluate.run(
-            SPEC,
-            CPU,
-            tmp_path / "other.npz",
-            tmp_path / "other.npz",
-            pipeline / "classifier.safetensors",
-            {},
-            tmp_path,
-        )
+        measure(pipeline, tmp_path, images, stats=tmp_path / "other.npz")
+
+
+def test_statistics_of_another_network_are_refused(pipeline, images, tmp_path):
+    stats = load_npz(pipeline / "stats.npz")
+    save_npz(tmp_path / "stats.npz", **{**stats, "features": np.array("classifier 0123")})
+    with pytest.raises(
+        UserError, match=r"of the features classifier 0123; the samples would be .* classifier [0-9a-f]"
+    ):
+        measure(pipeline, tmp_path, images, stats=tmp_path / "stats.npz")
+
+
+def test_a_seeded_subset_as_reference(pipeline, images, tmp_path):
+    found = {}
+    for name, asked in (("a", Reference(300)), ("b", Reference(300)), ("c", Reference(300, seed=1))):
+        (tmp_path / name).mkdir()
+        reference.run(asked, network(pipeline), CPU, pipeline / "images.npy", tmp_path / name)
+        found[name] = (tmp_path / name / "stats.npz").read_bytes()
+    assert found["a"] == found["b"] != found["c"]
+    got = measure(pipeline, tmp_path, images, stats=tmp_path / "a" / "stats.npz")
+    assert got["reference_n"] == 300
+    assert 0.1 < got["fid"] < measure(pipeline, tmp_path, 255 - images)["fid"]
+    with pytest.raises(UserError, match=r"reference.images is 1798, but the data set has 1797"):
+        reference.run(Reference(1798), network(pipeline), CPU, pipeline / "images.npy", tmp_path)
+
+
+def test_precision_and_recall(pipeline, images, tmp_path):
+    near = tmp_path / "near"
+    near.mkdir()
+    neighbours.run(ALL, network(pipeline), CPU, pipeline / "images.npy", near)
+    features, radii = np.load(near / "features.npy"), np.load(near / "radii.npy")
+    assert (features.shape, features.dtype, radii.shape, radii.dtype) == ((1797, 64), np.float32, (1797,), np.float32)
+    got = measure(pipeline, tmp_path, images, neighbours=near)
+    assert (got["precision"], got["recall"]) == (1, 1)
+    ones = measure(pipeline, tmp_path, images[np.load(pipeline / "labels.npy") == 1], neighbours=near)
+    assert ones["precision"] == 1 > 0.7 > ones["recall"]
+    rng = np.random.default_rng(0)
+    noise = measure(pipeline, tmp_path, rng.integers(0, 256, (300, 8, 8, 1), dtype=np.uint8), neighbours=near)
+    assert noise["precision"] < 0.2
+    with pytest.raises(UserError, match="need 4 images or more on both sides; got 3, 1797"):
+        measure(pipeline, tmp_path, images[:3], neighbours=near)
+    np.save(near / "radii.npy", radii[:-1])
+    with pytest.raises(UserError, match="do not agree"):
+        measure(pipeline, tmp_path, images, neighbours=near)
+
+
+def test_order_of_the_images_does_not_matter(pipeline, images, tmp_path):
+    """To the published ten digits, but for the rounding of sums: 1e-7 relative."""
+    rng = np.random.default_rng(1)
+    one = measure(pipeline, tmp_path, images[:700])
+    other = measure(pipeline, tmp_path, images[rng.permutation(700)])
+    for name in ("fid", "sfid", "pixel_fd"):
+        assert one[name] == pytest.approx(other[name], rel=1e-7)

@@ -44,7 +44,8 @@ RUN_PARAMS = (
     "datasets.tiny.compute",
 )
 SAMPLE_PARAMS = ("datasets.tiny.sampling", "datasets.tiny.families.adm.clip_denoised", "datasets.tiny.compute")
-FEATURE_PARAMS = ("datasets.tiny.classifier", "datasets.tiny.compute")
+FLOAT32 = ("datasets.tiny.compute.device", "datasets.tiny.compute.threads")
+FEATURE_PARAMS = ("datasets.tiny.classifier", *FLOAT32)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +174,7 @@ FEATURE_PARAMS = ("datasets.tiny.classifier", "datasets.tiny.compute")
                 *(f"figures/small/figure3/{name}" for name in ("figure.png", "figure.csv")),
                 *(f"figures/small/samples/{name}" for name in ("figure.png", "figure.csv")),
             ),
-            ("report/small/index.html", "report/small/recipe.json"),
+            ("report/small/index.html", "report/small/cards.html", "report/small/recipe.json"),
             ("studies.small",),
         ),
     ],
@@ -189,9 +190,73 @@ def test_a_cell_of_each_stage(
 ) -> None:
     cell = cells.cell(verb, **names)
     assert cell.command == command
-    assert cell.inputs == inputs
+    assert tuple(path for path in cell.inputs if verb != "report" or not path.endswith("recipe.json")) == inputs
     assert cell.outputs == outputs
     assert cell.params == params
+
+
+INCEPTION = {"sha256": "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"}
+
+
+@pytest.mark.parametrize(
+    ("edits", "network", "keys", "variant"),
+    [
+        ({}, ("features/tiny/classifier.safetensors",), ("datasets.tiny.classifier",), ""),
+        ({"inception": INCEPTION}, (), ("datasets.tiny.inception.sha256",), "_inception"),
+        ({"inception": {"raw": "raw/net.pt"}}, ("raw/net.pt",), (), "_raw_inception"),
+    ],
+)
+def test_what_measures_reads_the_feature_network(
+    tmp_path: Path, edits: dict[str, Any], network: tuple[str, ...], keys: tuple[str, ...], variant: str
+) -> None:
+    raw = small()
+    raw["datasets"]["tiny"] |= {**edits, "features": "inception"} if edits else {}
+    known = grid_of(tmp_path, raw)
+    keys += FLOAT32
+    plain, measured = known.cell("reference", **TINY), known.cell("evaluate", **SET)
+    assert (plain.inputs, plain.params) == (("data/tiny/images.npy", *network), keys)
+    assert (measured.inputs[2:], measured.params) == (("reference/tiny/stats.npz", *network), keys)
+    assert (dvcfile.stage_name(plain), dvcfile.stage_name(measured)) == (f"reference{variant}", f"evaluate{variant}")
+    with pytest.raises(ConfigError, match=r"datasets.tiny.reference.neighbours: not true"):
+        known.cell("neighbours", **TINY)
+
+    put(raw, "datasets.tiny.reference", {"images": 20, "seed": 0, "neighbours": True})
+    known = grid_of(tmp_path, raw)
+    subset = ("datasets.tiny.reference.images", "datasets.tiny.reference.seed")
+    for verb in ("reference", "neighbours"):
+        cell = known.cell(verb, **TINY)
+        assert sorted(cell.params) == sorted((*keys, *subset))
+        assert cell.inputs == plain.inputs
+        assert dvcfile.stage_name(cell) == f"{verb}_subset{variant}"
+    near = ("neighbours/tiny/features.npy", "neighbours/tiny/radii.npy")
+    more = known.cell("evaluate", **SET)
+    assert (more.inputs[2:], more.params) == (("reference/tiny/stats.npz", *near, *network), measured.params)
+    assert dvcfile.stage_name(more) == f"evaluate_neighbours{variant}"
+    assert "neighbours/tiny" in {cell.directory for cell in known.study("small")}
+    assert ("features/tiny" in {cell.directory for cell in known.study("small")}) == (not edits)
+
+
+def test_where_the_network_is_got_from_makes_nothing_stale(tmp_path: Path) -> None:
+    raw = small()
+    raw["datasets"]["tiny"] |= {"features": "inception", "inception": INCEPTION}
+    before = view_free(grid_of(tmp_path, raw))
+    put(raw, "datasets.tiny.inception.url", "https://example.org/net.pt")
+    put(raw, "datasets.tiny.inception.file", "net.pt")
+    assert view_free(grid_of(tmp_path, raw)) == before
+
+
+def test_asking_for_precision_leaves_the_reference_alone(tmp_path: Path) -> None:
+    raw = small()
+    before = view_free(grid_of(tmp_path, raw))
+    after = view_free(grid_of(tmp_path, put(raw, "datasets.tiny.reference", {"neighbours": True})))
+    assert after.keys() - before.keys() == {"neighbours/tiny"}
+    assert {name for name in before if after[name] != before[name]} == {k for k in before if k.startswith("metrics/")}
+
+
+def test_the_report_reads_the_recipes_behind_its_numbers(cells: Grid) -> None:
+    read = {path for path in cells.cell("report", study="small").inputs if path.endswith("recipe.json")}
+    behind = [cell for cell in cells.study("small") if cell.stage.verb in ("prepare", "train", "sample", "evaluate")]
+    assert read == {cell.outputs[-1] for cell in behind}
 
 
 def test_a_strength_is_a_parameter_of_the_models_that_borrow_it_and_of_no_other(cells: Grid) -> None:
@@ -256,8 +321,7 @@ def test_makers_come_before_users_and_nothing_comes_twice(study: tuple[Grid, str
     known, name = study
     made = set[str]()
     for cell in known.study(name):
-        raw = known.params.dataset(cell.bindings["dataset"]).source.raw if "dataset" in cell.bindings else None
-        assert set(cell.inputs) <= made | {raw}
+        assert set(cell.inputs) <= made | {cell.bindings.get("raw")}
         assert not made & set(cell.outputs)
         made |= set(cell.outputs)
 

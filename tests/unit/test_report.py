@@ -272,12 +272,48 @@ def test_points_are_one_row_each_with_differences_after() -> None:
     assert not only(frame).same_sampler
 
 
+def test_where_higher_is_better_the_verdict_the_best_and_the_words_turn() -> None:
+    differences = [0.1, 0.12, 0.11]
+    assert entries.verdict(differences, higher=True) == "better" != entries.verdict(differences)
+    assert entries.verdict([-0.1, -0.12], higher=True) == "worse"
+    assert entries.verdict([0.1, -0.1], higher=True) == "within spread"
+    view = product(metrics=["fid", "recall"], columns=["metric"])
+    found = [
+        record(model=model, seed=seed, fid=fid, recall=recall + seed / 1000)
+        for model, fid, recall in (("adm", 5.0, 0.601), ("adm-ip", 6.0, 0.612))
+        for seed in (0, 1)
+    ]
+    frame = build(view, found)
+    (panel,) = layout.panels(view, frame.entries)
+    best = {row.labels: [cell.best for cell in row.cells if cell] for row in panel.rows if not row.difference}
+    assert best == {("ADM",): [True, False], ("ADM-IP",): [False, True]}
+    said = {entry.metric: entry.verdict for entry in frame.entries if entry.kind == "difference"}
+    assert said == {"fid": "worse", "recall": "better"}
+    notes = " ".join(layout.notes(view, frame.entries, None))
+    assert "Lower is better, but for recall. Bold: the best mean" in notes
+    only_recall = [entry for entry in frame.entries if entry.metric == "recall"]
+    assert "Higher is better. Bold: the highest mean" in " ".join(layout.notes(view, only_recall, None))
+
+
+def test_precision_stands_beside_the_papers_three_decimals() -> None:
+    view = product(
+        datasets=["cifar10"], metrics=["precision"], columns=["metric"], models=["adm"], compare={}, paper="here"
+    )
+    theirs = paper.Entry("cifar10", "adm", "ancestral", None, 100, None, {"precision": 0.69})
+    known = {"here": dataclasses.replace(PAPER["table8"], key="here", entries=(theirs,))}
+    found = record(dataset="cifar10", model="adm", precision=0.6912, n=50_000, features="inception")
+    (panel,) = layout.panels(view, table.build(view, [found], known).entries)
+    cell = panel.rows[0].cells[0]
+    assert cell is not None
+    assert (cell.main, cell.paper) == ("0.691", "0.690")
+
+
 def test_cells_show_spread_sign_and_best() -> None:
     frame = build(product(), records("digits", "adm", {0: 5.0, 1: 7.0}), records("digits", "adm-ip", {0: 4.0, 1: 5.0}))
     adm, ours, difference = (row.cells[0] for row in frame.panels[0].rows)
-    assert adm == layout.Text("6.00 \u00b1 1.41")
-    assert ours == layout.Text("4.50 \u00b1 0.71", best=True)
-    assert difference == layout.Text("\u22121.50 \u00b1 0.71", "better")
+    assert adm == layout.Text("6.00 \u00b1 1.41", card="digits/adm/1000/ancestral-100")
+    assert ours == layout.Text("4.50 \u00b1 0.71", best=True, card="digits/adm-ip/1000/ancestral-100")
+    assert difference == layout.Text("\u22121.50 \u00b1 0.71", "better", card="digits/adm-ip/1000/ancestral-100")
 
 
 def test_notes_say_the_number_of_seeds() -> None:
@@ -331,7 +367,7 @@ def test_a_comparable_cell_shows_the_papers_value() -> None:
     adm, ours, difference = frame.entries
     assert (adm.paper, adm.comparable, adm.minus_paper) == (3.37, True, pytest.approx(0.13))
     assert (ours.paper, difference.paper) == (2.70, pytest.approx(-0.67))
-    assert frame.panels[0].rows[0].cells[0] == layout.Text("3.50", "", "3.37")
+    assert frame.panels[0].rows[0].cells[0] == layout.Text("3.50", "", "3.37", card="cifar10/adm/500000/ancestral-100")
     assert "In brackets: the paper's value" in " ".join(frame.notes)
     assert "LSUN" not in " ".join(frame.notes)
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from unit.report_factory import write
+from unit.report_factory import recipes, write
 
 from ipdiff.errors import UserError
-from ipdiff.report import entries, figure, html, table
+from ipdiff.report import colours, entries, figure, html, table
 from ipdiff.report.outcome import pairs
 from ipdiff.spec import Figure, Point, Study, Table
 
@@ -115,8 +115,8 @@ def test_the_papers_curve_stands_beside_comparable_ones_only(tmp_path: Path, fea
 
 
 def test_a_model_has_one_colour() -> None:
-    assert len({figure.colour(name) for name in figure.COLOURS}) == len(figure.COLOURS)
-    assert figure.colour("adm-ip-g005") == figure.colour("adm-ip-g005")
+    assert len({colours.colour(name) for name in colours.COLOURS}) == len(colours.COLOURS)
+    assert colours.colour("adm-ip-g005") == colours.colour("adm-ip-g005")
 
 
 def test_samples_are_shown_pixel_by_pixel(tmp_path: Path) -> None:
@@ -213,7 +213,8 @@ def report(tmp_path: Path) -> Path:
     for name, view in study.tables.items():
         table.run(name, view, files, folders[name])
     figure.run("lines", LINES, files, tmp_path / "lines")
-    html.run("mini", study, folders, {"lines": tmp_path / "lines"}, tmp_path / "out")
+    behind = [recipe for at in FIDS for seed in (0, 1) for recipe in recipes(*at, seed)]
+    html.run("mini", study, folders, {"lines": tmp_path / "lines"}, behind, tmp_path / "out")
     return tmp_path / "out" / "index.html"
 
 
@@ -235,7 +236,7 @@ def test_the_report_is_well_formed_and_escaped(report: Path) -> None:
 def test_the_report_is_self_contained(report: Path) -> None:
     checker = Checker()
     checker.feed(report.read_text())
-    outside = [link for link in checker.links if not link.startswith(("#", "data:image/png;base64,"))]
+    outside = [link for link in checker.links if not link.startswith(("#", "cards.html#", "data:image/png;base64,"))]
     assert set(outside) == {
         "https://arxiv.org/abs/2301.11706",
         *(
@@ -250,6 +251,38 @@ def test_the_report_is_self_contained(report: Path) -> None:
     assert set(anchors) <= set(checker.ids)
     assert len(checker.ids) == len(set(checker.ids))
     assert "url(" not in report.read_text()
+
+
+def test_every_number_leads_to_its_card(report: Path) -> None:
+    page, cards = Checker(), Checker()
+    page.feed(report.read_text())
+    text = report.with_name("cards.html").read_text()
+    cards.feed(text)
+    assert cards.open == []
+    numbers = [link.partition("#")[2] for link in page.links if link.startswith("cards.html#")]
+    shown = report.read_text().count('<td class="n ') - report.read_text().count("<td></td>")
+    assert len(numbers) == shown
+    assert set(numbers) == set(cards.ids) == {f"digits/{model}/1000/{sampler}" for model, sampler in FIDS}
+    for model, sampler in FIDS:
+        for seed in (0, 1):
+            at = f"digits/{model}/s{seed}/1000/{sampler}"
+            assert f"snakemake --cores all metrics/{at}/metrics.json" in text
+            assert f"../../receipts/samples/{at}.json" in cards.links
+            assert f"../../metrics/{at}/recipe.json" in cards.links
+    for digest in ("d", "c", "5", "e"):  # data, checkpoint, samples, reference
+        assert text.count(f"<code>{digest * 12}</code>") == 2 * len(FIDS)
+    assert "a.<b>" not in text
+    assert "a.<b>" in "".join(cards.words)
+
+
+def test_a_number_without_its_recipe_is_named(tmp_path: Path) -> None:
+    view = Table("t", ["fid"], ["model"], ["metric"], ["digits"], ["adm"], ["ancestral-10"])
+    table.run("t", view, metrics(tmp_path, {("adm", "ancestral-10"): 9.0}), tmp_path / "t")
+    study = Study("S", ["digits"], {"default": [0, 1]}, {"t": view})
+    known = [recipe for seed in (0, 1) for recipe in recipes("adm", "ancestral-10", seed)]
+    known = [recipe for recipe in known if not recipe["cell"].startswith("samples")]
+    with pytest.raises(UserError, match=r"samples/digits/adm/s0/1000/ancestral-10/recipe\.json was not given"):
+        html.run("s", study, {"t": tmp_path / "t"}, {}, known, tmp_path / "out")
 
 
 def test_the_outcome_lists_each_comparison_once(report: Path) -> None:
@@ -271,7 +304,7 @@ def test_the_outcome_lists_each_comparison_once(report: Path) -> None:
 def test_the_report_has_the_same_bytes_again(report: Path, tmp_path: Path) -> None:
     study = Study("One", ["digits"], {"default": [0]}, {}, {})
     for name in ("x", "y"):
-        html.run("one", study, {}, {}, tmp_path / name)
+        html.run("one", study, {}, {}, [], tmp_path / name)
     assert (tmp_path / "x/index.html").read_bytes() == (tmp_path / "y/index.html").read_bytes()
     assert "No table of this study compares" in (tmp_path / "x/index.html").read_text()
 
@@ -279,11 +312,11 @@ def test_the_report_has_the_same_bytes_again(report: Path, tmp_path: Path) -> No
 def test_a_missing_table_or_figure_is_named(tmp_path: Path) -> None:
     view = Table("t", ["fid"], ["model"], ["metric"], ["digits"], ["adm"], ["ancestral-10"])
     with pytest.raises(UserError, match="table 't' of the study was not given"):
-        html.run("s", Study("S", ["digits"], {"default": [0]}, {"t": view}), {}, {}, tmp_path)
+        html.run("s", Study("S", ["digits"], {"default": [0]}, {"t": view}), {}, {}, [], tmp_path)
     with pytest.raises(UserError, match=r"table\.csv"):
-        html.run("s", Study("S", ["digits"], {"default": [0]}, {"t": view}), {"t": tmp_path}, {}, tmp_path)
+        html.run("s", Study("S", ["digits"], {"default": [0]}, {"t": view}), {"t": tmp_path}, {}, [], tmp_path)
     with pytest.raises(UserError, match="expected a PNG"):
-        html.run("s", Study("S", ["digits"], {"default": [0]}, {}, {"f": LINES}), {}, {"f": tmp_path}, tmp_path)
+        html.run("s", Study("S", ["digits"], {"default": [0]}, {}, {"f": LINES}), {}, {"f": tmp_path}, [], tmp_path)
 
 
 def test_the_report_imports_no_torch() -> None:

@@ -102,6 +102,10 @@ def test_purposes_keep_their_numbers() -> None:
         "CLASSIFIER_INIT": 13,
         "CLASSIFIER_ORDER": 14,
         "SUBSET": 15,
+        "REFERENCE_SUBSET": 16,
+        "ANALYSIS_ORDER": 20,
+        "ANALYSIS_EPS": 21,
+        "ANALYSIS_PICK": 22,
     }
 
 

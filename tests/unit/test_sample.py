@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import tempfile
+import tracemalloc
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +16,13 @@ from safetensors.numpy import save_file
 from unit.tiny import IMAGES, RUNS, change
 
 from ipdiff import rng, sample
+from ipdiff.data.arrays import save_npz, stream_npz
 from ipdiff.data.images import to_network, to_uint8
-from ipdiff.errors import UserError
+from ipdiff.errors import Preempted, UserError
 from ipdiff.rng import Purpose
 from ipdiff.sample import ImageSampler
 from ipdiff.schedule import make_betas, respace
+from ipdiff.shards import Shards
 from ipdiff.spec import Compute, Sampler, Sampling
 from ipdiff.train import Trainer
 
@@ -46,13 +53,6 @@ def weights(tmp_path_factory):
             trainer.advance()
         save_file(trainer.ema_weights(), root / f"{name}.safetensors")
     return {name: root / f"{name}.safetensors" for name in MODELS}
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "images.npy"
-    np.save(path, IMAGES)
-    return path
 
 
 @pytest.fixture
@@ -148,18 +148,14 @@ def test_batches_cut_a_set():
     assert list(sample.batches(6, 3)) == [range(3), range(3, 6)]
 
 
-def run(weights, images, out, name="ancestral-5", model="adm", sampling=SET, **options):
-    return sample.run(
-        MODELS[model],
-        weights[model],
-        Sampler.parse(name),
-        sampling,
-        out,
-        clip_denoised=True,
-        compute=Compute(),
-        images=images,
-        **options,
-    )
+@pytest.fixture
+def run(sampler, tmp_path):
+    def make(out, name="ancestral-5", model="adm", sampling=SET, shards=None, **options):
+        if shards is None:
+            shards = Shards(Path(tempfile.mkdtemp(dir=tmp_path)))  # nothing is there yet
+        return sample.run(sampler(name, model), sampling, out, shards, **options)
+
+    return make
 
 
 def arr_0(out):
@@ -168,54 +164,29 @@ def arr_0(out):
         return file["arr_0"]
 
 
-def test_a_larger_set_begins_with_the_smaller_one(weights, images, tmp_path):
+def test_a_larger_set_begins_with_the_smaller_one(run, tmp_path):
     (tmp_path / "large").mkdir()
-    run(weights, images, tmp_path, sampling=Sampling(8, 4))
-    run(weights, images, tmp_path / "large", sampling=Sampling(12, 4))
+    run(tmp_path, sampling=Sampling(8, 4))
+    run(tmp_path / "large", sampling=Sampling(12, 4))
     assert np.array_equal(arr_0(tmp_path), arr_0(tmp_path / "large")[:8])
 
 
 @pytest.mark.parametrize("name", ["ancestral-5", "exposure-7"])
-def test_one_image_drawn_alone_is_that_of_the_set(weights, images, tmp_path, name):
-    run(weights, images, tmp_path, name)
+def test_one_image_drawn_alone_is_that_of_the_set(run, sampler, tmp_path, name):
+    run(tmp_path, name)
     found = arr_0(tmp_path)
-
-    def one(index):
-        return sample.draw_one(
-            MODELS["adm"],
-            weights["adm"],
-            Sampler.parse(name),
-            SET,
-            index,
-            clip_denoised=True,
-            compute=Compute(),
-            images=images,
-        )
-
+    drawer = sampler(name)
     for index in (0, 3, 4, 9):
-        assert one(index).shape == (4, 4, 1)
-        assert np.array_equal(one(index), found[index])
+        call = sample.call_of(index, Sampler.parse(name), SET)
+        assert np.array_equal(drawer.draw(call)[index - call.start], found[index])
+
+
+def test_an_image_belongs_to_one_call():
+    name = Sampler.parse("ancestral-5")
+    assert [sample.call_of(index, name, SET) for index in (0, 5, 9)] == [range(4), range(4, 8), range(8, 10)]
     for index in (-1, 10):
-        with pytest.raises(UserError, match=f"index is {index}; the set has 10 images"):
-            one(index)
-
-
-def test_one_image_repeats_the_whole_call_it_belongs_to(weights, monkeypatch):
-    calls = []
-    monkeypatch.setattr(
-        ImageSampler, "draw", lambda drawer, index: calls.append(index) or np.zeros((len(index), 4, 4, 1))
-    )
-    for index in (0, 5, 9):
-        sample.draw_one(
-            MODELS["adm"],
-            weights["adm"],
-            Sampler.parse("ancestral-5"),
-            SET,
-            index,
-            clip_denoised=True,
-            compute=Compute(),
-        )
-    assert calls == [range(4), range(4, 8), range(8, 10)]
+        with pytest.raises(UserError, match=rf"index is {index}; the set has images 0\.\.9"):
+            sample.call_of(index, name, SET)
 
 
 def test_two_models_of_a_seed_share_their_noise(sampler, drawn):
@@ -343,17 +314,17 @@ def test_exposure_without_images_is_refused(sampler):
 # The stage
 
 
-def test_the_file_is_stable_and_plain(weights, images, tmp_path):
+def test_the_file_is_stable_and_plain(run, tmp_path):
     told = []
-    made = run(weights, images, tmp_path, progress=told.append)
+    made = run(tmp_path, progress=told.append)
     first = (tmp_path / "samples.npz").read_bytes()
     assert made == {"n": 10, "nfe": 5}
     assert told == [4, 8, 10]
     assert arr_0(tmp_path).shape == (10, 4, 4, 1)
     assert arr_0(tmp_path).dtype == np.uint8
-    run(weights, None, tmp_path)
+    run(tmp_path)
     assert (tmp_path / "samples.npz").read_bytes() == first
-    run(weights, None, tmp_path, model="adm-ip")
+    run(tmp_path, model="adm-ip")
     assert (tmp_path / "samples.npz").read_bytes() != first
 
 
@@ -365,8 +336,8 @@ def test_the_file_is_stable_and_plain(weights, images, tmp_path):
         (Sampling(6, 4, exposure_samples=5), "ancestral-5", 6),
     ],
 )
-def test_exposure_sets_may_have_another_size(weights, images, tmp_path, sampling, name, n):
-    assert run(weights, images, tmp_path, name, sampling=sampling)["n"] == n
+def test_exposure_sets_may_have_another_size(run, tmp_path, sampling, name, n):
+    assert run(tmp_path, name, sampling=sampling)["n"] == n
     assert len(arr_0(tmp_path)) == n
 
 
@@ -376,3 +347,78 @@ def test_chains_that_do_not_fit_are_refused(sampler, name):
         sampler(name)
     assert "T = 20; use 1..20" in str(caught.value)
     assert name.partition("-")[2] in str(caught.value)
+
+
+def test_a_restart_draws_only_what_is_missing(run, tmp_path, monkeypatch):
+    drawn = []
+    real = ImageSampler.draw
+
+    def draw(drawer, index, *check):
+        drawn.append(index)
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return real(drawer, index, *check)
+
+    monkeypatch.setattr(ImageSampler, "draw", draw)
+    shards = Shards(tmp_path / "shards")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, shards=shards)
+    assert not (tmp_path / "samples.npz").exists()
+    run(tmp_path, shards=shards)
+    assert drawn == [range(4), range(4, 8), range(8, 10), range(8, 10)]
+    first = (tmp_path / "samples.npz").read_bytes()
+    run(tmp_path)
+    assert (tmp_path / "samples.npz").read_bytes() == first
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_any_number_of_shards_makes_the_same_file(run, tmp_path, count):
+    for path in (tmp_path / "one", tmp_path / "many"):
+        path.mkdir()
+    run(tmp_path / "one")
+    shards = Shards(tmp_path / "shards")
+    for rank in reversed(range(count)):
+        run(tmp_path / "many", shards=shards, rank=rank, count=count)
+    assert (tmp_path / "many/samples.npz").read_bytes() == (tmp_path / "one/samples.npz").read_bytes()
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_signal_is_seen_between_two_steps_of_the_chain(run, sampler, tmp_path, monkeypatch, number):
+    steps = []
+    real = ImageSampler._step
+
+    def step(drawer, x, i, index):
+        steps.append((index.start, i))
+        if len(steps) == 5 + number:  # inside the second network call of 5 steps
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return real(drawer, x, i, index)
+
+    monkeypatch.setattr(ImageSampler, "_step", step)
+    shards = Shards(tmp_path / "shards")
+    with pytest.raises(Preempted, match="run me again"):
+        run(tmp_path, shards=shards)
+    assert steps[-1] == (4, 5 - number)
+    assert shards.has(range(4))
+    assert not shards.has(range(4, 8))
+
+
+def test_a_set_is_written_without_being_held_in_memory(tmp_path):
+    rows, shape = 64, (128, 128, 3)
+    parts = (np.full((rows, *shape), n, np.uint8) for n in range(30))
+    tracemalloc.start()
+    stream_npz(tmp_path / "large.npz", "arr_0", (30 * rows, *shape), parts)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * rows * np.prod(shape) < 30 * rows * np.prod(shape) / 5
+    with np.load(tmp_path / "large.npz") as file:
+        assert (file["arr_0"][:, 0, 0, 0] == np.repeat(np.arange(30), rows)).all()
+
+
+def test_a_stream_has_the_bytes_of_one_write(tmp_path):
+    array = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 1), dtype=np.uint8)
+    save_npz(tmp_path / "whole.npz", arr_0=array)
+    stream_npz(tmp_path / "parts.npz", "arr_0", array.shape, np.split(array, [3, 4]))
+    assert (tmp_path / "parts.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
+    for parts in ([array[:9]], [array, array[:1]], [array.astype(np.int64)], [array[..., 0]]):
+        with pytest.raises(ValueError, match="part"):
+            stream_npz(tmp_path / "wrong.npz", "arr_0", array.shape, parts)

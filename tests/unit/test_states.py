@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from unit.tiny import flip_bit
 
 from ipdiff import config, grid, stages
-from ipdiff.states import States, state_digest
+from ipdiff.states import States, state_digest, tensors_of
 
 
 def tensors(value):
@@ -23,14 +24,15 @@ def tensors(value):
 
 
 def names(states):
-    return sorted(path.name for path in states.directory.iterdir())
+    return sorted(path.name for path in states.directory.iterdir() if not path.name.startswith("."))
 
 
 def test_a_state_comes_back_as_it_was(tmp_path):
     states = States(tmp_path / "new" / "run")
     digest = states.save(7, tensors(7))
-    step, found = states.newest(7)
+    step, data = states.newest(7)
     assert step == 7
+    found = tensors_of(data)
     assert found.keys() == tensors(7).keys()
     for name, value in tensors(7).items():
         assert found[name].dtype == value.dtype
@@ -43,7 +45,7 @@ def test_a_state_comes_back_as_it_was(tmp_path):
 def test_files_are_named_by_their_digest(tmp_path):
     states = States(tmp_path)
     digest = states.save(12, tensors(1))
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("0*")
     assert path == states.find(12, digest)
     assert path.name == f"000000012-{hashlib.md5(path.read_bytes()).hexdigest()}.safetensors"
     assert states.find(12, "0" * 32) is None
@@ -142,6 +144,42 @@ def test_a_published_state_is_taken_over_only_if_it_is_the_one_asked_for(tmp_pat
     mine.take(published, 4, "0" * 32)
     assert mine.newest(4) is None
     mine.take(published, 4, digest)
-    step, tensors = mine.newest(4) or pytest.fail("the state was not taken over")
+    step, data = mine.newest(4) or pytest.fail("the state was not taken over")
     assert step == 4
-    assert np.array_equal(tensors["x"], np.arange(3.0))
+    assert np.array_equal(tensors_of(data)["x"], np.arange(3.0))
+
+
+# Versions of a run
+
+
+def versions(root: Path, names: str) -> dict[str, str]:
+    """A directory of states for each letter, oldest first; letter -> digest of its state."""
+    digests = {}
+    for age, name in enumerate(names):
+        digests[name] = States(root / name).save(3, tensors(age))
+        os.utime(root / name, (age, age))
+    return digests
+
+
+def test_versions_of_a_run_that_nobody_goes_on_from_are_dropped(tmp_path):
+    digests = versions(tmp_path, "abcde")
+    States(tmp_path / "a", keep=2).prune_others({digests["b"]})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "e"]  # here, named by a checkpoint, newest
+
+
+def test_a_version_in_use_is_not_dropped(tmp_path):
+    versions(tmp_path, "abc")
+    with States(tmp_path / "a").in_use():
+        States(tmp_path / "c", keep=1).prune_others(set())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "c"]
+
+
+def test_a_state_that_vanishes_while_the_store_is_read_is_passed_over(tmp_path, monkeypatch):
+    states = States(tmp_path)
+    states.save(1, tensors(1))
+    digest = states.save(2, tensors(2))
+    listed = States._files(states)
+    states.find(2, digest).unlink()
+    monkeypatch.setattr(States, "_files", lambda self: listed)
+    assert states.newest(9)[0] == 1
+    assert not states.copy(2, digest, tmp_path / "copy")

@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import random
+import re
 import signal
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from ipdiff.data.images import to_network
 from ipdiff.diffusion import GaussianDiffusion
 from ipdiff.errors import Preempted, UserError
 from ipdiff.spec import RunSpec, Training
-from ipdiff.states import States
+from ipdiff.states import States, tensors_of
 from ipdiff.timesteps import LossSecondMoment
 from ipdiff.train import Trainer
 
@@ -116,7 +117,7 @@ def test_a_restart_changes_no_bit(name, tmp_path):
     halfway = frozen(first)
     step, state = States(tmp_path).newest(6)
     assert step == 3
-    second = advanced(RUNS[name], 3, state)
+    second = advanced(RUNS[name], 3, tensors_of(state))
     assert frozen(second) == frozen(straight)
     moved = [key for key, value in frozen(second).items() if value != halfway[key]]
     assert any(key.startswith("model.") for key in moved)
@@ -501,6 +502,126 @@ def test_a_loss_that_is_not_finite_stops_training():
     assert "step 1 " in text
     assert str(batch_indices(3, 20, 8, 1).tolist()) in text
     assert frozen(trainer) == before
+
+
+def spoil_gradient(monkeypatch, step, value):
+    """One number of the gradient of update `step` becomes `value`; the losses stay."""
+    real = Trainer._micro_batch
+
+    def spoilt(self, *args):
+        grads, losses = real(self, *args)
+        if self.step == step:
+            grads[3].view(-1)[0] = value
+        return grads, losses
+
+    monkeypatch.setattr(Trainer, "_micro_batch", spoilt)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_gradient_that_is_not_finite_stops_training_at_its_step(chain, monkeypatch, value):
+    run = chain("run", change(ADM, timesteps="loss-second-moment"))
+    digest = run.segment(2)
+    spoil_gradient(monkeypatch, 4, value)
+    with pytest.raises(UserError) as caught:
+        run.segment(6, (2, digest), save_every=1)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert re.search(rf"gradient norm is {value} \(loss \d", text)
+    assert "at step 4 " in text
+    assert str(batch_indices(3, 20, 8, 4).tolist()) in text
+    assert f"the last state saved is of step 4 ({run.states.directory})" in text
+    assert "the last checkpoint is of step 2" in text
+    monkeypatch.undo()
+    other = chain("other", run.spec)
+    other.segment(6, (2, other.segment(2)))
+    run.segment(6, (2, digest))  # nothing was spoilt
+    assert run.published(6) == other.published(6)
+
+
+def scaled(spec=ADM, log2=20.0):
+    """A trainer with float16's loss scale, which a CPU trains in float32."""
+    trainer = Trainer(spec, IMAGES)
+    trainer.scale = optim.LossScale(log2)
+    return trainer
+
+
+def test_a_power_of_two_as_loss_scale_changes_no_weight():
+    plain, trainer = advanced(DDIM, 1), scaled(DDIM, 12.0)
+    trainer.advance()
+    assert trainer.scale.log2 == pytest.approx(12.001)
+    state = trainer.state()
+    assert float(state.pop("loss_scale.log2")) == trainer.scale.log2
+    for name, value in plain.state().items():
+        np.testing.assert_allclose(state[name], value, rtol=1e-5, atol=1e-8, err_msg=name)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_an_overflow_of_float16_skips_the_update(monkeypatch, value):
+    trainer = scaled(change(ADM, timesteps="loss-second-moment"))
+    trainer.advance()
+    before = frozen(trainer)
+    spoil_gradient(monkeypatch, 1, value)
+    trainer.advance()
+    after = frozen(trainer)
+    assert trainer.step == 2
+    assert trainer.scale.log2 == pytest.approx(20.001 - 1)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"loss", "step", "loss_scale.log2", "timesteps.history", "timesteps.counts"}
+    trainer.advance()
+    assert trainer.scale.log2 == pytest.approx(20.001 - 1 + 0.001)
+    moved = frozen(trainer)
+    assert any(moved[name] != after[name] for name in after if name.startswith("ema."))
+
+
+def test_a_loss_that_overflows_leaves_no_mark_in_the_loss_history(monkeypatch):
+    trainer = scaled(change(ADM, timesteps="loss-second-moment"))
+    real = Trainer._micro_batch
+    monkeypatch.setattr(Trainer, "_micro_batch", lambda *args: (real(*args)[0], np.full(4, np.inf)))
+    trainer.advance()
+    assert not trainer.timesteps.state()["counts"].any()
+    assert trainer.scale.log2 == 19
+
+
+def test_the_loss_scale_survives_a_restart():
+    first = scaled()
+    for _ in range(3):
+        first.advance()
+    second = scaled()
+    second.load(first.state())
+    assert second.scale.log2 == first.scale.log2 == pytest.approx(20.003)
+
+
+def test_a_loss_scale_below_one_is_no_overflow_but_divergence(monkeypatch):
+    trainer = scaled(log2=0.5)
+    spoil_gradient(monkeypatch, 0, math.inf)
+    with pytest.raises(UserError, match="loss scale of float16 fell below 1 at step 0"):
+        trainer.advance()
+
+
+def test_a_mean_is_rounded_once():
+    values = np.random.default_rng(0).standard_normal(1000) * 10.0 ** np.arange(1000).clip(max=12)
+    assert train._mean(values) == math.fsum(values) / 1000
+    assert train._mean(values) == train._mean(values[::-1])
+    assert math.isnan(train._mean(np.array([1.0, math.nan])))
+    assert train._mean(np.array([1.0, math.inf])) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("micro", "reduction", "counts"),
+    [(8, "exact", [1]), (4, "exact", [1, 2]), (1, "exact", [1, 2, 4, 8]), (1, "fast", [1, 2, 4, 8])],
+)
+def test_processes_that_can_share_an_update(micro, reduction, counts):
+    spec = Training(8, 1.0, micro_batch=micro, reduction=reduction)
+    for count in range(1, 10):
+        if count in counts:
+            assert optim.micro_batches(spec, count) * count * micro == 8
+        else:
+            with pytest.raises(UserError, match=f"{count} processes cannot share the {8 // micro} micro-batches"):
+                optim.micro_batches(spec, count)
+    six = Training(6, 1.0, micro_batch=1, reduction="fast")
+    assert optim.micro_batches(six, 3) == 2
+    with pytest.raises(UserError, match="use 1 or 2, or"):
+        optim.micro_batches(Training(6, 1.0, micro_batch=1), 3)
 
 
 def test_images_of_another_shape_are_refused():

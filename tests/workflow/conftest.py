@@ -1,10 +1,13 @@
-"""A project of its own for a test: the working tree's files in a temporary directory, under git, without data.
+"""A project of its own for a test: the files git tracks in a temporary directory, under git, without data.
 
-The mini study is made once by each engine; a test that changes something gets a copy of that.
+The mini study is made once by each engine, whatever the number of pytest's workers; a test that changes something
+gets a copy of that.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,18 +19,34 @@ ROOT = Path(__file__).parents[2]
 
 
 def make_project(folder: Path) -> Path:
-    """Copy the files git knows or would add; what is run in the copy imports the package from there.
+    """Copy the files that git tracks, and new modules of the package; the copy imports the package from there.
 
-    A dvc.lock stays behind: the copy has no data, whatever was made in the project itself.
+    Nothing else that lies about in the working tree comes along, and no dvc.lock: the copy has no data.
     """
-    listed = run(ROOT, "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").stdout
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).exists() and not name.startswith("tests/") and not name.endswith("dvc.lock"):
+    folder.mkdir(parents=True, exist_ok=True)
+    tracked = run(ROOT, "git", "ls-files", "-z").stdout
+    new = run(ROOT, "git", "ls-files", "-z", "--others", "--exclude-standard", "ipdiff").stdout
+    for name in filter(None, (tracked + new).split("\0")):
+        if (ROOT / name).is_file() and not name.startswith("tests/") and not name.endswith("dvc.lock"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     run(folder, "git", "init", "--quiet")
     run(folder, "git", "add", ".")
     run(folder, "git", "commit", "--quiet", "-m", "start")
+    return folder
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first of pytest's workers to ask for it makes, while the others wait."""
+    base = factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, made = root / name, root / f"{name}.made"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+            make(folder)
+            made.touch()
     return folder
 
 
@@ -40,17 +59,16 @@ def project(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def by_snakemake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The mini study as Snakemake made it. To be read only."""
-    made = make_project(tmp_path_factory.mktemp("snakemake"))
-    run(made, "snakemake", "--cores", "2", "mini")
-    return made
+    return once(
+        tmp_path_factory, "snakemake", lambda folder: run(make_project(folder), "snakemake", "--cores", "2", "mini")
+    )
 
 
 @pytest.fixture(scope="session")
 def by_dvc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The mini study as DVC made it. To be read only."""
-    made = make_project(tmp_path_factory.mktemp("dvc"))
-    run(made, "dvc", "repro", "--quiet", MINI)
-    return made
+    command = ("ipdiff", "warm", "dvc", "repro", "--quiet", MINI)
+    return once(tmp_path_factory, "dvc", lambda folder: run(make_project(folder), *command))
 
 
 @pytest.fixture
@@ -66,19 +84,23 @@ def copy(tmp_path: Path) -> Callable[[Path], Path]:
 @pytest.fixture(scope="session")
 def origin(by_snakemake: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose mini study is committed to git and pushed to its default remote, the directory `store`."""
-    folder = tmp_path_factory.mktemp("published")
+    return once(tmp_path_factory, "published", lambda folder: publish(by_snakemake, folder)) / "origin"
+
+
+def publish(made: Path, folder: Path) -> None:
+    """Commit and push a copy of a project."""
     project, store = folder / "origin", folder / "store"
-    shutil.copytree(by_snakemake, project, symlinks=True)
+    shutil.copytree(made, project, symlinks=True)
     run(project, "dvc", "remote", "add", "--default", "store", str(store))
     run(project, "git", "add", "workflow/mini/dvc.lock", ".dvc/config")
     run(project, "git", "commit", "--quiet", "-m", "the mini study")
     run(project, "dvc", "push", "--quiet", "--run-cache")
-    return project
 
 
 @pytest.fixture
 def clone(origin: Path, tmp_path: Path) -> Path:
-    """A clone of the published project, without data."""
+    """A clone of the published project, without data; its cache has copies, so that a test can damage one of two."""
     project = tmp_path / "clone"
     run(tmp_path, "git", "clone", "--quiet", str(origin), str(project))
+    run(project, "dvc", "config", "--local", "cache.type", "copy")
     return project

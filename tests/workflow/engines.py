@@ -8,8 +8,9 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from ipdiff import grid
+from ipdiff import dvcfile, grid
 from ipdiff.artifact import file_digest
 
 MINI = "workflow/mini/dvc.yaml"
@@ -40,24 +41,23 @@ def cells(project: Path, study: str = "mini") -> dict[str, grid.Cell]:
     return {cell.directory: cell for cell in grid.load(project / "params.yaml").study(study)}
 
 
-def planned(project: Path, *targets: str, options: tuple[str, ...] = ()) -> set[str]:
-    """Directories of the cells that Snakemake would make (of the mini study, if there are no targets)."""
-    said = run(project, "snakemake", "--cores", "2", "--dry-run", "--printshellcmds", *options, *(targets or ["mini"]))
+def planned(project: Path, *targets: str, study: str = "mini") -> set[str]:
+    """Directories of the study's cells that Snakemake would make (for the whole study, if there are no targets)."""
+    said = run(project, "snakemake", "--cores", "2", "--dry-run", "--printshellcmds", *(targets or [study]))
     commands = set(re.findall(r"ipdiff [a-z]+ --[^>\n]*?(?= > )", said.stdout + said.stderr))
-    return {cell.directory for cell in cells(project).values() if cell.command in commands}
+    return {cell.directory for cell in cells(project, study).values() if cell.command in commands}
 
 
-def stale(project: Path) -> dict[str, str]:
-    """The grid's prediction for the mini study: directory -> why it is stale."""
-    lines = run(project, "ipdiff", "grid", "--stale", "--study", "mini").stdout.splitlines()
+def stale(project: Path, study: str = "mini") -> dict[str, str]:
+    """The grid's prediction for a study: directory -> why it is stale."""
+    lines = run(project, "ipdiff", "grid", "--stale", "--study", study).stdout.splitlines()
     return {directory: state for state, _, directory in (line.split("\t") for line in lines)}
 
 
-def changed(project: Path) -> set[str]:
-    """Addresses of the mini study's stages that DVC calls changed, those of code left out."""
-    status = json.loads(run(project, "dvc", "status", "--json", MINI).stdout)
-    found = {name.rpartition(":")[2] for name in status}
-    return {name for name in found if not name.startswith("code-")}
+def changed(project: Path, study: str = "mini") -> set[str]:
+    """Directories of the study's cells that DVC calls changed, and of all that DVC would make from those."""
+    names = {name.rpartition(":")[2] for name in _run(DVC_CHANGED, project, str(dvcfile.path_of(study)))}
+    return {cell.directory for cell in cells(project, study).values() if dvcfile.address(cell) in names}
 
 
 def outputs(project: Path) -> dict[str, str]:
@@ -66,8 +66,8 @@ def outputs(project: Path) -> dict[str, str]:
 
 
 def damaged(project: Path) -> list[str]:
-    """Entries of DVC's cache whose bytes are not those of their name."""
-    files = [path for path in (project / ".dvc/cache/files/md5").glob("??/*") if path.is_file()]
+    """Objects of DVC's cache whose bytes are not those of their name."""
+    files = [path for path in (project / ".dvc/cache/files/md5").glob("??/[0-9a-f]*") if path.is_file()]
     return [str(path) for path in files if file_digest(path) != path.parent.name + path.name]
 
 
@@ -91,6 +91,18 @@ with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
 print("GRAPH" + json.dumps(jobs))
 """
 
+DVC_CHANGED = """
+import json, sys
+import networkx
+from dvc.repo import Repo
+
+repo = Repo(".")
+changed = set(repo.status(targets=[sys.argv[1]]))
+graph = repo.index.graph  # edges point from users to makers
+below = {user.addressing for stage in graph if stage.addressing in changed for user in networkx.ancestors(graph, stage)}
+print("GRAPH" + json.dumps(sorted(changed | below)))
+"""
+
 DVC_GRAPH = """
 import json, sys
 from dvc.repo import Repo
@@ -109,7 +121,7 @@ print("GRAPH" + json.dumps(stages))
 """
 
 
-def _run(code: str, project: Path, *args: str) -> list[dict]:
+def _run(code: str, project: Path, *args: str) -> Any:
     return json.loads(run(project, sys.executable, "-c", code, *args).stdout.rpartition("GRAPH")[2])
 
 

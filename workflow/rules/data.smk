@@ -19,6 +19,9 @@ rule classifier:
         **W.outputs("classifier"),
     log:
         W.log("classifier"),
+    threads: W.threads("classifier")
+    resources:
+        gpu=W.gpus("classifier"),
     params:
         values=W.params("classifier"),
         code=W.code("classifier"),
@@ -33,8 +36,28 @@ rule reference:
         **W.outputs("reference"),
     log:
         W.log("reference"),
+    threads: W.threads("reference")
+    resources:
+        gpu=W.gpus("reference"),
     params:
         values=W.params("reference"),
         code=W.code("reference"),
     shell:
         W.command("reference")
+
+
+rule neighbours:
+    input:
+        W.inputs("neighbours"),
+    output:
+        **W.outputs("neighbours"),
+    log:
+        W.log("neighbours"),
+    threads: W.threads("neighbours")
+    resources:
+        gpu=W.gpus("neighbours"),
+    params:
+        values=W.params("neighbours"),
+        code=W.code("neighbours"),
+    shell:
+        W.command("neighbours")

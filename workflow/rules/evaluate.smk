@@ -5,8 +5,28 @@ rule evaluate:
         **W.outputs("evaluate"),
     log:
         W.log("evaluate"),
+    threads: W.threads("evaluate")
+    resources:
+        gpu=W.gpus("evaluate"),
     params:
         values=W.params("evaluate"),
         code=W.code("evaluate"),
     shell:
         W.command("evaluate")
+
+
+rule analyse:
+    input:
+        W.inputs("analyse"),
+    output:
+        **W.outputs("analyse"),
+    log:
+        W.log("analyse"),
+    threads: W.threads("analyse")
+    resources:
+        gpu=W.gpus("analyse"),
+    params:
+        values=W.params("analyse"),
+        code=W.code("analyse"),
+    shell:
+        W.command("analyse")

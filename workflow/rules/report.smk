@@ -5,6 +5,7 @@ rule table:
         **W.outputs("table"),
     log:
         W.log("table"),
+    localrule: True
     params:
         values=W.params("table"),
         code=W.code("table"),
@@ -19,6 +20,7 @@ rule figure:
         **W.outputs("figure"),
     log:
         W.log("figure"),
+    localrule: True
     params:
         values=W.params("figure"),
         code=W.code("figure"),
@@ -33,6 +35,7 @@ rule html:
         **W.outputs("report"),
     log:
         W.log("report"),
+    localrule: True
     params:
         values=W.params("report"),
         code=W.code("report"),

@@ -5,6 +5,9 @@ rule sample:
         **W.outputs("sample"),
     log:
         W.log("sample"),
+    threads: W.threads("sample")
+    resources:
+        gpu=W.gpus("sample"),
     params:
         values=W.params("sample"),
         code=W.code("sample"),

@@ -5,6 +5,11 @@ rule train:
         **W.outputs("train"),
     log:
         W.log("train"),
+    wildcard_constraints:
+        model=W.trained,
+    threads: W.threads("train")
+    resources:
+        gpu=W.gpus("train"),
     params:
         values=W.params("train"),
         code=W.code("train"),
@@ -19,6 +24,11 @@ rule resume:
         **W.outputs("resume"),
     log:
         W.log("resume"),
+    wildcard_constraints:
+        model=W.trained,
+    threads: W.threads("resume")
+    resources:
+        gpu=W.gpus("resume"),
     params:
         values=W.params("resume"),
         code=W.code("resume"),

@@ -1,0 +1,78 @@
+"""Whether tensors are the weights of a run's network: every difference is named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ipdiff import build
+from ipdiff.errors import UserError
+from ipdiff.spec import RunSpec
+
+SHOWN = 8
+"""Problems that a message spells out; the others are counted."""
+
+_FIRST = {"adm": "input_blocks.0.0.weight", "ddpm": "conv_in.weight"}
+"""A tensor that every network of the family has, and none of the other."""
+
+_CODE = {"adm": "guided-diffusion", "ddpm": "the DDIM code"}
+
+
+def shapes(spec: RunSpec) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of all weights of the run's network, which is not built in memory.
+
+    Raises:
+        UserError: the parameters describe no network.
+    """
+    try:
+        with torch.device("meta"):
+            net = build.network(spec)
+    except ValueError as error:
+        raise UserError(f"the network of params.yaml cannot be built: {error}") from None
+    return {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+
+
+def problems(tensors: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Every difference between what a file has and what the network takes, in the network's order."""
+    lines = [f"{name} is missing" for name in expected if name not in tensors]
+    lines += [f"{name} is not in the network" for name in tensors if name not in expected]
+    for name, shape in expected.items():
+        if name in tensors and (wrong := _problem(tensors[name], shape)):
+            lines.append(f"{name} {wrong}")
+    return lines
+
+
+def _problem(value: Any, shape: tuple[int, ...]) -> str | None:
+    if not isinstance(value, Tensor):
+        return f"is a {type(value).__name__}, no tensor"
+    if value.layout != torch.strided or value.device.type != "cpu":
+        return f"is a {value.layout} tensor on {value.device}, not a plain one"
+    if tuple(value.shape) != shape:
+        return f"has shape {list(value.shape)}, the network's is {list(shape)}"
+    if value.dtype != torch.float32:
+        return f"is {str(value.dtype).removeprefix('torch.')}, expected float32"
+    if bad := int((~torch.isfinite(value)).sum()):
+        return f"has {bad} values that are not finite, of {value.numel()}"
+    return None
+
+
+def check(tensors: Mapping[str, Any], spec: RunSpec, path: str, run: str) -> None:
+    """Refuse tensors that are not exactly the weights of the run's network.
+
+    Raises:
+        UserError: one line with the first differences and their number.
+    """
+    found = problems(tensors, shapes(spec))
+    if not found:
+        return
+    other = "ddpm" if spec.family == "adm" else "adm"
+    if _FIRST[other] in tensors and _FIRST[spec.family] not in tensors:
+        raise UserError(
+            f"{path}: a network of {_CODE[other]} (family {other}), but the model of {run} has family {spec.family}"
+        )
+    more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    count = "1 difference" if len(found) == 1 else f"{len(found)} differences"
+    raise UserError(f"{path}: not the network of {run}, {count}: {'; '.join(found[:SHOWN])}{more}")

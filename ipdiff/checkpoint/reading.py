@@ -1,0 +1,161 @@
+"""Checkpoint files of other code bases as named tensors, without running anything that is in them."""
+
+from __future__ import annotations
+
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ipdiff.errors import UserError
+
+_PREFIX = "module."
+"""Of every name in a state dict that was saved from inside (Distributed)DataParallel."""
+
+_EMA = 4
+"""Place of the EMA weights in the DDIM code's list: model, optimiser, epoch, step, EMA."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a file holds: tensors by name (values that are none are kept, to be named), and in which format."""
+
+    tensors: dict[str, Any]
+    format: str
+
+
+def read(path: Path) -> Found:
+    """The weights in a checkpoint file.
+
+    Args:
+        path: a state dict of guided-diffusion (`model*.pt`, `ema_*.pt`), a list of the DDIM code (`ckpt.pth`; its
+            EMA weights, or the model's where it has none), or safetensors.
+
+    Returns:
+        Tensors on the CPU, as they are in the file; their names without `module.`.
+
+    Raises:
+        UserError: the file is missing, truncated, or something else; one line.
+    """
+    kind = _kind(path)
+    if kind == "safetensors":
+        try:
+            return Found(dict(load_file(path)), kind)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(f"{path}: damaged or truncated safetensors: {_line(error)}") from None
+    return _weights(path, _load(path, kind))
+
+
+def _kind(path: Path) -> str:
+    """`safetensors`, `zip` or `pickle`, by the first bytes; UserError says what else it is."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(512)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if head[:4] == b"PK\x03\x04":
+        return "zip"
+    if head[8:9] == b"{" and 2 <= struct.unpack("<Q", head[:8])[0] < 100_000_000:
+        return "safetensors"
+    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
+        return "pickle"
+    raise UserError(f"{path}: {_other(head)}; expected a .pt or .pth file of torch.save, or safetensors")
+
+
+def _other(head: bytes) -> str:
+    """What a file is that is no checkpoint, by its first bytes."""
+    text = head.lstrip().lower()
+    if not head:
+        return "an empty file"
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page (a download that wanted a confirmation or a login); download the file itself"
+    if text.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS; get the file itself with git lfs pull"
+    return f"begins with {head[:8]!r}"
+
+
+def _load(path: Path, kind: str) -> Any:
+    """What torch.save wrote, read by its restricted unpickler."""
+    if kind == "zip":
+        _check_zip(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about storage classes of old files, which still load
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
+    except Exception as error:  # on damaged bytes the unpickler raises nearly anything
+        text = str(error)
+        if refused := re.search(r"GLOBAL (\S+)", text):
+            why = f"its pickle asks for {refused[1]}, which is no tensor; only plain state dicts and lists are read"
+        elif "weights only load failed" in text.lower():
+            why = "no file of torch.save, or more than tensors in it; only plain state dicts and lists are read"
+        else:
+            why = f"damaged or truncated: {_line(error)}"
+        raise UserError(f"{path}: {why}") from None
+
+
+def _check_zip(path: Path) -> None:
+    """torch.save stores without compression: anything else is no checkpoint, or a bomb."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+            pickled = any(name.endswith("/data.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise UserError(f"{path}: damaged or truncated: {_line(error)}") from None
+    if packed or not pickled:
+        found = f"{packed[0]} in it is compressed" if packed else "it has no data.pkl"
+        raise UserError(f"{path}: a zip archive, but none of torch.save: {found}")
+
+
+def _weights(path: Path, value: Any) -> Found:
+    """The weights among what torch.save wrote."""
+    if isinstance(value, list):
+        return _from_list(path, value)
+    if not isinstance(value, Mapping):
+        raise UserError(f"{path}: holds a {type(value).__name__}; expected a state dict: names and tensors")
+    if {"state", "param_groups"} <= value.keys():
+        raise UserError(
+            f"{path}: an optimiser's state (opt*.pt), no weights; take model*.pt or ema_*.pt of the same step"
+        )
+    if not any(isinstance(entry, Tensor) for entry in value.values()):
+        keys = ", ".join(map(str, list(value)[:8]))
+        raise UserError(f"{path}: a mapping without a tensor (keys: {keys or 'none'}); expected a state dict")
+    return Found(_unprefixed(value), "state dict")
+
+
+def _from_list(path: Path, value: list[Any]) -> Found:
+    """The EMA weights of the DDIM code's list, or the model's where it has none."""
+    if len(value) > _EMA and _is_weights(value[_EMA]):
+        return Found(_unprefixed(value[_EMA]), "DDIM list, EMA weights")
+    if len(value) in (_EMA, _EMA + 1) and _is_weights(value[0]):
+        return Found(_unprefixed(value[0]), "DDIM list, model weights (it has no EMA)")
+    kinds = ", ".join(type(entry).__name__ for entry in value[:8])
+    raise UserError(
+        f"{path}: a list of {kinds or 'nothing'}; expected the DDIM code's: model, optimiser, epoch, step, EMA"
+    )
+
+
+def _is_weights(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(entry, Tensor) for entry in value.values())
+
+
+def _unprefixed(tensors: Mapping[Any, Any]) -> dict[str, Any]:
+    named = {str(name): value for name, value in tensors.items()}
+    if all(name.startswith(_PREFIX) for name in named):
+        return {name.removeprefix(_PREFIX): value for name, value in named.items()}
+    return named
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else f"{text[:160]}..."

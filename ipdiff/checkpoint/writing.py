@@ -1,0 +1,38 @@
+"""Checkpoints in the formats of others, the same bytes each time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ipdiff.errors import UserError
+from ipdiff.spec import RunSpec
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], spec: RunSpec) -> None:
+    """Write safetensors with one metadata key, `ipdiff`: the run as JSON (two keys would have no fixed order)."""
+    save_file(dict(tensors), path, metadata={"ipdiff": json.dumps(spec.to_json(), sort_keys=True)})
+
+
+def write_guided_diffusion(path: Path, tensors: Mapping[str, Tensor], spec: RunSpec) -> None:
+    """Write a state dict as guided-diffusion's scripts read it: plain, float32.
+
+    Raises:
+        UserError: the network is not guided-diffusion's, or has other groups than its norms.
+    """
+    if spec.family != "adm":
+        raise UserError(
+            "format guided-diffusion is for family adm; this is the DDIM code's network: use safetensors or diffusers"
+        )
+    if spec.network.norm_groups != 32:
+        raise UserError(
+            f"guided-diffusion's norms have 32 groups, this network's {spec.network.norm_groups}: "
+            "its code would compute something else; use safetensors or diffusers"
+        )
+    with path.open("wb") as stream:  # by name torch.save would put the name into the file
+        torch.save(dict(tensors), stream)

@@ -1,0 +1,49 @@
+"""One reader for each kind of source: raw files in, blocks of uint8 NHWC images and int64 labels out.
+
+A reader is a generator, so that no data set has to fit into memory. Labels are -1 where there are none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipdiff.data.readers import cifar10, digits, fashion_mnist, imagenet32, images, lsun
+from ipdiff.errors import UserError
+from ipdiff.spec import Source
+
+Block = tuple[NDArray[np.uint8], NDArray[np.int64]]
+
+READERS: dict[str, Callable[[Source, Sequence[Path], Path], Iterator[Block]]] = {
+    "digits": digits.read,
+    "folder": images.read_folder,
+    "cifar10": cifar10.read,
+    "imagenet32": imagenet32.read,
+    "lsun": lsun.read,
+    "celeba": images.read_celeba,
+    "ffhq": images.read_ffhq,
+    "fashion_mnist": fashion_mnist.read,
+}
+
+
+def read(source: Source, paths: Sequence[Path], scratch: Path) -> Generator[Block, None, None]:
+    """Read a data set, training images only, in the published order.
+
+    Args:
+        source: which reader, and what the images must be.
+        paths: the raw files: `source.raw` or those of `source.archives`; none for embedded data.
+        scratch: existing directory that the reader may unpack into; the caller removes it.
+
+    Yields:
+        images [n, H, W, C] uint8 and labels [n] int64, -1 where there is none; n >= 1 differs from block to block.
+
+    Raises:
+        UserError: the raw data is missing or not what `source` says.
+    """
+    if source.reader not in ("digits", "fashion_mnist") and len(paths) != 1:
+        names = ", ".join(path.name for path in paths) or "none"
+        raise UserError(f"reader {source.reader} reads one archive or directory; found {names}")
+    yield from READERS[source.reader](source, paths, scratch)

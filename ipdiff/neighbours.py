@@ -1,0 +1,34 @@
+"""Stage `neighbours`: the data set's images -> their features and reaches, for precision and recall."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ipdiff.data.images import load_images
+from ipdiff.metrics.features import Network, Pooled, show
+from ipdiff.metrics.manifold import radii
+from ipdiff.metrics.subset import rows
+from ipdiff.spec import Compute, Reference
+
+
+def run(reference: Reference, network: Network, compute: Compute, images: Path, out: Path) -> None:
+    """Write the pooled features of the real images, and each one's distance to its third neighbour.
+
+    Args:
+        reference: which of the images.
+        network: computes the features.
+        compute: device and threads.
+        images: images.npy, [N, H, W, C] uint8.
+        out: existing directory; gets features.npy ([n, F] float32) and radii.npy ([n] float32, squared).
+
+    Raises:
+        UserError: a file is not what it should be, or there are fewer than 2 images.
+        IntegrityError: the network's file is another one.
+    """
+    extractor, pictures, pooled = network.open(compute), load_images(images), Pooled()
+    show(extractor, pictures, pooled, rows=rows(reference, len(pictures)))
+    features = pooled.array()
+    np.save(out / "features.npy", features)
+    np.save(out / "radii.npy", radii(features, compute))

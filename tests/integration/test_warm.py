@@ -1,0 +1,144 @@
+"""The server that forks for each stage: real processes, real signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from unit import params_factory
+
+from ipdiff import warm
+
+TRAIN = ["train", "--dataset", "tiny", "--model", "adm", "--seed", "0", "--step"]
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[None]:
+    """A server, with the settings that a stage's command has."""
+    with pytest.MonkeyPatch.context() as patch:
+        for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            patch.setenv(pool, "1")
+        with warm.server():
+            yield
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project whose last checkpoint takes long."""
+    raw = params_factory.put(params_factory.small(), "datasets.tiny.checkpoints", [4, 8, 1_000_000])
+    raw["work"] = {"save_every": 20}
+    params_factory.write(tmp_path, params_factory.put(raw, "datasets.tiny.final_step", {"default": 8}))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def ipdiff(*argv: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "ipdiff.cli", *argv]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def train_for_long() -> subprocess.Popen[str]:
+    """Let the server make what comes before the last checkpoint, and begin with that."""
+    assert warm.run(["prepare", "--dataset", "tiny"]) == 0
+    for step in ("4", "8"):
+        assert warm.run([*TRAIN, step]) == 0
+    return ipdiff(*TRAIN, "1000000")
+
+
+def workers(project: Path) -> list[int]:
+    """Processes of the server that work in the project."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            serving = b"--serve" in (process / "cmdline").read_bytes()
+            if serving and (process / "cwd").resolve() == project.resolve():
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def wait(what: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "did not come"
+        time.sleep(0.05)
+
+
+@pytest.mark.usefixtures("served")
+def test_a_stage_is_run_by_the_server_with_the_callers_directory_and_files(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert warm.run(["prepare", "--dataset", "tiny"]) == 0
+    assert capfd.readouterr().out == "data/tiny\n"
+    assert (project / "data/tiny/recipe.json").exists()
+    assert warm.run(["prepare", "--dataset", "tinny"]) == 2
+    assert capfd.readouterr().err.startswith("ipdiff: dataset 'tinny' is not in params.yaml; did you mean 'tiny'?")
+
+
+@pytest.mark.usefixtures("served", "project")
+@pytest.mark.parametrize("variable", ["OMP_NUM_THREADS", "SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID"])
+def test_a_server_with_other_settings_or_outside_the_job_is_not_used(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "2")
+    assert warm.run(["prepare", "--dataset", "tiny"]) is None
+
+
+@pytest.mark.usefixtures("served", "project")
+def test_a_server_with_other_code_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = warm._identity()
+    monkeypatch.setattr(warm, "_identity", lambda: {**known, "files": known["files"][1:]})
+    assert warm.run(["prepare", "--dataset", "tiny"]) is None
+
+
+def test_bytecode_that_python_writes_is_no_other_code() -> None:
+    names = {name for name, _, _ in warm._identity()["files"]}
+    assert {Path(name).suffix for name in names} == {".py", ".yaml"}
+    assert str(warm.PACKAGE / "train.py") in names
+
+
+def test_without_a_server_the_command_does_the_work(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(warm.VARIABLE, str(project / "nothing"))
+    assert warm.run(["prepare", "--dataset", "tiny"]) is None
+
+
+@pytest.mark.usefixtures("served")
+def test_a_signal_reaches_the_stage_and_its_exit_code_comes_back(project: Path) -> None:
+    client = train_for_long()
+    wait(lambda: any("20" in path.name for path in project.glob("work/states/**/0*")))  # the handlers are in place
+    client.send_signal(signal.SIGTERM)
+    out, err = client.communicate(timeout=60)
+    assert client.returncode == 75, (out, err)
+    assert "run me again" in err
+
+
+@pytest.mark.usefixtures("served")
+def test_a_killed_client_takes_its_stage_with_it(project: Path) -> None:
+    client = train_for_long()
+    wait(lambda: workers(project))
+    os.kill(client.pid, signal.SIGKILL)
+    client.communicate()
+    wait(lambda: not workers(project))
+    assert not (project / "runs/tiny/adm/s0/1000000").exists()
+
+
+def test_the_server_ends_with_the_command_it_was_started_for(tmp_path: Path) -> None:
+    script = "import os; print(os.environ['IPDIFF_WARM'])"
+    said = subprocess.run(
+        [sys.executable, "-m", "ipdiff.cli", "warm", sys.executable, "-c", script],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert not Path(said.stdout.strip()).exists()
+    wrong = subprocess.run(
+        [sys.executable, "-m", "ipdiff.cli", "warm", str(tmp_path / "none")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert wrong.returncode == 2
+    assert "cannot be run" in wrong.stderr

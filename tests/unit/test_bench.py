@@ -1,0 +1,77 @@
+"""The benchmark's own arithmetic, and that its one command runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+from unit.tiny import RUNS
+
+from benchmarks import __main__ as benchmarks
+from benchmarks.configurations import CIFAR10, FFHQ128
+from ipdiff import bench, cli, plan
+from ipdiff.bench import Measured
+
+
+def test_rates_are_those_of_the_quicker_quarter(monkeypatch):
+    now = [0.0]
+
+    def counter():
+        return now[0]
+
+    durations = iter([9.0, 9.0, 1.0, 9.0, 2.0, 9.0])  # the first call warms up
+
+    def call():
+        now[0] += next(durations)
+
+    monkeypatch.setattr(bench.time, "perf_counter", counter)
+    assert bench._rates({"work": call}, 29.0, torch.device("cpu")) == {"work": 1 / 2.0}
+
+
+def test_rows_count_arithmetic_and_feed_a_plan():
+    rows = bench.measure("small", RUNS["adm-ip"], 4, 0.05)
+    flops = plan.network(json.dumps(RUNS["adm-ip"].to_json()))[0]
+    assert [row.unit for row in rows] == ["images/s", "image-steps/s"]
+    assert rows[0].gflops == pytest.approx(3e-9 * flops * rows[0].speed)
+    assert rows[1].gflops == pytest.approx(1e-9 * flops * rows[1].speed)
+    assert rows[0].limit == rows[1].limit > 0
+    option = bench.for_plan("small", rows).removeprefix("--speed ")
+    assert plan.Speed.parse(option).sample == pytest.approx(rows[1].speed, rel=1e-3)
+
+
+def test_the_paper_s_networks_have_their_published_arithmetic():
+    """18.53 GFLOP a CIFAR-10 image, counted with the official code."""
+    flops, parameters = plan.network(json.dumps(CIFAR10.to_json()))
+    assert parameters == 57_094_662
+    assert flops / 1e9 == pytest.approx(18.53, abs=0.01)
+    assert plan.network(json.dumps(FFHQ128.to_json()))[1] == 542_811_398
+
+
+def test_description_shows_the_share():
+    text = bench.describe([Measured("digits training", 1234.5, "images/s", 71.0, 284.0)])
+    assert text.splitlines()[1].split() == ["digits", "training", "1,234", "images/s", "71", "284", "25%"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--seconds", "0"], "--seconds is 0"), (["--model", "ddim"], "families.ddpm: missing")],
+)
+def test_refusals_are_one_line(arguments, message, capsys):
+    assert cli.main(["bench", "--dataset", "digits_mini", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_quick_benchmarks_write_everything(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "found.json"
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--quick", "--threads", "1", "--json", str(path)])
+    benchmarks.main()
+    found = json.loads(path.read_text())
+    assert {"cpu", "device", "load", "date"} <= found["machine"].keys()
+    assert {row["what"].split()[0] for row in found["speed"]} == {"tiny"}
+    assert {row["what"] for row in found["scaling"]} == {"image size", "batch", "T'", "cells", "processes"}
+    assert all(row["cost"] > 0 for row in found["scaling"])
+    assert "tiny float32 sampling" in capsys.readouterr().out

@@ -1,0 +1,587 @@
+"""Checkpoints of other code bases come in whole or not at all; ours go out so that others compute the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from unit.params_factory import put, small, write
+from unit.tiny import ADM, DDIM, change, flip_bit
+
+from ipdiff import artifact, build, cli, config, exported, grid, imported, plan, stages
+from ipdiff.checkpoint import checking, diffusers
+from ipdiff.errors import ConfigError, IntegrityError, UserError
+from ipdiff.schedule import make_betas, respace
+from ipdiff.spec import RunSpec
+
+IP = "tiny/official"
+DDPM = "tiny/ddim-official"
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with one model to import of each family, and no DVC."""
+    monkeypatch.chdir(tmp_path)
+    raw = put(small(), "models.official", {"family": "adm", "gamma": 0.15, "imported": True})
+    put(raw, "models.ddim-official", {"family": "ddpm", "imported": True})
+    write(tmp_path, raw)
+    return tmp_path
+
+
+def spec_of(run: str) -> RunSpec:
+    """The run as params.yaml describes it."""
+    dataset, model = run.split("/")
+    return config.load().run_spec(dataset, model, 0)
+
+
+def weights(spec: RunSpec) -> dict[str, Tensor]:
+    """Weights for the run's network without a zero in them, small enough for its output to be of order one."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randn(shape, generator=generator) * (0.2 if len(shape) > 1 else 1)
+        for name, shape in checking.shapes(spec).items()
+    }
+
+
+def save(path: Path, value: Any, **options: Any) -> Path:
+    """torch.save, and the path."""
+    torch.save(value, path, **options)
+    return path
+
+
+def refused(path: Path, run: str = IP) -> str:
+    """The one line with which an import is refused, after which nothing is there."""
+    with pytest.raises(UserError) as caught:
+        imported.import_checkpoint(path, run)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "Traceback" not in message
+    assert not Path("runs").exists()
+    assert not list(artifact.STAGING.glob("*"))
+    return message
+
+
+# Formats
+
+
+def of_training(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As guided-diffusion's fp16 training saves its EMA: all matrices are views of one flat tensor."""
+    flat = torch.cat([value.flatten() for value in state.values()])
+    parts = flat.split([value.numel() for value in state.values()])
+    return {name: part.view(value.shape) for (name, value), part in zip(state.items(), parts, strict=True)}
+
+
+FORMATS: dict[str, tuple[Callable[[Path, dict[str, Tensor]], Any], str]] = {
+    "state dict": (lambda path, state: torch.save(state, path), "state dict"),
+    "old format": (
+        lambda path, state: torch.save(state, path, _use_new_zipfile_serialization=False), "state dict"
+    ),
+    "views of one tensor": (lambda path, state: torch.save(of_training(state), path), "state dict"),
+    "transposed in memory": (
+        lambda path, state: torch.save({name: value.T.contiguous().T if value.ndim == 2 else value
+                                        for name, value in state.items()}, path), "state dict"
+    ),
+    "parallel": (lambda path, state: torch.save({f"module.{k}": v for k, v in state.items()}, path), "state dict"),
+    "safetensors": (lambda path, state: save_file(state, path), "safetensors"),
+    "DDIM list": (
+        lambda path, state: torch.save(
+            [{f"module.{k}": v + 1 for k, v in state.items()}, {"state": {}, "param_groups": []}, 3, 5000, state], path
+        ),
+        "DDIM list, EMA weights",
+    ),
+    "DDIM list without EMA": (
+        lambda path, state: torch.save([{f"module.{k}": v for k, v in state.items()}, {}, 3, 5000], path),
+        "DDIM list, model weights (it has no EMA)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("run", [IP, DDPM])
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_same_bytes(name: str, run: str, project: Path) -> None:
+    save, called = FORMATS[name]
+    state = weights(spec_of(run))
+    save(project / "file", state)
+    done = imported.import_checkpoint(project / "file", run)
+    assert (done.format, done.directory, done.pointer) == (called, f"runs/{run}/s0/8", None)
+    assert done.parameters == sum(value.numel() for value in state.values())
+    save_file(state, project / "expected")
+    published = project / done.directory / "ema.safetensors"
+    assert published.read_bytes() == (project / "expected").read_bytes()
+
+
+def test_the_recipe_names_the_source_and_the_run_and_nothing_of_this_machine(project: Path) -> None:
+    state = weights(spec_of(IP))
+    path = save(project / "ema_0.9999_460000.pt", state)
+    imported.import_checkpoint(path, IP, seed=3, step=460000)
+    recipe = artifact.read_recipe(project / "runs/tiny/official/s3/460000/recipe.json")
+    assert recipe["source"]["name"] == "ema_0.9999_460000.pt"
+    assert recipe["source"]["md5"] == artifact.file_digest(path)
+    assert len(recipe["source"]["sha256"]) == 64
+    assert RunSpec.from_json(recipe["run"]) == dataclasses.replace(spec_of(IP), seed=3)
+    assert recipe["run"]["objective"]["gamma"] == 0.15
+    assert "state" not in recipe
+    assert str(project) not in json.dumps(recipe)
+
+
+def test_the_sample_stage_takes_an_imported_checkpoint(project: Path) -> None:
+    imported.import_checkpoint(save(project / "a.pt", weights(spec_of(IP))), IP)
+    cell = grid.load().cell("sample", dataset="tiny", model="official", seed="0", step="8", sampler="ancestral-2")
+    stages.make(cell)
+    images = np.load(cell.outputs[0])["arr_0"]
+    assert images.shape == (64, 8, 8, 1)
+    assert images.std() > 10
+    flip_bit(Path("runs/tiny/official/s0/8/ema.safetensors"))
+    with pytest.raises(IntegrityError, match=r"ema\.safetensors"):
+        stages.make(cell)
+
+
+def test_a_chain_changed_after_the_import_is_refused_where_it_is_sampled(project: Path) -> None:
+    imported.import_checkpoint(save(project / "a.pt", weights(spec_of(IP))), IP)
+    raw = put(small(), "models.official", {"family": "adm", "gamma": 0.15, "imported": True})
+    write(project, put(raw, "datasets.tiny.families.adm.diffusion.T", 30))
+    cell = grid.load().cell("sample", dataset="tiny", model="official", seed="0", step="8", sampler="ancestral-2")
+    with pytest.raises(UserError, match=r"imported with another datasets\.tiny\.families\.adm\.diffusion; delete that"):
+        stages.make(cell)
+    assert not Path("samples").exists()
+
+
+def test_importing_again_changes_nothing_and_another_file_is_refused(project: Path) -> None:
+    state = weights(spec_of(IP))
+    path = save(project / "a.pt", state)
+    folder = Path(imported.import_checkpoint(path, IP).directory)
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    imported.import_checkpoint(path, IP)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    other = save(project / "b.pt", {name: value + 1 for name, value in state.items()})
+    with pytest.raises(UserError, match=r"runs/tiny/official/s0/8 holds the checkpoint of a\.pt; delete that folder"):
+        imported.import_checkpoint(other, IP)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+# Files that are none
+
+
+class Hostile:
+    """Runs a command where pickle is read without care."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, ("hacked",))
+
+
+def _zip(compression: int, name: str) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", compression) as archive:
+        archive.writestr(name, b"0" * 1000)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "an empty file"),
+        (b"\n<!DOCTYPE html><html><title>Google Drive - Virus scan warning", "an HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        (b"PNG and so on", "begins with b'PNG and '"),
+        (b"PK\x03\x04 and nothing more", "damaged or truncated: File is not a zip file"),
+        (_zip(zipfile.ZIP_DEFLATED, "archive/data.pkl"), "archive/data.pkl in it is compressed"),
+        (_zip(zipfile.ZIP_STORED, "images/0.png"), "it has no data.pkl"),
+        (_zip(zipfile.ZIP_STORED, "archive/data.pkl"), "damaged or truncated"),
+        (pickle.dumps({"data": 1}), "no file of torch.save, or more than tensors in it"),
+        (b"\x80", "damaged or truncated"),
+        (b"\x10\x00\x00\x00\x00\x00\x00\x00{\"a\": 1", "damaged or truncated safetensors"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_checkpoint_are_named(data: bytes, said: str, project: Path) -> None:
+    path = project / "file"
+    path.write_bytes(data)
+    assert said in refused(path)
+
+
+def test_a_missing_file_and_a_folder_are_named(project: Path) -> None:
+    assert refused(project / "nothing").endswith("nothing is missing")
+    assert "cannot be read: Is a directory" in refused(project)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_pickle_that_wants_to_run_something_is_refused(old: bool, project: Path) -> None:
+    state = {**weights(spec_of(IP)), "extra": Hostile()}
+    path = save(project / "file.pt", state, _use_new_zipfile_serialization=not old)
+    message = refused(path)
+    assert "its pickle asks for posix.mkdir, which is no tensor" in message
+    assert not Path("hacked").exists()
+
+
+@pytest.mark.parametrize("kind", ["zip", "old", "safetensors"])
+def test_truncated_files_are_named_wherever_they_end(kind: str, project: Path) -> None:
+    state, path = weights(spec_of(IP)), project / "file"
+    if kind == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+    whole = path.read_bytes()
+    for share in (0.001, 0.3, 0.9, 0.9999):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        assert "damaged or truncated" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"state": {0: {"step": 1}}, "param_groups": []}, "an optimiser's state (opt*.pt), no weights"),
+        ({"epoch": 3, "state_dict": {}}, "a mapping without a tensor (keys: epoch, state_dict)"),
+        ({}, "a mapping without a tensor (keys: none)"),
+        (torch.zeros(3), "holds a Tensor"),
+        ([1, 2], "a list of int, int; expected the DDIM code's"),
+        ([], "a list of nothing"),
+    ],
+)
+def test_other_things_that_torch_saved_are_named(value: Any, said: str, project: Path) -> None:
+    assert said in refused(save(project / "file.pt", value))
+
+
+# Weights that are not the network's
+
+
+def altered(**changes: Any) -> dict[str, Any]:
+    state: dict[str, Any] = {**weights(spec_of(IP)), **changes}
+    return {name: value for name, value in state.items() if value is not None}
+
+
+OUT = "out.2.weight"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "out.2.weight is missing"),
+        (torch.zeros(2, 8, 3, 3), "out.2.weight has shape [2, 8, 3, 3], the network's is [1, 8, 3, 3]"),
+        (torch.zeros(1, 8, 3, 3).half(), "out.2.weight is float16, expected float32"),
+        (torch.zeros(1, 8, 3, 3).to_sparse(), "out.2.weight is a torch.sparse_coo tensor"),
+        (torch.full((1, 8, 3, 3), torch.nan), "out.2.weight has 72 values that are not finite, of 72"),
+        (7, "out.2.weight is a int, no tensor"),
+    ],
+)
+def test_one_wrong_tensor_is_one_named_difference(value: Any, said: str, project: Path) -> None:
+    message = refused(save(project / "file.pt", altered(**{OUT: value})))
+    assert f"not the network of {IP}, 1 difference: {said}" in message
+
+
+def test_all_differences_are_counted_and_the_first_are_shown(project: Path) -> None:
+    state = weights(spec_of(IP))
+    names = list(state)
+    for name in names[:9]:
+        del state[name]
+    state["label_emb.weight"] = torch.zeros(10, 32)
+    state[names[20]] = state[names[20]] * torch.inf
+    message = refused(save(project / "file.pt", state))
+    assert "11 differences" in message
+    assert all(f"{name} is missing" in message for name in names[:8])
+    assert message.endswith("; and 3 more")
+    assert checking.problems(state, checking.shapes(spec_of(IP)))[9] == "label_emb.weight is not in the network"
+
+
+def test_the_other_code_bases_network_is_recognised(project: Path) -> None:
+    path = save(project / "file.pt", weights(spec_of(DDPM)))
+    assert "a network of the DDIM code (family ddpm), but the model of tiny/official has family adm" in refused(path)
+    path = save(project / "file.pt", weights(spec_of(IP)))
+    assert "a network of guided-diffusion (family adm)" in refused(path, DDPM)
+
+
+# The project
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        ("tiny", "--as is 'tiny'; write DATASET/MODEL"),
+        ("tiny/a/b", "--as is 'tiny/a/b'"),
+        ("tiny/officials", "did you mean 'official'? to import one, add to models: officials: {family: adm"),
+        ("tiny/adm", "model adm is trained here; give the imported one a key of its own"),
+        ("tni/official", "did you mean 'tiny'?"),
+    ],
+)  # fmt: skip
+def test_a_run_that_cannot_be_imported_is_explained(run: str, said: str, project: Path) -> None:
+    assert said in refused(save(project / "a.pt", weights(spec_of(IP))), run)
+
+
+def test_an_imported_model_has_no_training_cells() -> None:
+    known = grid.load()
+    for verb in ("train", "resume"):
+        with pytest.raises(ConfigError, match=r"model official is imported, not trained; get its .* `ipdiff import`"):
+            known.cell(verb, dataset="tiny", model="official", seed="0", step="8")
+    cell = known.maker("runs/tiny/official/s0/8/ema.safetensors")
+    assert cell is not None
+    assert cell.given
+    assert known.maker("runs/tiny/official/s0/8/loss.csv") is None
+    trained = known.maker("runs/tiny/adm/s0/8/ema.safetensors")
+    assert trained is not None
+    assert trained.stage.verb == "train"
+
+
+def test_a_table_may_ask_for_an_imported_checkpoint_at_any_step(project: Path) -> None:
+    raw = put(small(), "models.official", {"family": "adm", "imported": True})
+    put(raw, "studies.small.tables.table3.models", ["adm", "official"])
+    put(raw, "studies.small.tables.table3.compare", {"official": "adm"})
+    put(raw, "datasets.tiny.final_step.official", 460000)
+    write(project, raw)
+    known = grid.load()
+    assert [cell.directory for cell in known.imports("small")] == ["runs/tiny/official/s0/460000"]
+    verbs = {cell.stage.verb for cell in known.study("small") if cell.bindings.get("model") == "official"}
+    assert verbs == {"sample", "evaluate"}
+    planned = plan.run(["small"], None)[0].verbs["import"]
+    weights = sum(int(np.prod(shape)) for shape in checking.shapes(spec_of(IP)).values())
+    assert (planned.cells, planned.missing, planned.bytes) == (1, 1, 4 * weights)
+    write(project, put(raw, "datasets.tiny.final_step.official", 0))
+    with pytest.raises(ConfigError, match=r"final_step\.official: 0 is no training step; use 1 or more"):
+        grid.load()
+
+
+# Out
+
+MODEL = {"adm": "adm", "ddpm": "ddim"}
+
+
+def trained(spec: RunSpec) -> dict[str, Tensor]:
+    """A published checkpoint of this run, as the train stage leaves it."""
+    state, folder = weights(spec), Path(f"runs/tiny/{MODEL[spec.family]}/s0/8")
+    recipe = {"cell": str(folder), "stage": "train", "run": spec.to_json()}
+    with artifact.publishing(folder, ("ema.safetensors",), recipe) as made:
+        save_file(state, made.staging / "ema.safetensors")
+    return state
+
+
+def official(project: Path) -> RunSpec:
+    """Make the imported ADM model one that guided-diffusion could build, but for its size."""
+    raw = put(small(), "models.official", {"family": "adm", "imported": True})
+    put(raw, "datasets.tiny.families.adm.network.model_channels", 32)
+    put(raw, "datasets.tiny.families.adm.network.norm_groups", 32)
+    write(project, raw)
+    return spec_of(IP)
+
+
+@pytest.mark.parametrize("form", ["guided-diffusion", "safetensors"])
+def test_export_and_import_give_the_same_bytes(form: str, project: Path) -> None:
+    trained(official(project))
+    first = exported.export_checkpoint("tiny/adm", form, project / "a.pt")
+    second = exported.export_checkpoint("runs/tiny/adm/s0/8/ema.safetensors", form, project / "b.pt")
+    assert first.read_bytes() == second.read_bytes()
+    done = imported.import_checkpoint(first, IP)
+    ours = project / "runs/tiny/adm/s0/8/ema.safetensors"
+    assert (project / done.directory / "ema.safetensors").read_bytes() == ours.read_bytes()
+
+
+def test_a_guided_diffusion_export_is_a_plain_float32_state_dict(project: Path) -> None:
+    state = trained(official(project))
+    path = exported.export_checkpoint("tiny/adm/s0/8", "guided-diffusion", project / "a.pt")
+    found = torch.load(path, weights_only=True)
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+def test_exported_safetensors_carry_their_run_in_one_key(project: Path) -> None:
+    trained(ADM)
+    path = exported.export_checkpoint("tiny/adm", "safetensors", project / "a.safetensors")
+    with safe_open(path, "pt") as stream:
+        metadata = stream.metadata()
+    assert list(metadata) == ["ipdiff"]
+    assert RunSpec.from_json(json.loads(metadata["ipdiff"])) == ADM
+
+
+@pytest.mark.parametrize(
+    ("spec", "form", "said"),
+    [
+        (ADM, "guided-diffusion", "guided-diffusion's norms have 32 groups, this network's 2"),
+        (DDIM, "guided-diffusion", "this is the DDIM code's network"),
+        (change(ADM, channel_mult=[2, 4]), "diffusers", "channel_mult starts with 2"),
+        (change(ADM, num_head_channels=None, attention_resolutions=[4], num_heads=2), "diffusers", "num_heads is 2"),
+        (ADM, "onnx", "--format is 'onnx'; use safetensors, guided-diffusion, diffusers"),
+    ],
+)
+def test_a_network_that_does_not_map_is_refused_with_the_reason(
+    spec: RunSpec, form: str, said: str, project: Path
+) -> None:
+    trained(spec)
+    with pytest.raises(UserError) as caught:
+        exported.export_checkpoint(f"tiny/{MODEL[spec.family]}", form, project / "out")
+    assert said in str(caught.value)
+    assert not [path for path in project.iterdir() if "out" in path.name]
+
+
+def test_exports_never_replace_and_read_only_what_is_whole(project: Path) -> None:
+    trained(ADM)
+    (project / "there").touch()
+    with pytest.raises(UserError, match="there exists; delete it"):
+        exported.export_checkpoint("tiny/adm", "safetensors", project / "there")
+    with pytest.raises(UserError, match="is no directory; make it first"):
+        exported.export_checkpoint("tiny/adm", "safetensors", project / "no/where")
+    with pytest.raises(UserError, match=r"runs/tiny/adm-ip/s0/8/ema\.safetensors is missing"):
+        exported.export_checkpoint("tiny/adm-ip", "safetensors", project / "a")
+    with pytest.raises(UserError, match=r"'adm' is no folder of a checkpoint here, nor DATASET/MODEL"):
+        exported.export_checkpoint("adm", "safetensors", project / "a")
+    flip_bit(Path("runs/tiny/adm/s0/8/ema.safetensors"))
+    with pytest.raises(IntegrityError):
+        exported.export_checkpoint("tiny/adm", "safetensors", project / "a")
+    assert not (project / "a").exists()
+
+
+def test_the_command_line_imports_and_exports(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(project / "a.pt", weights(spec_of(IP)))
+    assert cli.main(["import", "a.pt", "--as", IP, "--step", "20"]) == 0
+    assert capsys.readouterr().out.startswith("runs/tiny/official/s0/20: ")
+    assert cli.main(["export", f"{IP}/s0/20", "--format", "diffusers", "--to", "net"]) == 0
+    assert capsys.readouterr().out == "net\n"
+    assert cli.main(["import", "params.yaml", "--as", IP]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert tuple(cli.EXPORT_FORMATS) == exported.FORMATS
+
+
+# The paper's networks
+
+
+def full(**network: Any) -> RunSpec:
+    common = {"dropout": 0.1, "norm_groups": 32}
+    return change(ADM, image_size=network.pop("image_size"), channels=3, learn_sigma=True, **common, **network)
+
+
+PAPER = {
+    "cifar10": (
+        full(image_size=32, model_channels=128, channel_mult=[1, 2, 2, 2], num_res_blocks=3,
+             attention_resolutions=[16, 8], num_head_channels=32), 494, 57_094_662,
+    ),
+    "celeba64": (
+        full(image_size=64, model_channels=192, channel_mult=[1, 2, 3, 4], num_res_blocks=3,
+             attention_resolutions=[32, 16, 8], num_head_channels=64), 540, 295_136_454,
+    ),
+    "ffhq128": (
+        full(image_size=128, model_channels=256, channel_mult=[1, 1, 2, 3, 4], num_res_blocks=3,
+             attention_resolutions=[32, 16, 8], num_head_channels=64), 638, 542_811_398,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_official_files_are_expected_with_the_papers_tensors(name: str) -> None:
+    spec, tensors, parameters = PAPER[name]
+    expected = checking.shapes(spec)
+    assert len(expected) == tensors
+    assert sum(int(np.prod(shape)) for shape in expected.values()) == parameters
+
+
+# diffusers
+
+MAPPED = {
+    "as published": change(ADM, learn_sigma=True),
+    "attention at every level, in the middle of three": change(
+        ADM, image_size=8, channel_mult=[1, 2, 3], attention_resolutions=[8, 4], num_head_channels=2, num_res_blocks=2
+    ),
+    "no attention but in the middle": change(ADM, attention_resolutions=[], num_res_blocks=3),
+    "strided convolutions": change(ADM, resblock_updown=False, attention_resolutions=[4]),
+    "strided convolutions, no attention": change(ADM, resblock_updown=False, attention_resolutions=[]),
+    "added time embedding": change(ADM, use_scale_shift_norm=False),
+    "heads before q, k and v": change(ADM, new_attention_order=False, num_head_channels=2),
+    "a number of heads": change(ADM, num_head_channels=None, num_heads=2, attention_resolutions=[]),
+    "same width twice": change(ADM, image_size=8, channel_mult=[1, 1, 2], num_res_blocks=2),
+    "three channels": change(ADM, channels=3, learn_sigma=True),
+    "DDIM": DDIM,
+    "DDIM, three levels": change(
+        DDIM, image_size=8, channel_mult=[1, 2, 2], num_res_blocks=2, attention_resolutions=[4]
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def library() -> Any:
+    """The real diffusers, whose own warnings at import are not ours."""
+    return pytest.importorskip("diffusers", reason="diffusers is not installed: outputs were not compared")
+
+
+@pytest.mark.parametrize("name", MAPPED)
+def test_diffusers_computes_the_same(name: str, library: Any, project: Path) -> None:
+    spec = MAPPED[name]
+    state = trained(spec)
+    folder = exported.export_checkpoint(f"tiny/{MODEL[spec.family]}", "diffusers", project / "net")
+    theirs = library.UNet2DModel.from_pretrained(folder)
+    assert sum(value.numel() for value in theirs.state_dict().values()) == sum(v.numel() for v in state.values())
+    ours = build.network(spec)
+    ours.load_state_dict(state)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(5, spec.channels, spec.image_size, spec.image_size, generator=generator)
+    t = torch.tensor([0, 1, 7, 300, 999])
+    with torch.inference_mode():
+        expected, got = ours.eval()(x, t), theirs.eval()(x, t).sample
+    assert expected.std() > 0.1
+    assert float((expected - got).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["cifar10", "celeba64", "ffhq128"])
+def test_the_papers_networks_have_their_names_and_shapes_in_diffusers(name: str, library: Any) -> None:
+    spec = PAPER[name][0]
+    with torch.device("meta"):
+        theirs = library.UNet2DModel.from_config(diffusers.unet_config(spec))
+        ours = diffusers.rename({key: torch.empty(shape) for key, shape in checking.shapes(spec).items()}, spec)
+    assert {key: value.shape for key, value in ours.items()} == {
+        key: value.shape for key, value in theirs.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        change(ADM, T=40, learn_sigma=True),
+        change(ADM, T=40, fixed_variance="large"),
+        change(ADM, T=40, fixed_variance="small"),
+        change(DDIM, T=40),
+    ],
+)
+def test_a_step_of_the_exported_scheduler_is_ours(spec: RunSpec, library: Any, project: Path) -> None:
+    state = trained(spec)
+    folder = exported.export_checkpoint(f"tiny/{MODEL[spec.family]}", "diffusers", project / "net")
+    kind = library.DDIMScheduler if spec.family == "ddpm" else library.DDPMScheduler
+    scheduler = kind.from_pretrained(folder)
+    np.testing.assert_allclose(scheduler.betas.numpy(), make_betas(spec.diffusion.schedule, 40), rtol=1e-5)
+    kept = respace(40, "uniform10" if spec.family == "ddpm" else "40")
+    scheduler.set_timesteps(len(kept))
+    assert scheduler.timesteps.tolist() == kept[::-1].tolist()
+    model = build.network(spec)
+    model.load_state_dict(state)
+    diffusion = build.diffusion(spec, kept)
+    clip = spec.family == "adm"
+    assert scheduler.config["clip_sample"] == clip
+    generator = torch.Generator().manual_seed(2)
+    for i in (len(kept) - 1, len(kept) // 2, 1, 0):
+        x = torch.randn(3, 1, 4, 4, generator=generator)
+        noise = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(i))
+        with torch.inference_mode():
+            out = model.eval()(x, torch.full((3,), int(kept[i])))
+            if spec.family == "ddpm":
+                expected = diffusion.ddim_step(model, x, i, noise, eta=0.0, clip_denoised=clip)
+            else:
+                expected = diffusion.ancestral_step(model, x, i, noise, clip_denoised=clip)
+        stepped = scheduler.step(out, int(kept[i]), x, generator=torch.Generator().manual_seed(i)).prev_sample
+        torch.testing.assert_close(stepped, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_pipeline_of_diffusers_loads_the_folder(library: Any, project: Path) -> None:
+    trained(change(ADM, learn_sigma=True))
+    folder = exported.export_checkpoint("tiny/adm", "diffusers", project / "net")
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json", "diffusion_pytorch_model.safetensors", "model_index.json", "scheduler_config.json"
+    }  # fmt: skip
+    pipeline = library.DDPMPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(batch_size=2, num_inference_steps=4, output_type="np").images
+    assert images.shape == (2, 4, 4, 1)

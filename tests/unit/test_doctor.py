@@ -1,0 +1,120 @@
+"""`ipdiff doctor`: each finding when it is there, and when it is not."""
+
+import subprocess
+
+import pytest
+from inception import write_inception
+from unit.params_factory import drop, put, small, write
+
+from ipdiff import cli, doctor
+from ipdiff.doctor import FINE, NOTE, WRONG, Finding
+from ipdiff.spec import INCEPTION_SHA256
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project that has everything, and whose default study is `small`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor.dvcfile, "DEFAULT_STUDY", "small")
+    for name in ("IPDIFF_INCEPTION", "IPDIFF_RAW"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / ".dvc").mkdir()
+    raw = small()
+    write(tmp_path, raw)
+    return raw
+
+
+def about(name: str, study: str | None = None) -> list[Finding]:
+    return [finding for finding in doctor.examine(study) if finding.about == name]
+
+
+def test_a_whole_project_lacks_nothing(project, capsys):
+    assert cli.main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = {line.split()[1] for line in lines}
+    assert {"python", "torch", "CUDA", "CPU", "snakemake", "dvc", "git", "disk"} <= names
+    assert {"params.yaml", "store", "tiny"} <= names
+    assert not [line for line in lines if line.startswith(WRONG)]
+
+
+def test_another_studys_missing_archive_is_worth_a_note_and_its_own_is_lacking(project, tmp_path):
+    (photos,) = about("photos")
+    assert (photos.mark, photos.text.partition(":")[0]) == (NOTE, "raw/photos.zip is not here")
+    put(project, "studies.small.datasets", ["tiny", "photos"])
+    write(tmp_path, project)
+    assert about("photos")[0].mark == WRONG
+    assert cli.main(["doctor"]) == 2
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/photos.zip").touch()
+    assert about("photos")[0].mark == FINE
+    (tmp_path / "data/photos").mkdir(parents=True)
+    (tmp_path / "data/photos/recipe.json").touch()
+    assert about("photos")[0].text == "images are prepared"
+
+
+def test_published_files(project, tmp_path):
+    put(project, "downloads", {"a.zip": {"size": 3, "url": "https://a/a.zip"}, "b.zip": {"how": "Ask for it."}})
+    put(drop(project, "datasets.photos.source.raw"), "datasets.photos.source.archives", {"a.zip": None})
+    write(tmp_path, project)
+    assert about("photos")[0].text == "raw/a.zip is not here: `ipdiff prepare` downloads it from https://a/a.zip"
+    (tmp_path / "raw").mkdir()
+    for content, mark, text in [(b"123", FINE, "raw/a.zip is here"), (b"12", WRONG, "raw/a.zip has 2 bytes of 3")]:
+        (tmp_path / "raw/a.zip").write_bytes(content)
+        assert about("photos")[0].mark == mark
+        assert text in about("photos")[0].text
+    put(project, "datasets.photos.source.archives", {"b.zip": None})
+    write(tmp_path, project)
+    assert about("photos")[0].text == "raw/b.zip is not here: Ask for it."
+
+
+def test_the_inception_file(project, tmp_path, monkeypatch):
+    put(project, "datasets.tiny.features", "inception")
+    put(project, "datasets.tiny.inception", {"sha256": INCEPTION_SHA256})
+    write(tmp_path, project)
+    missing = about("tiny")[1]
+    assert missing.mark == WRONG
+    assert "get it from https://" in missing.text
+    assert "IPDIFF_INCEPTION" in missing.text
+    monkeypatch.setenv("IPDIFF_INCEPTION", str(write_inception(tmp_path / "net.pt")))
+    other = about("tiny")[1]
+    assert other.mark == WRONG
+    assert f"expected {INCEPTION_SHA256}; get it again" in other.text
+    found = other.text.partition("sha256 ")[2][:64]
+    put(project, "datasets.tiny.inception", {"sha256": found})
+    write(tmp_path, project)
+    assert about("tiny")[1].mark == FINE
+    assert about("tiny")[1].text.endswith("net.pt, verified")
+    put(project, "datasets.tiny.inception", {"raw": "raw/net.pt"})
+    write(tmp_path, project)
+    assert about("tiny")[1].mark == WRONG
+
+
+def test_a_broken_params_file_is_a_finding_not_an_end(project, tmp_path):
+    (tmp_path / "params.yaml").write_text("datasets: {\n")
+    assert about("params.yaml")[0].mark == WRONG
+    assert about("python")[0].mark == FINE
+    assert cli.main(["doctor"]) == 2
+
+
+def test_a_damaged_lock_and_no_store(project, tmp_path):
+    assert about("store")[0] == Finding(NOTE, "store", "nothing is recorded yet in a dvc.lock")
+    lock = doctor.dvcfile.lock_of("small")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock.write_text("stages: 3\n")
+    assert about("store")[0].mark == WRONG
+    lock.unlink()
+    (tmp_path / ".dvc").rmdir()
+    assert about("store")[0].mark == WRONG
+
+
+def test_git_is_asked(project, tmp_path):
+    assert about("git")[0].mark == NOTE
+    me = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], [*me, "commit", "-qm", "x", "--allow-empty"]):
+        subprocess.run(["git", *command], check=True)
+    assert about("git")[0].text.startswith("at ")
+
+
+def test_a_study_that_is_not_there(project, capsys):
+    assert cli.main(["doctor", "--study", "smalls"]) == 2
+    assert "did you mean 'small'?" in capsys.readouterr().err

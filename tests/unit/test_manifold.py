@@ -1,0 +1,110 @@
+"""Precision and recall against brute force, blocks that do not matter, and the Inception Score's closed forms."""
+
+import numpy as np
+import pytest
+
+from ipdiff.metrics import manifold
+from ipdiff.metrics.manifold import precision_recall, radii
+from ipdiff.metrics.score import SPLIT, InceptionScore
+from ipdiff.spec import Compute
+
+CPU = Compute()
+RNG = np.random.default_rng(0)
+
+
+def points(n, dim=6, shift=0.0):
+    return (RNG.standard_normal((n, dim)) + shift).astype(np.float32)
+
+
+def brute(samples, reference):
+    """Compute the definition in float64, one pair at a time."""
+
+    def distances(a, b):
+        return ((a[:, None].astype(np.float64) - b[None]) ** 2).sum(axis=2)
+
+    reach = [np.sort(distances(side, side), axis=1)[:, 3] for side in (samples, reference)]
+    across = distances(samples, reference)
+    return (across <= reach[1]).any(axis=1).mean(), (across <= reach[0][:, None]).any(axis=0).mean()
+
+
+def measured(samples, reference):
+    return precision_recall(samples, radii(samples, CPU), reference, radii(reference, CPU), CPU)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.7, 1.5])
+def test_agrees_with_brute_force(shift):
+    samples, reference = points(150, shift=shift), points(230)
+    assert measured(samples, reference) == brute(samples, reference)
+
+
+@pytest.mark.parametrize("block", [1, 7, 64, 1000])
+def test_blocks_do_not_matter(block, monkeypatch):
+    samples, reference = points(64, shift=0.5), points(91)
+    whole = radii(reference, CPU)
+    expected = measured(samples, reference)
+    monkeypatch.setattr(manifold, "BLOCK", block)
+    np.testing.assert_allclose(radii(reference, CPU), whole, rtol=1e-5)
+    assert measured(samples, reference) == expected
+
+
+def test_the_radius_is_the_third_other_neighbour():
+    line = np.array([[0.0], [1.0], [3.0], [7.0], [100.0]], np.float32)
+    assert radii(line, CPU).tolist() == [49.0, 36.0, 16.0, 49.0, 99.0**2]
+    assert np.isinf(radii(line[:3], CPU)).all()
+
+
+def test_repeated_features_have_radius_zero():
+    """Four equal images reach no farther than themselves, whatever rounding does to the distance of equal rows."""
+    same = np.repeat(points(1, dim=2048) * 3 + 5, 4, axis=0)
+    near = np.concatenate([same, points(30, dim=2048)])
+    assert radii(near, CPU)[:4].max() <= 1e-5 * float((same[0] ** 2).sum())
+
+
+def test_extremes():
+    reference = points(80)
+    assert measured(reference, reference) == (1.0, 1.0)
+    assert measured(reference + 1000, reference) == (0.0, 0.0)
+    assert measured(np.repeat(reference[:1], 80, axis=0), reference)[0] == 1.0  # one good image, again and again
+    assert measured(np.repeat(reference[:1], 80, axis=0), reference)[1] < 0.1
+
+
+def test_order_does_not_matter():
+    samples, reference = points(100, shift=0.5), points(120)
+    assert measured(samples[::-1].copy(), RNG.permutation(reference)) == measured(samples, reference)
+
+
+# Inception Score
+
+
+def score(logits, batch=None):
+    found = InceptionScore()
+    for start in range(0, len(logits), batch or len(logits)):
+        found.update(logits[start : start + (batch or len(logits))])
+    return found.value
+
+
+def test_score_of_certain_and_of_undecided_images():
+    certain = np.tile(np.eye(8, dtype=np.float32) * 1000, (10, 1))
+    assert score(certain) == pytest.approx(8, rel=1e-12)  # each class as often, each image sure: the classes' number
+    assert score(np.zeros((40, 8), np.float32)) == pytest.approx(1, rel=1e-12)
+    assert score(np.tile(certain[:1], (40, 1))) == pytest.approx(1, rel=1e-12)
+    assert InceptionScore().value is None
+
+
+def test_score_is_the_mean_over_splits_of_5000():
+    logits = RNG.standard_normal((SPLIT + 300, 6)).astype(np.float32)
+    expected = (score(logits[:SPLIT]) + score(logits[SPLIT:])) / 2
+    assert score(logits) == pytest.approx(expected, rel=1e-14)
+
+
+def test_score_agrees_with_the_definition():
+    logits = RNG.standard_normal((500, 12)) * 3
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    expected = np.exp((p * (np.log(p) - np.log(p.mean(axis=0)))).sum(axis=1).mean())
+    assert score(logits) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_batches_do_not_matter_to_the_score(batch):
+    logits = RNG.standard_normal((SPLIT + 130, 5)).astype(np.float32) * 2
+    assert score(logits, batch) == pytest.approx(score(logits), rel=1e-12)

@@ -1,0 +1,115 @@
+"""The same numbers as pytorch-fid, torch-fidelity and clean-fid on the same features.
+
+The first two import torchvision for networks that nothing here uses. Its builds go with one build of torch each, so
+it is no dependency; where it is absent, names stand in for it while they are imported. What is compared with is
+theirs.
+"""
+
+import importlib
+import importlib.util
+import sys
+import types
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from inception import write_inception
+
+from ipdiff.metrics import frechet_distance
+from ipdiff.metrics.features import Pooled, Statistics, show
+from ipdiff.metrics.frechet import Moments
+from ipdiff.metrics.inception import InceptionFeatures
+from ipdiff.metrics.manifold import precision_recall, radii
+from ipdiff.metrics.score import InceptionScore
+from ipdiff.spec import Compute
+
+CPU = Compute()
+
+
+class StandIn(types.ModuleType):
+    """A module whose every name is an empty class."""
+
+    __path__ = ()
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return sys.modules.get(f"{self.__name__}.{name}") or type(name, (), {})
+
+
+@pytest.fixture(scope="module")
+def other():
+    """Import a module of another tool."""
+    with pytest.MonkeyPatch.context() as patch:
+        if importlib.util.find_spec("torchvision") is None:
+            for part in ("", ".transforms", ".transforms.functional", ".models", ".models.inception", ".datasets"):
+                patch.setitem(sys.modules, f"torchvision{part}", StandIn(f"torchvision{part}"))
+        yield importlib.import_module
+
+
+def features(seed: int, n: int, dim: int = 48) -> np.ndarray:
+    """Rows like a network's: not negative, correlated, some of them nearly constant."""
+    rng = np.random.default_rng(seed)
+    mixed = rng.standard_normal((n, dim)) @ np.random.default_rng(99).standard_normal((dim, dim)) / 7
+    return np.maximum(mixed + 0.1 * seed, 0).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def rows() -> tuple[np.ndarray, np.ndarray]:
+    return features(0, 1500), features(1, 1200)
+
+
+def test_frechet_distance_of_the_same_features(other, rows):
+    pytorch_fid, fidelity = other("pytorch_fid.fid_score"), other("torch_fidelity.metric_fid")
+    ours, theirs = [], []
+    for part in rows:
+        moments = Moments(part.shape[1])
+        moments.update(part)
+        ours += [moments.mu, moments.cov]
+        theirs.append({"mu": part.astype(np.float64).mean(axis=0), "sigma": np.cov(part, rowvar=False)})
+    got = frechet_distance(*ours)
+    one = fidelity.fid_statistics_to_metric(*theirs, verbose=False)["frechet_inception_distance"]
+    assert got == pytest.approx(one, rel=1e-9)
+    arguments = [side[key] for side in theirs for key in ("mu", "sigma")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # scipy's sqrtm will lose an argument that it uses
+        assert got == pytest.approx(pytorch_fid.calculate_frechet_distance(*arguments), rel=1e-9)
+
+
+def test_inception_score_of_the_same_logits(other):
+    score = other("torch_fidelity.metric_isc")
+    logits = np.random.default_rng(2).standard_normal((10_000, 30)).astype(np.float32) * 2
+    ours = InceptionScore()
+    ours.update(logits)
+    theirs = score.isc_features_to_metric(torch.from_numpy(logits), splits=2, shuffle=False)
+    assert ours.value == pytest.approx(theirs["inception_score_mean"], rel=1e-12)
+
+
+def test_precision_and_recall_of_the_same_features(other, rows):
+    overlap = other("torch_fidelity.metric_prc")
+    samples, reference = rows
+    got = precision_recall(samples, radii(samples, CPU), reference, radii(reference, CPU), CPU)
+    theirs = overlap.calculate_precision_recall_full(torch.from_numpy(samples), torch.from_numpy(reference))
+    assert got == pytest.approx(theirs, abs=1.5 / 1200)  # a rounded distance may move one image
+    assert 0.05 < min(got) < max(got) < 0.99
+
+
+def test_pooled_features_are_those_of_clean_fids_legacy_mode(tmp_path):
+    """At the published sizes: clean-fid wants 2048 features, and the file's own name."""
+    from cleanfid.inception_torchscript import InceptionV3W
+
+    path = write_inception(tmp_path / "inception-2015-12-05.pt", seed=3, width=1)
+    images = np.random.default_rng(4).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        network = InceptionV3W(str(tmp_path), download=False, resize_inside=True)
+    with torch.no_grad():
+        theirs = network(torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32)).numpy()
+    pooled, statistics = Pooled(), Statistics()
+    extractor = InceptionFeatures(path, CPU)
+    show(extractor, images, pooled, statistics)
+    np.testing.assert_allclose(pooled.array(), theirs, rtol=1e-4, atol=1e-5)
+    found = statistics.arrays(extractor, images.shape[1:])
+    assert (found["mu"].shape, found["mu_s"].shape) == ((2048,), (2023,))
+    assert extractor(images)["logits"].shape == (2, 1008)

@@ -1,0 +1,75 @@
+"""The verb `prepare` on published files: what both engines see, and that nothing is left of a failure."""
+
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from archives import write_celeba, write_zip
+from unit.params_factory import drop, put, small, write
+
+from ipdiff import cli, grid
+from ipdiff.config import load, load_raw
+from ipdiff.data.readers.images import BLOCK
+from ipdiff.errors import UserError
+
+
+@pytest.fixture
+def faces(tmp_path, monkeypatch):
+    """Parameters of a data set of one published file, in a project of their own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("IPDIFF_RAW", str(tmp_path / "shared"))
+    (tmp_path / "shared").mkdir()
+    raw = put(small(), "downloads", {"faces.zip": {"how": "Ask for it."}})
+    put(raw, "datasets.photos.source.reader", "celeba")
+    put(raw, "datasets.photos.source.archives", {"faces.zip": None})
+    write(tmp_path, drop(raw, "datasets.photos.source.raw"))
+    return raw
+
+
+def test_a_published_file_is_no_input_but_its_digest_is_a_parameter(faces):
+    def values():
+        return grid.param_values(grid.Grid(load()).cell("prepare", dataset="photos"), load_raw())
+
+    assert grid.Grid(load()).cell("prepare", dataset="photos").inputs == ()
+    before = values()
+    write(Path(), put(faces, "downloads", {"faces.zip": {"url": "https://a/faces.zip", "size": 5}}))
+    assert values() == before
+    write(Path(), put(faces, "datasets.photos.source.archives", {"faces.zip": "0" * 64}))
+    assert values() != before
+
+
+def prepare() -> int:
+    return cli.main(["prepare", "--dataset", "photos"])
+
+
+def test_prepare_publishes(faces, capsys):
+    write_celeba(Path("shared/faces.zip"), 3)
+    assert prepare() == 0
+    assert np.load("data/photos/images.npy").shape == (3, 8, 8, 3)
+    assert sorted(os.listdir("data/photos")) == ["images.npy", "labels.npy", "recipe.json"]
+    assert os.listdir("work/staging") == []
+
+
+@pytest.mark.parametrize("kind", ["missing", "page", "damaged"])
+def test_a_failure_leaves_nothing(faces, capsys, kind):
+    path = Path("shared/faces.zip")
+    if kind == "page":
+        path.write_text("<html>")
+    if kind == "damaged":
+        good = write_celeba(path, 1) * BLOCK  # the first block is written when the second is refused
+        write_zip(path, [(f"{i:06d}.jpg", data) for i, data in enumerate([*good, b"no image"])], zipfile.ZIP_STORED)
+    assert prepare() == 2
+    said = capsys.readouterr().err
+    assert "shared/faces.zip" in said
+    assert said.count("\n") == 1
+    assert ("000256.jpg: cannot be read as an image" in said) == (kind == "damaged")
+    assert not Path("data").exists()
+    assert not Path("work/staging").exists() or os.listdir("work/staging") == []
+
+
+def test_an_unknown_file_is_an_error_of_the_parameters(faces):
+    write(Path(), put(faces, "downloads", {}))
+    with pytest.raises(UserError, match="how is faces.zip got"):
+        load()

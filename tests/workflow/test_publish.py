@@ -1,0 +1,47 @@
+"""What a clone can read without a pull, and what another machine is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from workflow.engines import cells, run
+
+pytestmark = pytest.mark.workflow
+
+
+def test_a_study_is_published_and_compared(by_snakemake: Path, copy: Callable[[Path], Path]) -> None:
+    project = copy(by_snakemake)
+    run(project, "ipdiff", "publish", "mini")
+    folder = project / "published/mini"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    made = [cell for cell in cells(project).values() if cell.stage.verb == "evaluate"]
+    assert metrics == {cell.directory: json.loads((project / cell.outputs[0]).read_text()) for cell in made}
+    table = "tables/mini/table3/table.md"
+    assert (folder / "tables/table3.md").read_bytes() == (project / table).read_bytes()
+    assert (folder / "figures/figure3.png").exists()
+    run(project, "git", "add", "published", "workflow/mini/dvc.lock")
+    run(project, "git", "commit", "--quiet", "-m", "published")
+    said = run(project, "ipdiff", "verify", "--against", "HEAD", "--study", "mini").stdout.splitlines()
+    total = len(cells(project))
+    assert said[-2:] == [
+        f"{total} of {total} artifacts are byte-identical to those of HEAD; 0 differ, 0 only here, 0 only there",
+        "same machine type and versions",
+    ]
+    receipts = folder / "receipts.json"
+    theirs = {name: {**receipt, "cpu": "another"} for name, receipt in json.loads(receipts.read_text()).items()}
+    receipts.write_text(json.dumps(theirs))
+    run(project, "git", "commit", "--quiet", "--all", "-m", "of another machine")
+    said = run(project, "ipdiff", "verify", "--against", "HEAD", "--study", "mini").stdout
+    assert "machines differ in cpu: " in said
+    assert "another there" in said
+
+
+def test_what_does_not_hold_is_not_published(by_snakemake: Path, copy: Callable[[Path], Path]) -> None:
+    project = copy(by_snakemake)
+    (project / "metrics/digits_mini/adm/s0/8/ancestral-5/metrics.json").unlink()
+    said = run(project, "ipdiff", "publish", "mini", code=2).stderr
+    assert "metrics/digits_mini/adm/s0/8/ancestral-5 is missing; make the study first: snakemake mini" in said
+    assert not (project / "published/mini").exists()
