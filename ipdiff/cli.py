@@ -206,8 +206,8 @@ def _add_checkpoint_verbs(verbs: argparse._SubParsersAction[_Parser]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code."""
     args = parser().parse_args(argv)
-    for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # read when numpy is imported;
-        os.environ.setdefault(pool, "1")  # torch's threads are set by the artifact's compute.threads
+    for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # read when numpy is imported:
+        os.environ[pool] = "1"  # the artifact's compute.threads sets torch's, and a cluster's setting decides no byte
     if args.verb in STAGE_HELP and not launch.started_here():  # else open files were inherited, which stay here
         if (code := warm.run(sys.argv[1:] if argv is None else argv)) is not None:
             return code

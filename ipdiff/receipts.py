@@ -6,6 +6,7 @@ They stand beside the project under receipts/, are no input or output of either 
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Iterable, Mapping
 from importlib import metadata
@@ -16,6 +17,9 @@ RECEIPTS = Path("receipts")
 PACKAGES = ("torch", "numpy", "scipy", "snakemake", "dvc")
 INSTRUCTIONS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "sve")
 """Instruction sets that numerical libraries choose their kernels by."""
+
+KERNELS = ("ATEN_CPU_CAPABILITY", "DNNL_", "MKL_", "NPY_", "ONEDNN_", "OPENBLAS_")
+"""Beginnings of environment variables by which numerical libraries choose other kernels than the processor's own."""
 
 Receipt = Mapping[str, Any]
 
@@ -55,6 +59,7 @@ def machine() -> dict[str, Any]:
         "libc": " ".join(platform.libc_ver()),
         "cpu": cpu.get("model name", platform.processor()),
         "instructions": [name for name in INSTRUCTIONS if name in cpu.get("flags", cpu.get("Features", "")).split()],
+        "settings": _settings(),
     }
 
 
@@ -79,7 +84,13 @@ def _facts(receipts: Iterable[Receipt]) -> dict[str, set[str]]:
 
 
 def _words(values: set[str] | None) -> str:
-    return " and ".join(sorted(values)) if values else "unknown"
+    return " and ".join(value or "none" for value in sorted(values)) if values else "unknown"
+
+
+def _settings() -> list[str]:
+    """Environment variables that choose kernels, as NAME=VALUE. Numbers of threads do not: see `ipdiff.cli.main`."""
+    chosen = (name for name in sorted(os.environ) if name.startswith(KERNELS) and not name.endswith("_NUM_THREADS"))
+    return [f"{name}={os.environ[name]}" for name in chosen]
 
 
 def _version(name: str) -> str | None:

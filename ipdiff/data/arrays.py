@@ -1,7 +1,8 @@
-"""npz files whose bytes depend on nothing but the arrays."""
+"""npz files whose bytes depend on nothing but the arrays: no time stamps, no umask, no version of Python."""
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from ipdiff.errors import UserError
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+_HEADER = 1 << 16
+"""Room for what an npy file has before its data; an estimate of the size is all that zipfile wants."""
 
 
 def save_npz(path: Path, **arrays: ArrayLike) -> None:
@@ -28,8 +31,9 @@ def save_npz(path: Path, **arrays: ArrayLike) -> None:
     """
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(arrays):
-            with _entry(archive, name) as file:
-                np.lib.format.write_array(file, np.asarray(arrays[name], order="C"), allow_pickle=False)
+            array = np.asarray(arrays[name], order="C")
+            with _entry(archive, name, array.nbytes) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 def stream_npz(path: Path, name: str, shape: tuple[int, ...], parts: Iterable[NDArray[np.uint8]]) -> None:
@@ -45,7 +49,8 @@ def stream_npz(path: Path, name: str, shape: tuple[int, ...], parts: Iterable[ND
         ValueError: the pieces do not make up `shape`.
     """
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive, _entry(archive, name) as file:
+    size = math.prod(shape)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive, _entry(archive, name, size) as file:
         np.lib.format.write_array_header_1_0(file, header)
         rows = 0
         for part in parts:
@@ -58,11 +63,13 @@ def stream_npz(path: Path, name: str, shape: tuple[int, ...], parts: Iterable[ND
 
 
 @contextmanager
-def _entry(archive: zipfile.ZipFile, name: str) -> Iterator[IO[bytes]]:
+def _entry(archive: zipfile.ZipFile, name: str, size: int) -> Iterator[IO[bytes]]:
+    """An array's entry. zip64 only where it has to be (2 GB): there Python 3.11.3 and older write other headers."""
     entry = zipfile.ZipInfo(f"{name}.npy", _EPOCH)
     entry.create_system = 3
     entry.external_attr = 0o644 << 16
-    with archive.open(entry, "w", force_zip64=True) as file:
+    entry.file_size = size + _HEADER
+    with archive.open(entry, "w") as file:
         yield file
 
 

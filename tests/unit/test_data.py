@@ -1,5 +1,6 @@
 """Stage prepare, arrays on disk and the conversion of images."""
 
+import itertools
 import time
 import zipfile
 from pathlib import Path
@@ -11,7 +12,8 @@ from PIL import Image
 from unit.raw_data import prepared, source
 
 from ipdiff import prepare
-from ipdiff.data.arrays import load_npz, save_npz
+from ipdiff.artifact import file_digest
+from ipdiff.data.arrays import load_npz, save_npz, stream_npz
 from ipdiff.data.images import load_images, to_network, to_uint8
 from ipdiff.data.npy import NpyReader, npy_rows
 from ipdiff.errors import IntegrityError, UserError
@@ -96,6 +98,28 @@ def test_npz_bytes_depend_on_nothing_but_the_arrays(tmp_path):
         np.testing.assert_array_equal(array, arrays[name])
     with zipfile.ZipFile(tmp_path / "first.npz") as archive:
         assert all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+
+
+def test_npz_bytes_are_those_that_every_python_writes(tmp_path):
+    images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    save_npz(tmp_path / "saved.npz", arr_0=images, mu=np.arange(3.0))
+    stream_npz(tmp_path / "streamed.npz", "arr_0", images.shape, [images[:1], images[1:]])
+    # Seen with Python 3.11.2, whose zip64 headers differ, and 3.11.7.
+    assert file_digest(tmp_path / "saved.npz") == "75199829e24189bd9c6cf12428d1571a"
+    assert file_digest(tmp_path / "streamed.npz") == "eea5fc1ffc1d4139d6744bdb402e5675"
+
+
+@pytest.mark.slow
+def test_an_array_above_2_gib_is_written_too(tmp_path):
+    part = np.zeros((1 << 14, 64, 64, 1), np.uint8)
+    part[:, 0, 0, 0] = 7
+    count = (1 << 31) // part.nbytes + 1
+    stream_npz(tmp_path / "large.npz", "arr_0", (count * len(part), *part.shape[1:]), itertools.repeat(part, count))
+    with zipfile.ZipFile(tmp_path / "large.npz") as archive:
+        (entry,) = archive.infolist()
+        assert entry.file_size > 1 << 31
+        with archive.open(entry) as file:
+            assert np.lib.format.read_magic(file) == (1, 0)
 
 
 def test_npz_refusals(tmp_path):

@@ -31,6 +31,17 @@ def test_a_receipt_says_what_made_the_artifact(tmp_path: Path, monkeypatch: pyte
     assert receipts.read("runs/x/8") is None
 
 
+def test_a_receipt_names_the_settings_that_choose_other_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = receipts.machine()
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
+    after = receipts.machine()
+    assert set(after["settings"]) - set(before["settings"]) == {"OPENBLAS_CORETYPE=Haswell"}
+    settings = receipts.differences([{**ONE, **after}], [{**ONE, **after, "settings": []}])[0]
+    assert "OPENBLAS_CORETYPE=Haswell" in settings
+    assert settings.endswith("here, none there")
+
+
 def test_time_is_no_difference_of_machines() -> None:
     assert receipts.differences([ONE], [{**ONE, "seconds": 9, "recipe": "b"}]) == []
 

@@ -20,6 +20,15 @@ def test_both_engines_make_the_same_bytes(by_snakemake: Path, by_dvc: Path) -> N
     assert outputs(by_snakemake) == outputs(by_dvc)
 
 
+def test_the_environment_decides_no_byte(by_snakemake: Path, project: Path) -> None:
+    run(
+        project, "snakemake", "--cores", "1", "mini",
+        OMP_NUM_THREADS="4", OPENBLAS_NUM_THREADS="2", MKL_NUM_THREADS="3", MALLOC_PERTURB_="7",
+        TZ="Asia/Tokyo", LC_ALL="C", PYTHONHASHSEED="5",
+    )  # fmt: skip
+    assert outputs(project) == outputs(by_snakemake)
+
+
 def test_after_snakemake_dvc_has_everything(by_snakemake: Path) -> None:
     assert "up to date" in run(by_snakemake, "dvc", "status", MINI).stdout
     text = (by_snakemake / "workflow/mini/dvc.lock").read_text()
