@@ -98,9 +98,9 @@ def parser() -> argparse.ArgumentParser:
     )
     graph.add_argument("--write", action="store_true", help="write the dvc.yaml files and config/README.md")
     graph.add_argument("--check", action="store_true", help="exit 2 if one of those files is stale")
-    code = verbs.add_parser("code", help="write a verb's code digest (a stage of DVC)")
-    code.add_argument("--verb", dest="code_verb", required=True, choices=list(STAGE_HELP))
-    code.add_argument("--study", required=True, help=WILDCARD_HELP["study"])
+    text = "write what decides a study's cells besides the files they read (a stage of DVC)"
+    chosen = verbs.add_parser("settings", help=text, description=text)
+    chosen.add_argument("--study", required=True, help=WILDCARD_HELP["study"])
     text = "what targets need before they are made: cells, network evaluations, hours on one device, disk"
     plan = verbs.add_parser("plan", help=text, description=text)
     plan.add_argument("targets", nargs="*", metavar="TARGET", help=TARGET_HELP)
@@ -297,11 +297,12 @@ def _doctor(args: argparse.Namespace) -> int:
     return 2 if any(finding.mark == doctor.WRONG for finding in findings) else 0
 
 
-def _code(args: argparse.Namespace) -> int:
-    from ipdiff import config, sync
+def _settings(args: argparse.Namespace) -> int:
+    from ipdiff import config, grid, settings
 
-    config.load().study(args.study)
-    print(sync.write_code_digest(args.code_verb, args.study))
+    cells = grid.load().study(args.study)
+    for path in settings.write(settings.texts(cells, args.study, config.load_raw())):
+        print(path)
     return 0
 
 
@@ -440,7 +441,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "doctor": _doctor,
     "evaluate": _evaluate,
     "grid": _grid,
-    "code": _code,
+    "settings": _settings,
     "bench": _bench,
     "plan": _plan,
     "sync": _sync,

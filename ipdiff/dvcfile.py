@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ipdiff import settings
 from ipdiff.code import STAGES as CODE_STAGES
 from ipdiff.code import code_files
 from ipdiff.errors import ConfigError, UserError
@@ -21,6 +22,8 @@ HEADER = f"""\
 # Study: {{study}}. {{count}} cells. `dvc repro` makes them one after another, `snakemake {{study}}` in parallel.
 """
 DEFAULT_STUDY = "digits"
+SETTINGS = "settings"
+"""The stage that writes what decides cells besides the files they read."""
 IMPORTED = Path("imported")
 """Where the .dvc files of imported checkpoints lie: git ignores what is under runs/."""
 
@@ -98,11 +101,6 @@ def recorded(studies: Iterable[str]) -> dict[str, str]:
     return digests
 
 
-def code_output(verb: str, study: str) -> str:
-    """The file that holds a verb's code digest (one for each study: DVC allows an output in one dvc.yaml)."""
-    return f"code/{study}/{verb}"
-
-
 def stage_name(cell: Cell) -> str:
     """The DVC stage (before @) of a cell: its stage's variant, for DVC wants one template of deps and params."""
     verb = cell.stage.verb
@@ -128,9 +126,8 @@ def render(grid: Grid, study: str) -> str:
     """The text of a study's dvc.yaml."""
     cells = grid.study(study)
     stages: dict[str, Any] = {}
+    stages[SETTINGS] = _settings(cells, study)
     order = {verb: i for i, verb in enumerate(CODE_STAGES)}
-    for verb in sorted({cell.stage.verb for cell in cells}, key=lambda v: order[v]):
-        stages[f"code-{verb}"] = _code_stage(verb, study)
     ordered = sorted(cells, key=lambda cell: (order[cell.stage.verb], stage_name(cell)))
     for name, group in groupby(ordered, key=stage_name):
         members = list(group)
@@ -163,20 +160,21 @@ def _plots(grid: Grid, study: str) -> list[dict[str, Any]]:
     ]
 
 
-def _code_stage(verb: str, study: str) -> dict[str, Any]:
+def _settings(cells: Sequence[Cell], study: str) -> dict[str, Any]:
+    """The stage on whose files the cells depend instead of naming code and parameters; see `ipdiff.settings`."""
     root = Path(__file__).parent.parent
+    files = {path for verb in {cell.stage.verb for cell in cells} for path in code_files(verb)}
     return {
-        "cmd": f"ipdiff code --verb {verb} --study {study}",
-        "deps": [path.relative_to(root).as_posix() for path in code_files(verb)],
-        "outs": [code_output(verb, study)],
+        "cmd": f"ipdiff settings --study {study}",
+        "deps": sorted(path.relative_to(root).as_posix() for path in files),
+        "params": settings.keys(cells),
+        "outs": sorted({settings.path_of(cell, study) for cell in cells}),
     }
 
 
 def _body(stage: Stage, study: str, fill: Any, exact: Sequence[str] = ()) -> dict[str, Any]:
     body: dict[str, Any] = {"cmd": fill(stage.command)}
-    body["deps"] = [*map(fill, stage.inputs), *exact, code_output(stage.verb, study)]
-    if stage.params:
-        body["params"] = [fill(key) for key in stage.params]
+    body["deps"] = [*map(fill, stage.inputs), *exact, fill(settings.template(stage, study))]
     metrics = [f"{stage.directory}/{name}" for name in stage.metrics]
     body["outs"] = [fill(path) for path in stage.outputs if path not in metrics]
     if metrics:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ipdiff import artifact, dvcfile, grid, sync, targets, verify
+from ipdiff import artifact, config, dvccache, dvcfile, grid, settings, sync, targets, verify
 from ipdiff.dvclog import line, listening
 from ipdiff.errors import UserError
 from ipdiff.grid import Cell, Grid
@@ -68,7 +68,7 @@ def pull(
     if metrics_only:
         selected = targets.results(selected)
     wanted = _wanted(selected, recorded, names)
-    digests = {path: recorded[path] for path in [*wanted, *_code_digests(known, wanted, recorded)]}
+    digests = {path: recorded[path] for path in [*wanted, *_settings(known, wanted, recorded)]}
     _make_way(digests, force)
     brought = _bring(digests, remote=remote, jobs=jobs)
     seen = verify.verify(selected=wanted)
@@ -105,15 +105,17 @@ def _wanted(selected: dict[str, Cell], recorded: dict[str, str], names: Sequence
     return wanted
 
 
-def _code_digests(known: Grid, wanted: dict[str, Cell], recorded: dict[str, str]) -> list[str]:
-    """Write the code digests that DVC's stages of these cells read; returns those that dvc.lock records so."""
-    cells = {cell.directory for cell in wanted.values()}
+def _settings(known: Grid, wanted: dict[str, Cell], recorded: dict[str, str]) -> list[str]:
+    """Write the settings of the studies of these cells, on which DVC's stages depend; returns those recorded so."""
+    pulled, raw = {cell.directory for cell in wanted.values()}, config.load_raw()
+    studies = {study: known.study(study) for study in known.params.studies}
     paths = [
-        str(sync.write_code_digest(verb, study))
-        for study in known.params.studies
-        for verb in sorted({cell.stage.verb for cell in known.study(study) if cell.directory in cells})
+        path
+        for study, cells in studies.items()
+        if any(cell.directory in pulled for cell in cells)
+        for path in settings.write(settings.texts(cells, study, raw))
     ]
-    return [path for path in paths if artifact.file_digest(Path(path)) == recorded.get(path)]
+    return [str(path) for path in paths if artifact.file_digest(path) == recorded.get(str(path))]
 
 
 def _make_way(digests: dict[str, str], force: bool) -> None:
@@ -123,8 +125,8 @@ def _make_way(digests: dict[str, str], force: bool) -> None:
     """
     found = verify.digests_of(path for path in digests if os.path.exists(path))
     other = [path for path, digest in found.items() if digest != digests[path]]
-    root = verify.cache_root()
-    unknown = [path for path in other if root is None or not verify.cached_path(root, found[path]).exists()]
+    root = dvccache.root()
+    unknown = [path for path in other if root is None or not dvccache.path_in(root, found[path]).exists()]
     if unknown and not force:
         more = f" and {len(unknown) - 1} more files are" if len(unknown) > 1 else " is"
         raise UserError(
@@ -193,7 +195,7 @@ def _fetch(repo: Any, digests: dict[str, str], remote: str | None, jobs: int | N
     from dvc_data.hashfile.hash_info import HashInfo
 
     root = Path(repo.cache.local.path)
-    lacking = {digest for digest in digests.values() if not verify.cached_path(root, digest).exists()}
+    lacking = {digest for digest in digests.values() if not dvccache.path_in(root, digest).exists()}
     if remote is not None:
         repo.cloud.get_remote(remote, "pull")
     if not lacking:
@@ -212,14 +214,14 @@ def _check_out(repo: Any, digests: dict[str, str]) -> tuple[set[str], dict[str, 
 
     root = Path(repo.cache.local.path)
     outs = {out.def_path: out for out in repo.index.outs}
-    there = {path for path, digest in digests.items() if verify.cached_path(root, digest).exists()}
+    there = {path for path, digest in digests.items() if dvccache.path_in(root, digest).exists()}
     for path in digests:
         if path not in outs:
             raise UserError(f"{path} is in dvc.lock but not in its dvc.yaml; run `ipdiff grid --write`")
         if path in there:
             with suppress(ConfirmRemoveError):  # its object was just dropped, and the file is good: see _make_way
                 outs[path].checkout()
-    dropped = {path: digests[path] for path in there if not verify.cached_path(root, digests[path]).exists()}
+    dropped = {path: digests[path] for path in there if not dvccache.path_in(root, digests[path]).exists()}
     return there - dropped.keys(), dropped
 
 
@@ -242,10 +244,10 @@ def _explain(error: Exception) -> str:
 
 def _discard(wanted: Iterable[str], recorded: dict[str, str], seen: Verified) -> list[str]:
     """Remove damaged files from the workspace and the cache, and say so, a line for each digest that was wanted."""
-    root = verify.cache_root()
+    root = dvccache.root()
     lines: list[str] = []
     for digest, paths in _by_digest(wanted, recorded).items():
-        places = [*paths, *([] if root is None else [str(verify.cached_path(root, digest))])]
+        places = [*paths, *([] if root is None else [str(dvccache.path_in(root, digest))])]
         bad = [path for path in places if seen.found.get(path, digest) != digest]
         for path in bad:
             Path(path).unlink(missing_ok=True)

@@ -7,24 +7,19 @@ clone, Snakemake is told which outputs are good and which are not (`adopt`). Bot
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ipdiff import artifact, config, dvcfile, grid, records
-from ipdiff.artifact import RECIPE
-from ipdiff.code import code_digest
+from ipdiff import artifact, config, dvccache, dvcfile, grid, records, settings
 from ipdiff.dvclog import line, listening
 from ipdiff.errors import IntegrityError, UserError
-from ipdiff.files import write_whole
+from ipdiff.files import md5
 from ipdiff.freshness import Freshness, State
 from ipdiff.grid import Cell
 
@@ -81,17 +76,19 @@ def adopt(studies: Iterable[str] | None = None) -> list[str]:
 
 
 def _unrecorded(fresh: Freshness, studies: Iterable[str] | None) -> Iterator[tuple[str, list[Cell]]]:
-    """Each study's cells that hold, with all their files, and that dvc.lock does not have; none is left out."""
+    """Studies with cells that hold and that DVC does not have: their names and those cells.
+
+    No cells where only the settings are to be recorded, since code or parameters of other cells changed, or a comment.
+    """
     for study in studies if studies is not None else fresh.grid.params.studies:
-        entries = _entries(dvcfile.lock_of(study))
-        new = [
+        cells, recorded = fresh.grid.study(study), _Recorded(study, fresh)
+        here = [
             cell
-            for cell in fresh.grid.study(study)
-            if fresh.own(cell) is State.HOLDS
-            and all(Path(path).exists() for path in cell.inputs)
-            and not _is_recorded(entries.get(dvcfile.address(cell)), cell, fresh)
+            for cell in cells
+            if fresh.own(cell) is State.HOLDS and all(Path(path).exists() for path in cell.inputs)
         ]
-        if new:
+        new = [cell for cell in here if not recorded.has(cell)]
+        if new or (here and not recorded.has_settings(cells)):
             yield study, new
 
 
@@ -122,37 +119,21 @@ def _dvc(again: str = "run `ipdiff sync`") -> Iterator[Any]:
 
     try:
         repo = Repo(".", _wait_for_lock=True)
-        with repo.lock, listening(), _parameters_read_once():
+        with repo.lock, listening():
             yield repo
     except (OSError, sqlite3.Error, DvcException) as error:
         reason = line(str(error)) or type(error).__name__
         raise UserError(f"could not record in dvc.lock and DVC's cache: {reason}; then {again}") from None
 
 
-@contextmanager
-def _parameters_read_once() -> Iterator[None]:
-    """Parse params.yaml once for all stages: DVC does it three times a stage, most of the time that recording takes."""
-    from dvc.dependency import param
-
-    load = param.load_path
-    read = cache(load)
-    param.load_path = lambda *args: deepcopy(read(*args))  # shared values would become anchors in dvc.lock
-    try:
-        yield
-    finally:
-        param.load_path = load
-
-
 def _record(repo: Any, study: str, new: list[Cell], fresh: Freshness, done: Synced) -> None:
     """Put cells that hold into the cache and dvc.lock; one whose files are not those of its recipe is refused."""
     stages = {stage.addressing.rpartition(":")[2]: stage for stage in _stages_of(repo, study)}
-    verbs = sorted({cell.stage.verb for cell in new})
-    if missing := {dvcfile.address(cell) for cell in new} - stages.keys():
+    if missing := {dvcfile.SETTINGS, *map(dvcfile.address, new)} - stages.keys():
         path = dvcfile.path_of(study)
         raise UserError(f"{path} has no stage {min(missing)}; run `ipdiff grid --write`, then `ipdiff sync`")
-    for verb in verbs:
-        write_code_digest(verb, study)
-    good = [_saved(stages[f"code-{verb}"]) for verb in verbs]
+    settings.write(settings.texts(fresh.grid.study(study), study, fresh.raw))
+    good = [_saved(stages[dvcfile.SETTINGS])]
     for cell in new:
         stage = _saved(stages[dvcfile.address(cell)])
         if wrong := _mismatch(stage, fresh.recipe(cell) or {}):
@@ -170,16 +151,6 @@ def _saved(stage: Any) -> Any:
     """The stage with the digests of its files as they are; the run cache is left for when they are known good."""
     stage.save(run_cache=False)
     return stage
-
-
-def write_code_digest(verb: str, study: str) -> Path:
-    """Write the file that stands for a verb's code in DVC's graph, unless it is right already."""
-    path = Path(dvcfile.code_output(verb, study))
-    text = code_digest(verb) + "\n"
-    if not path.exists() or path.read_text() != text:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, text.encode())  # never in place: the file may be a hard link into DVC's cache
-    return path
 
 
 def _stages_of(repo: Any, study: str) -> list[Any]:
@@ -211,28 +182,55 @@ def _mend(lock: Path) -> Path | None:
     return None
 
 
-def _is_recorded(entry: Any, cell: Cell, fresh: Freshness) -> bool:
-    """True if a dvc.lock entry says of a cell what its recipe says."""
-    recipe = fresh.recipe(cell) or {}
-    try:
-        outs = {Path(out["path"]).name: out["md5"] for out in entry["outs"]}
-        deps = {dep["path"]: dep["md5"] for dep in entry["deps"]}
-        params = {key: value for file in entry.get("params", {}).values() for key, value in file.items()}
-    except (KeyError, TypeError, AttributeError):  # no entry, or a torn one
-        return False
-    code = {path for path in deps if path.startswith("code/")}
-    return (
-        entry.get("cmd") == cell.command
-        and {name: digest for name, digest in outs.items() if name != RECIPE} == recipe.get("outputs")
-        and outs.get(RECIPE) == artifact.file_digest(Path(cell.outputs[-1]))
-        and {path: digest for path, digest in deps.items() if path not in code} == recipe.get("inputs")
-        and all(deps[path] == _text_digest(code_digest(cell.stage.verb) + "\n") for path in code)
-        and params == recipe.get("params")
-    )
+class _Recorded:
+    """What a study's dvc.lock and DVC's cache have."""
+
+    def __init__(self, study: str, fresh: Freshness) -> None:
+        self.study, self.fresh = study, fresh
+        self.entries = _entries(dvcfile.lock_of(study))
+        self.cache = dvccache.root()
+
+    def has(self, cell: Cell) -> bool:
+        """True if the entry says of a cell what its recipe says, and its outputs are in the cache."""
+        recipe = self.fresh.recipe(cell) or {}
+        try:
+            entry = self.entries[dvcfile.address(cell)]
+            deps, outs = _files(entry["deps"]), _files(entry["outs"])
+            chosen = settings.digest(recipe["code"], recipe["params"])
+            outputs = {f"{cell.directory}/{name}": digest for name, digest in recipe["outputs"].items()}
+            return (
+                entry["cmd"] == cell.command
+                and deps == recipe["inputs"] | {settings.path_of(cell, self.study): chosen}
+                and outs == outputs | {cell.outputs[-1]: artifact.file_digest(Path(cell.outputs[-1]))}
+                and self._cached(outs)
+            )
+        except (KeyError, TypeError, AttributeError):  # no entry, or a torn one
+            return False
+
+    def has_settings(self, cells: list[Cell]) -> bool:
+        """True if the entry of the study's settings is that of now, as are the files."""
+        try:
+            entry = self.entries[dvcfile.SETTINGS]
+            deps, outs = _files(entry["deps"]), _files(entry["outs"])
+            wanted = settings.texts(cells, self.study, self.fresh.raw)
+            params = {key: config.value_at(self.fresh.raw, key) for key in settings.keys(cells)}
+            return (
+                entry["params"] == {config.PARAMS.name: params}
+                and outs == {path: md5(text.encode()) for path, text in wanted.items()}
+                and all(artifact.file_digest(Path(path)) == digest for path, digest in (deps | outs).items())
+                and self._cached(outs)
+            )
+        except (OSError, KeyError, TypeError, AttributeError):
+            return False
+
+    def _cached(self, outs: dict[str, str]) -> bool:
+        cache = self.cache
+        return cache is not None and all(dvccache.path_in(cache, digest).exists() for digest in outs.values())
 
 
-def _text_digest(text: str) -> str:
-    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+def _files(entries: list[dict[str, str]]) -> dict[str, str]:
+    """Path -> md5 of a list of dvc.lock."""
+    return {entry["path"]: entry["md5"] for entry in entries}
 
 
 def _mismatch(stage: Any, recipe: dict[str, Any]) -> str | None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ipdiff import artifact, dvcfile, grid, receipts, targets
+from ipdiff import artifact, dvccache, dvcfile, grid, receipts, settings, targets
 from ipdiff.artifact import RECIPE
 from ipdiff.errors import IntegrityError, UserError
 from ipdiff.grid import Cell, Grid
@@ -136,26 +136,12 @@ def _hash(paths: Sequence[str]) -> dict[str, str]:
 _OBJECT = re.compile("[0-9a-f]{2}/[0-9a-f]{30}(\\.dir)?")
 
 
-def cache_root() -> Path | None:
-    """Where DVC's cache keeps files by their md5, or None without DVC."""
-    if not Path(".dvc").is_dir():
-        return None
-    from dvc.repo import Repo
-
-    return Path(os.path.relpath(Repo(".").cache.local.path))
-
-
-def cached_path(root: Path, digest: str) -> Path:
-    """Where the cache keeps a file of this md5."""
-    return root / digest[:2] / digest[2:]
-
-
 def _cached(root: Path | None, digests: Iterable[str] | None) -> dict[str, str]:
     """Path of a cached object -> the md5 it is named by; only of those digests if they are given."""
     if root is None or not root.is_dir():
         return {}
     if digests is not None:
-        paths = (cached_path(root, digest) for digest in digests)
+        paths = (dvccache.path_in(root, digest) for digest in digests)
         return {str(path): _name_of(path) for path in paths if path.exists()}
     paths = sorted(path for folder in root.iterdir() if folder.is_dir() for path in folder.iterdir())
     return {str(path): _name_of(path) for path in paths if _OBJECT.fullmatch(f"{path.parent.name}/{path.name}")}
@@ -278,7 +264,7 @@ def verify(
     recorded = dvcfile.recorded(known.params.studies)
     some = bool(names) or selected is not None
     wanted = [recorded[path] for path in outputs if path in recorded] if some else None
-    cached = _cached(cache_root(), wanted) if cache else {}
+    cached = _cached(dvccache.root(), wanted) if cache else {}
     needed = _readable(known, outputs)
     found = _hash([*needed, *cached])
     done = Verified(cached=len(cached), size=sum(map(_size, {*needed, *cached})), found=found)
@@ -385,7 +371,7 @@ def against(revision: str, names: Sequence[str] = (), *, studies: Iterable[str] 
     there = {
         path: digest
         for path, digest in _recorded_at(revision, known.params.studies).items()
-        if path in outputs or not (some or path.startswith("code/"))
+        if path in outputs or not (some or path.startswith(f"{settings.FOLDER}/"))
     }
     here = _hash([path for path in outputs if os.path.exists(path)])
     compared = Compared(revision)

@@ -77,7 +77,7 @@ RUN = "--dataset tiny --model adm --seed 0 --step 8"
         ("figure --study small --figure figure9", "figure 'figure9' is not in study small; did you mean 'figure3'?"),
         ("report --study smol", "study 'smol' is not in params.yaml; did you mean 'small'?"),
         ("grid --study smol", "study 'smol' is not in params.yaml; did you mean 'small'?"),
-        ("code --verb train --study smol", "study 'smol' is not in params.yaml; did you mean 'small'?"),
+        ("settings --study smol", "study 'smol' is not in params.yaml; did you mean 'small'?"),
         (f"sample {RUN} --sampler euler-5", "sampler 'euler-5' is unknown; use ancestral-N, ddimETA-N"),
         (f"sample {RUN} --sampler ancestral-21", "asks for T' = 21, more than T = 20 of tiny/adm; use 1..20"),
         (f"evaluate {RUN} --sampler exposure-21", "asks for T' = 21, more than T = 20 of tiny/adm; use 1..20"),
@@ -96,7 +96,6 @@ RUN = "--dataset tiny --model adm --seed 0 --step 8"
         ("prepare --dataset tiny --gama 3", "unrecognized arguments: --gama 3"),
         ("prepare", "the following arguments are required: --dataset; see ipdiff prepare --help"),
         (f"sample {RUN} --sampler ancestral-5 --index one", "invalid int value: 'one'"),
-        ("code --verb trein --study small", "invalid choice: 'trein'"),
     ],
 )
 def test_bad_input_ends_with_2_and_one_line(run: Run, tmp_path: Path, command: str, said: str) -> None:
@@ -111,7 +110,7 @@ def test_raw_data_is_not_something_to_make(run: Run) -> None:
 def test_a_typing_error_in_params_is_bad_input_for_every_verb(run: Run, tmp_path: Path) -> None:
     write(tmp_path, put(small(), "datasets.tiny.families.adm.training.batchsize", 3))
     said = "params.yaml datasets.tiny.families.adm.training.batchsize: unknown key; did you mean 'batch_size'?"
-    for command in ("prepare --dataset tiny", f"train {RUN}", "grid --check", "code --verb train --study small"):
+    for command in ("prepare --dataset tiny", f"train {RUN}", "grid --check", "settings --study small"):
         refused(run(*command.split()), 2, said)
 
 
@@ -201,10 +200,14 @@ def test_a_stage_publishes_and_says_where(run: Run) -> None:
     assert recipe["params"] == {"datasets.tiny.source": small()["datasets"]["tiny"]["source"]}
 
 
-def test_code_writes_the_digest_where_dvc_looks_for_it(run: Run) -> None:
-    done = run("code", "--verb", "train", "--study", "small")
-    assert (done.code, done.out, done.err) == (0, "code/small/train\n", "")
-    assert Path("code/small/train").read_text() == code.code_digest("train") + "\n"
+def test_settings_are_written_where_dvc_looks_for_them(run: Run) -> None:
+    done = run("settings", "--study", "small")
+    assert (done.code, done.err) == (0, "")
+    assert "settings/small/train/tiny/adm.json\n" in done.out
+    written = json.loads(Path("settings/small/train/tiny/adm.json").read_text())
+    assert written["code"] == code.code_digest("train")
+    assert written["params"]["models.adm"] == small()["models"]["adm"]
+    assert all(Path(line).is_file() for line in done.out.splitlines())
 
 
 def test_grid_writes_checks_and_lists(run: Run) -> None:
@@ -239,7 +242,7 @@ def test_help_lists_every_verb(run: Run) -> None:
     done = run("--help")
     assert (done.code, done.err) == (0, "")
     listed = {line.split()[0] for line in done.out.splitlines() if line.startswith("    ")}
-    assert {*grid.STAGES, "grid", "code"} <= listed
+    assert {*grid.STAGES, "grid", "settings"} <= listed
     assert run("--version").out.startswith("ipdiff 0.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import pytest
 import yaml
 from unit.params_factory import drop, put, small, write
 
-from ipdiff import config, dvcfile, grid, written
-from ipdiff.code import code_files
+from ipdiff import config, dvcfile, grid, settings, written
+from ipdiff.code import code_digest, code_files
 from ipdiff.errors import ConfigError, UserError
 from ipdiff.grid import Cell, Grid
 
@@ -490,25 +491,36 @@ def test_dvc_files_say_what_the_cells_say(study: tuple[Grid, str]) -> None:
     known, name = study
     stages = expanded(dvcfile.render(known, name))
     cells = {dvcfile.address(cell): cell for cell in known.study(name)}
-    codes = {address for address in stages if address.startswith("code-")}
-    assert stages.keys() - codes == cells.keys()
+    assert stages.keys() - {"settings"} == cells.keys()
     assert len(cells) == len(known.study(name))
     for address, cell in cells.items():
         stage = stages[address]
         assert stage["cmd"] == cell.command
-        assert stage["deps"] == [*cell.inputs, dvcfile.code_output(cell.stage.verb, name)]
-        assert stage["params"] == list(cell.params)
+        assert stage["deps"] == [*cell.inputs, settings.path_of(cell, name)]
+        assert stage["params"] == []
         assert sorted(stage["outs"] + stage["metrics"]) == sorted(cell.outputs)
         assert stage["metrics"] == [path for path in cell.outputs if path.endswith("metrics.json")]
-    verbs = {cell.stage.verb for cell in cells.values()}
-    assert codes == {f"code-{verb}" for verb in verbs}
-    for verb in verbs:
-        stage = stages[f"code-{verb}"]
-        assert stage["cmd"] == f"ipdiff code --verb {verb} --study {name}"
-        assert stage["outs"] == [dvcfile.code_output(verb, name)]
-        assert [ROOT / path for path in stage["deps"]] == code_files(verb)
+    stage = stages["settings"]
+    assert stage["cmd"] == f"ipdiff settings --study {name}"
+    assert set(stage["outs"]) == {settings.path_of(cell, name) for cell in cells.values()}
+    assert {ROOT / path for path in stage["deps"]} == {
+        path for cell in cells.values() for path in code_files(cell.stage.verb)
+    }
     depth = len(dvcfile.path_of(name).parent.parts)
     assert {stage["wdir"] for stage in stages.values()} == {"/".join([".."] * depth) or "."}
+
+
+def test_cells_share_settings_where_code_and_parameters_are_the_same(study: tuple[Grid, str]) -> None:
+    known, name = study
+    raw = config.load_raw(ROOT / "params.yaml")
+    texts = settings.texts(known.study(name), name, raw)
+    for cell in known.study(name):
+        chosen = json.loads(texts[settings.path_of(cell, name)])
+        assert chosen == {"code": code_digest(cell.stage.verb), "params": grid.param_values(cell, raw)}
+    keys = settings.keys(known.study(name))
+    assert not [key for key in keys if any(key.startswith(f"{other}.") for other in keys)]
+    for cell in known.study(name):
+        assert all(any(f"{key}.".startswith(f"{other}.") for other in keys) for key in cell.params)
 
 
 def test_cells_of_a_group_have_as_many_dependencies(study: tuple[Grid, str]) -> None:

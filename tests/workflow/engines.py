@@ -97,6 +97,8 @@ import networkx
 from dvc.repo import Repo
 
 repo = Repo(".")
+repo.reproduce(targets=[f"{sys.argv[1]}:settings"])  # what a changed parameter or line of code is to the cells
+repo = Repo(".")
 changed = set(repo.status(targets=[sys.argv[1]]))
 graph = repo.index.graph  # edges point from users to makers
 below = {user.addressing for stage in graph if stage.addressing in changed for user in networkx.ancestors(graph, stage)}

@@ -42,6 +42,28 @@ def test_after_snakemake_dvc_has_everything(by_snakemake: Path) -> None:
     assert damaged(by_snakemake) == []
 
 
+def test_what_a_committed_lock_names_goes_into_an_empty_cache(by_snakemake: Path, copy: Callable[[Path], Path]) -> None:
+    project = copy(by_snakemake)
+    lock = (project / "workflow/mini/dvc.lock").read_bytes()
+    for name in (".snakemake", ".dvc/cache", ".dvc/tmp", *{Path(path).parts[0] for path in outputs(project)}):
+        shutil.rmtree(project / name, ignore_errors=True)
+    run(project, "snakemake", "--cores", "2", "mini")
+    assert "up to date" in run(project, "dvc", "status", MINI).stdout
+    assert (project / "workflow/mini/dvc.lock").read_bytes() == lock
+    assert damaged(project) == []
+
+
+def test_after_a_comment_in_the_code_a_run_of_snakemake_leaves_dvc_nothing_to_do(
+    by_snakemake: Path, copy: Callable[[Path], Path]
+) -> None:
+    project = copy(by_snakemake)
+    with (project / "ipdiff/evaluate.py").open("a") as stream:
+        stream.write("# A comment.\n")
+    assert "settings" in run(project, "dvc", "status", MINI).stdout
+    run(project, "snakemake", "--cores", "1", "mini")
+    assert "up to date" in run(project, "dvc", "status", MINI).stdout
+
+
 def test_after_snakemake_dvc_runs_nothing(by_snakemake: Path, copy: Callable[[Path], Path]) -> None:
     project = copy(by_snakemake)
     before = outputs(project)

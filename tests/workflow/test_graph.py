@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from workflow.engines import dvc_graph, snakemake_graph
 
-from ipdiff import config, dvcfile, grid
+from ipdiff import config, dvcfile, grid, settings
 from ipdiff.code import code_digest
 
 ROOT = Path(__file__).parents[2]
@@ -40,15 +40,15 @@ def test_snakemake_resolves_the_grid(cells: dict[str, grid.Cell], project: Path)
 
 
 def test_dvc_resolves_the_grid(cells: dict[str, grid.Cell]) -> None:
-    stages = {stage["cmd"]: stage for stage in dvc_graph(ROOT) if not stage["cmd"].startswith("ipdiff code")}
+    stages = {stage["cmd"]: stage for stage in dvc_graph(ROOT) if not stage["cmd"].startswith("ipdiff settings")}
     assert stages.keys() == cells.keys()
     for command, stage in stages.items():
         cell = cells[command]
-        code = [dep for dep in stage["deps"] if dep.startswith("code/")]
-        assert [Path(dep).name for dep in code] == [cell.stage.verb], command
-        assert sorted(set(stage["deps"]) - set(code)) == sorted(cell.inputs), command
+        study = Path(stage["address"].partition(":")[0]).parent.name if ":" in stage["address"] else "digits"
+        chosen = settings.path_of(cell, study or "digits")
+        assert sorted(stage["deps"]) == sorted([*cell.inputs, chosen]), command
         assert sorted(str(Path(out).relative_to(ROOT)) for out in stage["outs"]) == sorted(cell.outputs), command
-        assert stage["params"] == sorted(set(cell.params)), command
+        assert stage["params"] == [], command
         assert Path(stage["wdir"]) == ROOT, command
         assert stage["address"].rpartition(":")[2] == dvcfile.address(cell), command
 

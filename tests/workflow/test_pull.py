@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from workflow.engines import cells, environment, run
 
-from ipdiff import cli, config, dvcfile, grid, verify
+from ipdiff import cli, config, dvccache, dvcfile, grid
 from ipdiff.artifact import RECIPE, file_digest
 from ipdiff.grid import Cell, Grid
 from workflow import servers
@@ -48,7 +48,7 @@ def recorded(project: Path) -> dict[str, str]:
 
 def cached(project: Path, path: str) -> Path:
     """Where DVC's cache keeps an output."""
-    return verify.cached_path(project / ".dvc/cache/files/md5", recorded(project)[path])
+    return dvccache.path_in(project / ".dvc/cache/files/md5", recorded(project)[path])
 
 
 def store_of(origin: Path) -> Path:
@@ -193,14 +193,14 @@ def test_a_corrupted_object_of_a_remote_is_caught(
     shutil.copytree(store_of(origin), store)
     use_remote(clone, str(store), verify=str(verified_by_dvc).lower())
     digest = recorded(clone)[EMA]
-    flip(verify.cached_path(store / "files/md5", digest))
+    flip(dvccache.path_in(store / "files/md5", digest))
     said = one_line(run(clone, "ipdiff", "pull", code=3).stderr)
     assert EMA in said
     assert digest in said
     assert not (clone / EMA).exists()
     assert not cached(clone, EMA).exists()
     assert len(digests(clone)) == len(outputs(clone)) - 1
-    flip(verify.cached_path(store / "files/md5", digest))
+    flip(dvccache.path_in(store / "files/md5", digest))
     assert ", 1 fetched now)" in run(clone, "ipdiff", "pull").stdout
     assert_complete(clone, origin)
 

@@ -1,0 +1,21 @@
+"""Where DVC's cache keeps a file: by its md5. Asked of DVC's configuration alone, which is quick to read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def root() -> Path | None:
+    """Where DVC's cache keeps files by their md5, or None without DVC."""
+    if not Path(".dvc").is_dir():
+        return None
+    from dvc.config import Config
+
+    folder = Config(dvc_dir=".dvc")["cache"].get("dir") or Path(".dvc", "cache")
+    return Path(os.path.relpath(folder), "files", "md5")
+
+
+def path_in(cache: Path, digest: str) -> Path:
+    """Where a cache with this root keeps a file of this md5."""
+    return cache / digest[:2] / digest[2:]
