@@ -27,6 +27,8 @@ def configure(compute: Compute) -> torch.device:
         raise UserError(
             "compute.precision is bfloat16, but this CPU has no bfloat16 instructions (avx512_bf16, AMX); use float32"
         )
+    if compute.device == "cuda":
+        take_gpu()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     torch.set_num_threads(compute.threads)
     if torch.get_num_interop_threads() != 1:
@@ -41,6 +43,11 @@ def configure(compute: Compute) -> torch.device:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device(compute.device)
+
+
+def take_gpu() -> None:
+    """Compute on this process' GPU: of processes that work together on a machine each has that of its LOCAL_RANK."""
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def dtype(compute: Compute) -> torch.dtype:

@@ -18,6 +18,7 @@ from ipdiff.metrics.features import NAMES, Extractor, Network, Observer, Pooled,
 from ipdiff.metrics.frechet import frechet_distance
 from ipdiff.metrics.manifold import K, precision_recall, radii
 from ipdiff.metrics.score import InceptionScore
+from ipdiff.shards import Shards
 from ipdiff.spec import Compute
 
 DISTANCES = {"fid": "pool", "sfid": "spatial", "pixel_fd": "pixel"}
@@ -65,6 +66,7 @@ def run(
     out: Path,
     *,
     neighbours: Path | None = None,
+    shards: Shards | None = None,
 ) -> None:
     """Measure a sample set.
 
@@ -76,6 +78,7 @@ def run(
         about: what the metrics are of (data set, model, seed, ...): JSON values, written beside them.
         out: existing directory; gets metrics.json.
         neighbours: directory of the stage `neighbours`; None: no precision and recall.
+        shards: see `ipdiff.metrics.features.show`; process 0 alone writes.
 
     Raises:
         UserError: a file is not what it should be, fewer than 2 images, or images of another shape or statistics of
@@ -91,7 +94,10 @@ def run(
     extractor = network.open(compute)
     check_features(extractor, stats, reference)
     near = None if neighbours is None else Neighbours.load(neighbours)
-    found = measure(extractor, images, pooled=near is not None)
+    if shards is not None and not shards.first:
+        show(extractor, images, shards=shards)
+        return
+    found = measure(extractor, images, pooled=near is not None, shards=shards)
     measured = {
         **distances(found.statistics, stats),
         **scores(found),
@@ -107,11 +113,13 @@ def run(
     (out / "metrics.json").write_text(text + "\n")
 
 
-def measure(extractor: Extractor, images: NDArray[np.uint8], *, pooled: bool = False) -> Measured:
-    """Look at images once: [N, H, W, C] uint8, N >= 2; `pooled`: keep their pooled features."""
+def measure(
+    extractor: Extractor, images: NDArray[np.uint8], *, pooled: bool = False, shards: Shards | None = None
+) -> Measured:
+    """Look at images once: [N, H, W, C] uint8, N >= 2; `pooled`: keep their pooled features; `shards`: see `show`."""
     moments, score, kept = Statistics(), InceptionScore(), Pooled()
     observers: list[Observer] = [moments, score, *([kept] if pooled else [])]
-    show(extractor, images, *observers)
+    show(extractor, images, *observers, shards=shards)
     return Measured(moments.arrays(extractor, images.shape[1:]), score.value, kept.array() if pooled else None)
 
 

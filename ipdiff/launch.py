@@ -29,7 +29,7 @@ RENDEZVOUS = "IPDIFF_RENDEZVOUS"
 LIFELINE = "IPDIFF_LIFELINE"
 """Read end of a pipe that closes when the starter ends."""
 
-VERBS = ("train", "sample")
+VERBS = ("train", "sample", "reference", "neighbours", "evaluate")
 """Stages that several processes can share."""
 
 GRACE_S = 10.0

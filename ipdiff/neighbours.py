@@ -10,10 +10,13 @@ from ipdiff.data.images import load_images
 from ipdiff.metrics.features import Network, Pooled, show
 from ipdiff.metrics.manifold import radii
 from ipdiff.metrics.subset import rows
+from ipdiff.shards import Shards
 from ipdiff.spec import Compute, Reference
 
 
-def run(reference: Reference, network: Network, compute: Compute, images: Path, out: Path) -> None:
+def run(
+    reference: Reference, network: Network, compute: Compute, images: Path, out: Path, shards: Shards | None = None
+) -> None:
     """Write the pooled features of the real images, and each one's distance to its third neighbour.
 
     Args:
@@ -22,13 +25,15 @@ def run(reference: Reference, network: Network, compute: Compute, images: Path, 
         compute: device and threads.
         images: images.npy, [N, H, W, C] uint8.
         out: existing directory; gets features.npy ([n, F] float32) and radii.npy ([n] float32, squared).
+        shards: see `ipdiff.metrics.features.show`; process 0 alone writes.
 
     Raises:
         UserError: a file is not what it should be, or there are fewer than 2 images.
         IntegrityError: the network's file is another one.
     """
     extractor, pictures, pooled = network.open(compute), load_images(images), Pooled()
-    show(extractor, pictures, pooled, rows=rows(reference, len(pictures)))
-    features = pooled.array()
-    np.save(out / "features.npy", features)
-    np.save(out / "radii.npy", radii(features, compute))
+    show(extractor, pictures, pooled, rows=rows(reference, len(pictures)), shards=shards)
+    if shards is None or shards.first:
+        features = pooled.array()
+        np.save(out / "features.npy", features)
+        np.save(out / "radii.npy", radii(features, compute))

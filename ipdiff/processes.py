@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  # documented, though not in __all__
 
 from ipdiff import optim
+from ipdiff.compute import take_gpu
 from ipdiff.errors import Preempted
 from ipdiff.files import write_whole
 
@@ -110,7 +111,7 @@ def joined(rank: int, count: int, device: str) -> Iterator[Processes]:
     Args:
         rank: this process.
         count: all processes.
-        device: "cpu" or "cuda"; with cuda each process of a machine takes the GPU of its LOCAL_RANK.
+        device: "cpu" or "cuda".
 
     Raises:
         Preempted: the others did not come, or are gone.
@@ -119,7 +120,7 @@ def joined(rank: int, count: int, device: str) -> Iterator[Processes]:
         yield Processes()
         return
     if device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        take_gpu()
     with _together():
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",

@@ -6,12 +6,15 @@ from pathlib import Path
 
 from ipdiff.data.arrays import save_npz
 from ipdiff.data.images import load_images
-from ipdiff.metrics.features import Network, statistics
+from ipdiff.metrics.features import Network, Statistics, show
 from ipdiff.metrics.subset import rows
+from ipdiff.shards import Shards
 from ipdiff.spec import Compute, Reference
 
 
-def run(reference: Reference, network: Network, compute: Compute, images: Path, out: Path) -> None:
+def run(
+    reference: Reference, network: Network, compute: Compute, images: Path, out: Path, shards: Shards | None = None
+) -> None:
     """Write the reference statistics of a data set.
 
     Args:
@@ -20,10 +23,13 @@ def run(reference: Reference, network: Network, compute: Compute, images: Path, 
         compute: device and threads.
         images: images.npy, [N, H, W, C] uint8.
         out: existing directory; gets stats.npz (see `ipdiff.metrics.features.Statistics.arrays`).
+        shards: see `ipdiff.metrics.features.show`; process 0 alone writes.
 
     Raises:
         UserError: a file is not what it should be, or there are fewer than 2 images.
         IntegrityError: the network's file is another one.
     """
-    extractor, pictures = network.open(compute), load_images(images)
-    save_npz(out / "stats.npz", **statistics(extractor, pictures, rows(reference, len(pictures))))
+    extractor, pictures, found = network.open(compute), load_images(images), Statistics()
+    show(extractor, pictures, found, rows=rows(reference, len(pictures)), shards=shards)
+    if shards is None or shards.first:
+        save_npz(out / "stats.npz", **found.arrays(extractor, pictures.shape[1:]))

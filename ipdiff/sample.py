@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from ipdiff.lowering import compiled
 from ipdiff.nets import prepare_for_sampling
 from ipdiff.rng import Purpose
 from ipdiff.schedule import respace
-from ipdiff.shards import Shards
+from ipdiff.shards import Shards, cut
 from ipdiff.spec import Compute, RunSpec, Sampler, Sampling
 
 
@@ -104,20 +104,11 @@ class ImageSampler:
         return self.diffusion.ancestral_step(self.model, x, i, noise, clip_denoised=self.clip)
 
 
-def batches(count: int, size: int) -> Iterator[range]:
-    """The fixed cut of a set into network calls."""
-    for first in range(0, count, size):
-        yield range(first, min(first + size, count))
-
-
 def run(
     draw: ImageSampler,
     sampling: Sampling,
     out: Path,
     shards: Shards,
-    *,
-    rank: int = 0,
-    count: int = 1,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, int]:
     """Draw the set and write samples.npz (`arr_0` uint8 NHWC, as the ADM evaluator reads it).
@@ -128,9 +119,7 @@ def run(
         draw: draws images by their number.
         sampling: how many images, and how many a network call.
         out: staging directory; process 0 alone writes there.
-        shards: where finished network calls are saved.
-        rank: this process among those that draw the set together.
-        count: their number.
+        shards: where finished network calls are saved, and which process this is.
         progress: called with the number of images finished.
 
     Returns:
@@ -140,12 +129,10 @@ def run(
         Preempted: SIGTERM or SIGUSR1 came; finished network calls are saved.
     """
     n = sampling.count(draw.sampler)
-    units = list(batches(n, sampling.batch_size))
+    units = cut(n, sampling.batch_size)
     with signals.deferred() as stop:
-        shards.complete(
-            units, lambda unit: {"images": draw.draw(unit, stop.check)}, rank=rank, count=count, progress=progress
-        )
-    if rank == 0:
+        shards.complete(units, lambda unit: {"images": draw.draw(unit, stop.check)}, progress)
+    if shards.first:
         channels, *size = draw.shape
         parts = (part["images"] for part in shards.parts(units))
         stream_npz(out / "samples.npz", "arr_0", (n, *size, channels), parts)
@@ -159,7 +146,7 @@ def call_of(index: int, sampler: Sampler, sampling: Sampling) -> range:
         UserError: the set has no such image.
     """
     n = sampling.count(sampler)
-    for call in batches(n, sampling.batch_size):
+    for call in cut(n, sampling.batch_size):
         if index in call:
             return call
     raise UserError(f"index is {index}; the set has images 0..{n - 1}")

@@ -30,14 +30,20 @@ class Shards:
     """
 
     directory: Path
+    rank: int = 0
+    """This process: it begins with units rank, rank + count, ... and then helps with the others."""
+    count: int = 1
+    """Processes that work at the set."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this process puts the set together; the others only help."""
+        return self.rank == 0
 
     def complete(
         self,
         units: Sequence[range],
         compute: Callable[[range], Arrays],
-        *,
-        rank: int = 0,
-        count: int = 1,
         progress: Callable[[int], None] = lambda done: None,
     ) -> None:
         """Compute every unit that is missing.
@@ -47,22 +53,16 @@ class Shards:
         Args:
             units: the fixed cut of the set.
             compute: the arrays of a unit, by name.
-            rank: this process: it begins with units rank, rank + count, ... and then helps with the others.
-            count: processes that work at the set.
             progress: called with the number of items known to be finished.
         """
         with locked(self.directory / IN_USE, shared=True):
-            self._complete(units, compute, rank, count, progress)
+            self._complete(units, compute, progress)
 
     def _complete(
-        self,
-        units: Sequence[range],
-        compute: Callable[[range], Arrays],
-        rank: int,
-        count: int,
-        progress: Callable[[int], None],
+        self, units: Sequence[range], compute: Callable[[range], Arrays], progress: Callable[[int], None]
     ) -> None:
-        order = [*units[rank::count], *(unit for n, unit in enumerate(units) if n % count != rank)]
+        mine = range(self.rank, len(units), self.count)
+        order = [*(units[n] for n in mine), *(unit for n, unit in enumerate(units) if n not in mine)]
         done, left = 0, list[range]()
         for unit in order:
             if self.has(unit) or self._try(unit, compute):
@@ -70,7 +70,7 @@ class Shards:
                 progress(done)
             else:
                 left.append(unit)
-        for unit in left if rank == 0 else []:
+        for unit in left if self.first else []:
             with locked(self._lock(unit)):
                 if not self.has(unit):
                     self._put(unit, compute(unit))
@@ -97,6 +97,8 @@ class Shards:
 
     def drop(self) -> None:
         """Remove all, once no process works here any more: the set is published."""
+        if not self.directory.exists():
+            return
         with locked(self.directory / IN_USE):
             shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -119,6 +121,11 @@ class Shards:
 
     def _lock(self, unit: range) -> Path:
         return self.directory / f"{_name(unit)}.lock"
+
+
+def cut(count: int, size: int) -> list[range]:
+    """The fixed cut of a set of `count` items into units of `size`; the last one is the rest."""
+    return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
 
 def _name(unit: range) -> str:

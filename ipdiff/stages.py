@@ -112,7 +112,15 @@ class Job:
     def shards(self) -> Shards:
         """Where finished parts of the cell are saved until it is published."""
         name = _digest(self.inputs, grid.param_values(self.cell, config.load_raw()), code_digest(self.cell.stage.verb))
-        return Shards(WORK / self.cell.directory / name)
+        return Shards(WORK / self.cell.directory / name, *launch.place())
+
+    def shared(self, made: Publication) -> Shards:
+        """`shards`, of which those of other versions are removed now, and these when the cell is published."""
+        shards = self.shards()
+        if shards.first:
+            shards.drop_others()
+            made.afterwards = shards.drop
+        return shards
 
 
 def _digest(*deciding: Any) -> str:
@@ -140,14 +148,18 @@ def _reference(job: Job, made: Publication) -> None:
     from ipdiff import reference
 
     dataset = job.dataset
-    reference.run(dataset.reference, job.network(), dataset.compute, job.path("images.npy"), made.staging)
+    reference.run(
+        dataset.reference, job.network(), dataset.compute, job.path("images.npy"), made.staging, job.shared(made)
+    )
 
 
 def _neighbours(job: Job, made: Publication) -> None:
     from ipdiff import neighbours
 
     dataset = job.dataset
-    neighbours.run(dataset.reference, job.network(), dataset.compute, job.path("images.npy"), made.staging)
+    neighbours.run(
+        dataset.reference, job.network(), dataset.compute, job.path("images.npy"), made.staging, job.shared(made)
+    )
 
 
 def _train(job: Job, made: Publication) -> None:
@@ -222,20 +234,9 @@ def _image_sampler(job: Job) -> ImageSampler:
 def _sample(job: Job, made: Publication) -> None:
     from ipdiff import sample
 
-    rank, count = launch.place()
-    draw, shards = _image_sampler(job), job.shards()
-    if rank == 0:
-        shards.drop_others()
-        made.afterwards = shards.drop
-    made.extra = sample.run(
-        draw,
-        job.dataset.sampling,
-        made.staging,
-        shards,
-        rank=rank,
-        count=count,
-        progress=_progress(job.dataset.sampling.count(draw.sampler), "images"),
-    )
+    draw, sampling = _image_sampler(job), job.dataset.sampling
+    progress = _progress(sampling.count(draw.sampler), "images")
+    made.extra = sample.run(draw, sampling, made.staging, job.shared(made), progress)
 
 
 def draw_one(cell: Cell, index: int, path: Path) -> None:
@@ -275,6 +276,7 @@ def _evaluate(job: Job, made: Publication) -> None:
         about,
         made.staging,
         neighbours=job.path("features.npy").parent if job.dataset.reference.neighbours else None,
+        shards=job.shared(made),
     )
 
 
@@ -391,9 +393,9 @@ def _job(cell: Cell) -> tuple[Job, dict[str, Any]]:
 
 
 def _help(job: Job, recipe: dict[str, Any]) -> None:
-    """Share the work of process 0, which publishes: all of a training run; of a sample set, what it has not done."""
+    """Share the work of process 0, which publishes: all of a training run; of a set of images, what it has not done."""
     verb = job.cell.stage.verb
-    if verb == "train" or (verb == "sample" and not artifact.is_published(Path(job.cell.directory), recipe)):
+    if verb == "train" or (verb in launch.VERBS and not artifact.is_published(Path(job.cell.directory), recipe)):
         RUN[verb](job, Publication(Path()))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ipdiff import signals
 from ipdiff.compute import configure
 from ipdiff.data.images import to_network
 from ipdiff.errors import UserError
@@ -19,6 +20,7 @@ from ipdiff.metrics import classifier
 from ipdiff.metrics.frechet import Moments
 from ipdiff.metrics.inception import InceptionFeatures
 from ipdiff.metrics.pixels import Features, pixels
+from ipdiff.shards import Shards, cut
 from ipdiff.spec import Classifier, Compute
 
 NAMES = {"pool": "", "spatial": "_s", "pixel": "_pixel"}
@@ -97,28 +99,65 @@ Observer = Callable[[Features], None]
 """Something that is shown the features of every batch, in order."""
 
 
+UNIT = 5000
+"""Images, about, whose features are saved together where a set has more."""
+
+
 def show(
-    extractor: Extractor, images: NDArray[np.uint8], *observers: Observer, rows: NDArray[np.int64] | None = None
+    extractor: Extractor,
+    images: NDArray[np.uint8],
+    *observers: Observer,
+    rows: NDArray[np.int64] | None = None,
+    shards: Shards | None = None,
 ) -> None:
-    """Show the features of images to observers, a batch at a time: only one batch is in memory.
+    """Show the features of images to observers, a batch at a time: no more than a unit of a large set is in memory.
 
     Args:
         extractor: what computes the features.
         images: [N, H, W, C] uint8, N >= 2; a memory map is read as it goes.
-        observers: called with each batch's features.
+        observers: called with each batch's features, in order; in a process that only helps they are not called.
         rows: [n] int64, the images to show; all if None.
+        shards: where the features of a set of more than `UNIT` images are saved as they are finished, for restarts and
+            by several processes; None: nowhere. The batches are the same.
 
     Raises:
         UserError: fewer than 2 images, or images that the extractor refuses.
+        Preempted: SIGTERM or SIGUSR1 came; finished units are saved.
     """
     count = len(images) if rows is None else len(rows)
     if count < 2:
         raise UserError(f"a Frechet distance needs 2 images or more; got {count}")
-    for start in range(0, count, extractor.batch_size):
-        part = slice(start, start + extractor.batch_size)
-        features = extractor(images[part] if rows is None else images[rows[part]])
+
+    def features(batch: range) -> Features:
+        part = slice(batch.start, batch.stop)
+        return extractor(images[part] if rows is None else images[rows[part]])
+
+    for batch in _batches(features, count, extractor.batch_size, shards):
         for observer in observers:
-            observer(features)
+            observer(batch)
+
+
+def _batches(features: Callable[[range], Features], count: int, size: int, shards: Shards | None) -> Iterator[Features]:
+    """The features of all batches in order; of none in a process that only helps."""
+    units = cut(count, max(1, UNIT // size) * size)
+    if shards is None or len(units) == 1:
+        if shards is None or shards.first:
+            yield from map(features, cut(count, size))
+        return
+    with signals.deferred() as stop:
+
+        def compute(unit: range) -> Features:
+            found: list[Features] = []
+            for batch in cut(len(unit), size):
+                stop.check()
+                found.append(features(range(unit.start + batch.start, unit.start + batch.stop)))
+            return {kind: np.concatenate([each[kind] for each in found]) for kind in found[0]}
+
+        shards.complete(units, compute)
+    for unit in shards.parts(units) if shards.first else ():
+        rows = len(next(iter(unit.values())))
+        for batch in cut(rows, size):
+            yield {kind: values[batch.start : batch.stop] for kind, values in unit.items()}
 
 
 class Statistics:
@@ -171,12 +210,3 @@ class Pooled:
     def array(self) -> NDArray[np.float32]:
         """All of them: [N, F] float32."""
         return np.concatenate(self._batches)
-
-
-def statistics(
-    extractor: Extractor, images: NDArray[np.uint8], rows: NDArray[np.int64] | None = None
-) -> dict[str, NDArray[Any]]:
-    """Moments of the features of a set of images: see `show` and `Statistics.arrays`."""
-    found = Statistics()
-    show(extractor, images, found, rows=rows)
-    return found.arrays(extractor, images.shape[1:])

@@ -22,6 +22,7 @@ from ipdiff import artifact, cli
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 RUN = "--dataset digits_mini --model adm-ip --seed 0 --step 8"
 TRAIN, SAMPLE = f"train {RUN}", f"sample {RUN} --sampler ancestral-5"
+EVALUATE = f"evaluate {RUN} --sampler ancestral-5"
 MADE = {TRAIN: "runs", SAMPLE: "samples"}
 
 
@@ -198,6 +199,21 @@ def test_the_variable_starts_the_processes(alone: Path, fresh: Crew) -> None:
     assert out == "runs/digits_mini/adm-ip/s0/8\n"
     assert said == ""
     assert same(alone, fresh, TRAIN)
+
+
+def test_processes_measure_what_one_does(alone: Path, fresh: Crew) -> None:
+    for name in ("runs", "samples"):
+        shutil.copytree(alone / name, fresh.project / name)
+    found = []
+    for count in (2, 1):
+        for command in ("classifier --dataset digits_mini", "reference --dataset digits_mini", EVALUATE):
+            job = launch(fresh, command, count)
+            assert (job.wait(timeout=PATIENCE_S), job.stderr.read() if job.stderr else "") == (0, "")
+        found.append(files(fresh.project / "metrics") | files(fresh.project / "reference"))
+        for name in ("metrics", "reference"):
+            shutil.rmtree(fresh.project / name)
+    assert found[0] == found[1]
+    assert len(found[0]) == 4
 
 
 @pytest.mark.parametrize("count", ["0", "two", "-1", ""])

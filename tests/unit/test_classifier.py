@@ -11,7 +11,7 @@ from ipdiff import classifier, prepare
 from ipdiff.compute import configure
 from ipdiff.errors import UserError
 from ipdiff.metrics.classifier import FeatureNet, load, save
-from ipdiff.metrics.features import ClassifierFeatures, pixels, statistics
+from ipdiff.metrics.features import ClassifierFeatures, Statistics, pixels, show
 from ipdiff.spec import Classifier, Compute, Source
 
 CPU = Compute()
@@ -97,7 +97,9 @@ def test_features_and_statistics(tmp_path):
         "pixel": (30, 64),
     }
     extract.batch_size = 7
-    stats = statistics(extract, images)
+    found = Statistics()
+    show(extract, images, found)
+    stats = found.arrays(extract, images.shape[1:])
     assert sorted(stats) == [
         *("features", "image_shape", "mu", "mu_pixel", "mu_s", "n", "sigma", "sigma_pixel", "sigma_s")
     ]
@@ -106,7 +108,7 @@ def test_features_and_statistics(tmp_path):
     np.testing.assert_allclose(stats["mu"], features["pool"].mean(0), rtol=1e-5)
     np.testing.assert_allclose(stats["sigma_pixel"], np.cov(features["pixel"], rowvar=False), atol=1e-6)
     with pytest.raises(UserError, match="2 images or more; got 1"):
-        statistics(extract, images[:1])
+        show(extract, images[:1])
     with pytest.raises(UserError, match=r"\[8, 8, 3\] \[H, W, C\]; the classifier was trained on \[8, 8, 1\]"):
         extract(np.repeat(images, 3, axis=3))
 

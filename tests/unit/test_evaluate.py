@@ -1,15 +1,20 @@
 """Reference statistics and metrics.json: content, equal bytes, sensitivity, refusals."""
 
+import functools
 import hashlib
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
 
 from ipdiff import classifier, evaluate, neighbours, prepare, reference
 from ipdiff.data.arrays import load_npz, save_npz
-from ipdiff.errors import UserError
+from ipdiff.errors import Preempted, UserError
+from ipdiff.metrics import features
 from ipdiff.metrics.features import Network
+from ipdiff.shards import Shards
 from ipdiff.spec import Classifier, Compute, Reference, Source
 
 SPEC, CPU = Classifier(steps=60, width=16), Compute()
@@ -158,3 +163,67 @@ def test_order_of_the_images_does_not_matter(pipeline, images, tmp_path):
     other = measure(pipeline, tmp_path, images[rng.permutation(700)])
     for name in ("fid", "sfid", "pixel_fd"):
         assert one[name] == pytest.approx(other[name], rel=1e-7)
+
+
+# Features of a large set, in units
+
+
+@pytest.fixture
+def small_units(monkeypatch):
+    """Sets of more than one network call are cut into units of one (the classifier takes 500 images a call)."""
+    monkeypatch.setattr(features, "UNIT", 500)
+
+
+@pytest.mark.usefixtures("small_units")
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_any_number_of_processes_makes_the_same_files(pipeline, images, tmp_path, count):
+    near = tmp_path / "near"
+    for place in ("alone", "near", "shared"):
+        (tmp_path / place).mkdir()
+    neighbours.run(ALL, network(pipeline), CPU, pipeline / "images.npy", near)
+    save_npz(tmp_path / "samples.npz", arr_0=images[::-1])
+    arguments = (network(pipeline), CPU, tmp_path / "samples.npz", pipeline / "stats.npz", {})
+    evaluate.run(*arguments, tmp_path / "alone", neighbours=near)
+    for rank in reversed(range(count)):
+        out, shards = tmp_path / "shared", functools.partial(Shards, rank=rank, count=count)
+        reference.run(ALL, network(pipeline), CPU, pipeline / "images.npy", out, shards(tmp_path / "a"))
+        neighbours.run(ALL, network(pipeline), CPU, pipeline / "images.npy", out, shards(tmp_path / "b"))
+        evaluate.run(*arguments, out, neighbours=near, shards=shards(tmp_path / "c"))
+        assert (len(list(out.iterdir())) == 0) == (rank > 0)
+    for made, expected in {
+        "stats.npz": pipeline / "stats.npz",
+        "features.npy": near / "features.npy",
+        "radii.npy": near / "radii.npy",
+        "metrics.json": tmp_path / "alone/metrics.json",
+    }.items():
+        assert (tmp_path / "shared" / made).read_bytes() == expected.read_bytes(), made
+
+
+@pytest.mark.usefixtures("small_units")
+def test_a_signal_and_a_damaged_unit_cost_one_unit_each(pipeline, tmp_path, monkeypatch):
+    calls, real = [], features.ClassifierFeatures.__call__
+
+    def counted(extractor, images):
+        calls.append(len(images))
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(extractor, images)
+
+    monkeypatch.setattr(features.ClassifierFeatures, "__call__", counted)
+    shards = Shards(tmp_path / "shards")
+    arguments = (ALL, network(pipeline), CPU, pipeline / "images.npy", tmp_path, shards)
+    with pytest.raises(Preempted, match="what was finished is saved"):
+        reference.run(*arguments)
+    assert not (tmp_path / "stats.npz").exists()
+    assert calls == [500, 500, 500]  # the signal came inside the third call, which was saved
+    unit = next(shards.directory.glob("000000500-*.safetensors"))
+    unit.write_bytes(unit.read_bytes()[:-1])
+    reference.run(*arguments)
+    assert sorted(calls[3:]) == [297, 500]
+    assert (tmp_path / "stats.npz").read_bytes() == (pipeline / "stats.npz").read_bytes()
+
+
+def test_a_set_of_one_unit_is_not_saved_on_the_way(pipeline, tmp_path):
+    reference.run(ALL, network(pipeline), CPU, pipeline / "images.npy", tmp_path, Shards(tmp_path / "shards"))
+    assert (tmp_path / "stats.npz").read_bytes() == (pipeline / "stats.npz").read_bytes()
+    assert not (tmp_path / "shards").exists()

@@ -11,7 +11,7 @@ from inception import build, write_inception
 
 from ipdiff import inception
 from ipdiff.errors import IntegrityError, UserError
-from ipdiff.metrics.features import Network, statistics
+from ipdiff.metrics.features import Network, Statistics, show
 from ipdiff.metrics.inception import InceptionFeatures, resize
 from ipdiff.spec import INCEPTION_SHA256, Compute, Inception
 
@@ -90,6 +90,12 @@ def test_batches_and_order_do_not_matter(extractor):
         scale = np.abs(whole[kind]).max()
         np.testing.assert_allclose(single, whole[kind], atol=1e-5 * scale)
         np.testing.assert_allclose(shuffled[kind], whole[kind][order], atol=1e-5 * scale)
+
+
+def statistics(extract, images):
+    found = Statistics()
+    show(extract, images, found)
+    return found.arrays(extract, images.shape[1:])
 
 
 def test_the_same_bytes_every_time(extractor, path):

@@ -108,7 +108,7 @@ def test_parts_come_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_a_process_begins_with_its_own_units_and_helps_with_the_others(tmp_path: Path, rank: int) -> None:
     done: list[range] = []
-    Shards(tmp_path).complete(UNITS, lambda unit: done.append(unit) or squares(unit), rank=rank, count=3)
+    Shards(tmp_path, rank, 3).complete(UNITS, lambda unit: done.append(unit) or squares(unit))
     assert done[0] == UNITS[rank]
     assert sorted(done, key=lambda unit: unit.start) == UNITS
 
@@ -153,6 +153,7 @@ def test_places_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch, rank
 def test_only_stages_that_can_share_their_work_are_started_several_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv("IPDIFF_PROCESSES", "4")
-    assert [launch.wanted(verb) for verb in ("train", "sample", "evaluate", "prepare")] == [4, 4, 1, 1]
+    verbs = ("train", "sample", "reference", "neighbours", "evaluate", "resume", "prepare")
+    assert [launch.wanted(verb) for verb in verbs] == [4, 4, 4, 4, 4, 1, 1]
     monkeypatch.setenv("RANK", "0")  # torchrun has started them already
     assert launch.wanted("train") == 1

@@ -22,7 +22,7 @@ from ipdiff.errors import Preempted, UserError
 from ipdiff.rng import Purpose
 from ipdiff.sample import ImageSampler
 from ipdiff.schedule import make_betas, respace
-from ipdiff.shards import Shards
+from ipdiff.shards import Shards, cut
 from ipdiff.spec import Compute, Sampler, Sampling
 from ipdiff.train import Trainer
 
@@ -139,13 +139,13 @@ def test_an_image_hardly_depends_on_its_batch(sampler, name):
     whole = drawer.draw(range(8)).astype(int)
     assert np.abs(np.diff(whole, axis=0)).max() > 20
     for size in (1, 3, 8):
-        parts = np.concatenate([drawer.draw(index) for index in sample.batches(8, size)])
+        parts = np.concatenate([drawer.draw(index) for index in cut(8, size)])
         assert np.abs(parts - whole).max() <= 1
 
 
 def test_batches_cut_a_set():
-    assert [list(part) for part in sample.batches(7, 3)] == [[0, 1, 2], [3, 4, 5], [6]]
-    assert list(sample.batches(6, 3)) == [range(3), range(3, 6)]
+    assert [list(part) for part in cut(7, 3)] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert list(cut(6, 3)) == [range(3), range(3, 6)]
 
 
 @pytest.fixture
@@ -376,9 +376,8 @@ def test_any_number_of_shards_makes_the_same_file(run, tmp_path, count):
     for path in (tmp_path / "one", tmp_path / "many"):
         path.mkdir()
     run(tmp_path / "one")
-    shards = Shards(tmp_path / "shards")
     for rank in reversed(range(count)):
-        run(tmp_path / "many", shards=shards, rank=rank, count=count)
+        run(tmp_path / "many", shards=Shards(tmp_path / "shards", rank, count))
     assert (tmp_path / "many/samples.npz").read_bytes() == (tmp_path / "one/samples.npz").read_bytes()
 
 
