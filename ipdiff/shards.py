@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,8 +56,14 @@ class Shards:
             compute: the arrays of a unit, by name.
             progress: called with the number of items known to be finished.
         """
-        with locked(self.directory / IN_USE, shared=True):
+        with self.in_use():
             self._complete(units, compute, progress)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Nobody drops the parts while the block runs."""
+        with locked(self.directory / IN_USE, shared=True):
+            yield
 
     def _complete(
         self, units: Sequence[range], compute: Callable[[range], Arrays], progress: Callable[[int], None]

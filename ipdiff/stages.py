@@ -395,8 +395,12 @@ def _job(cell: Cell) -> tuple[Job, dict[str, Any]]:
 def _help(job: Job, recipe: dict[str, Any]) -> None:
     """Share the work of process 0, which publishes: all of a training run; of a set of images, what it has not done."""
     verb = job.cell.stage.verb
-    if verb == "train" or (verb in launch.VERBS and not artifact.is_published(Path(job.cell.directory), recipe)):
+    if verb == "train":
         RUN[verb](job, Publication(Path()))
+    elif verb in launch.VERBS:
+        with job.shards().in_use():  # else what process 0 publishes now, and drops, would be begun anew
+            if not artifact.is_published(Path(job.cell.directory), recipe):
+                RUN[verb](job, Publication(Path()))
 
 
 def make_with(count: int, cell: Cell, argv: Sequence[str]) -> int:

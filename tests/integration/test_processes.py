@@ -22,6 +22,7 @@ from ipdiff import artifact, cli
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 RUN = "--dataset digits_mini --model adm-ip --seed 0 --step 8"
 TRAIN, SAMPLE = f"train {RUN}", f"sample {RUN} --sampler ancestral-5"
+MEASURING = ("classifier", "reference", "neighbours")
 EVALUATE = f"evaluate {RUN} --sampler ancestral-5"
 MADE = {TRAIN: "runs", SAMPLE: "samples"}
 
@@ -206,14 +207,15 @@ def test_processes_measure_what_one_does(alone: Path, fresh: Crew) -> None:
         shutil.copytree(alone / name, fresh.project / name)
     found = []
     for count in (2, 1):
-        for command in ("classifier --dataset digits_mini", "reference --dataset digits_mini", EVALUATE):
+        for command in (*(f"{verb} --dataset digits_mini" for verb in MEASURING), EVALUATE):
             job = launch(fresh, command, count)
-            assert (job.wait(timeout=PATIENCE_S), job.stderr.read() if job.stderr else "") == (0, "")
-        found.append(files(fresh.project / "metrics") | files(fresh.project / "reference"))
-        for name in ("metrics", "reference"):
-            shutil.rmtree(fresh.project / name)
+            assert (job.wait(timeout=PATIENCE_S), job.communicate()[1]) == (0, "")
+        made = [fresh.project / name for name in ("reference", "neighbours", "metrics")]
+        found.append([files(folder) for folder in made])
+        for folder in made:
+            shutil.rmtree(folder)
     assert found[0] == found[1]
-    assert len(found[0]) == 4
+    assert [len(folder) for folder in found[0]] == [2, 3, 2]
 
 
 @pytest.mark.parametrize("count", ["0", "two", "-1", ""])
