@@ -32,7 +32,7 @@ PLUMBING = {"ipdiff.errors", "ipdiff.files", "ipdiff.locks", "ipdiff.signals"}
 BY_NAME = "ipdiff.spec"
 """Counted by definition, not by file: a stage depends on the records it names and on what those name."""
 
-UNCOUNTED = {"FORBID"}
+UNCOUNTED = {"FORBID", "Work"}
 """Definitions of the module of records that decide no byte."""
 
 DATA = {"ipdiff.report.paper": "paper_values.yaml"}

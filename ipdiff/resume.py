@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ipdiff.errors import UserError
-from ipdiff.spec import RunSpec
+from ipdiff.spec import RunSpec, Work
 from ipdiff.states import States
 
 
@@ -17,7 +17,7 @@ def run(
     step: int,
     digest: str,
     states: States,
-    save_every: int,
+    work: Work,
 ) -> None:
     """Write state.safetensors, the train state whose digest the checkpoint's recipe names.
 
@@ -30,7 +30,7 @@ def run(
         step: the state's step.
         digest: its md5.
         states: the run's saved train states.
-        save_every: updates between two saves, where it is trained again.
+        work: how often a state is saved, where it is trained again.
 
     Raises:
         UserError: training again does not arrive at the recorded digest.
@@ -41,7 +41,7 @@ def run(
         return
     from ipdiff import train  # only here: torch is slow to import and seldom needed
 
-    train.again(spec, images, step=step, states=states, save_every=save_every)
+    train.again(spec, images, step=step, states=states, work=work)
     if not states.copy(step, digest, target):
         raise UserError(
             f"training again to step {step} did not arrive at the recorded state {digest} "

@@ -502,13 +502,15 @@ class Work:
     """How work is saved while it is done. Changes no byte of any artifact."""
 
     __pydantic_config__: ClassVar = FORBID
-    save_every: Annotated[int, "optimiser updates between two saves of a train state in work/"] = 1000
+    save_every: Annotated[int, "optimiser updates after which a train state is saved in work/"] = 5000
+    save_seconds: Annotated[float, "seconds after which one is saved, if that is sooner"] = 300.0
     states_kept: Annotated[
         int, "newest train states of a run that are kept in work/, and newest versions of it (parameters, code)"
     ] = 2
 
     def __post_init__(self) -> None:
         _check(self.save_every >= 1, f"save_every is {self.save_every}; use 1 or more")
+        _check(self.save_seconds >= 0, f"save_seconds is {self.save_seconds:g}; use 0 or more")
         _check(self.states_kept >= 1, f"states_kept is {self.states_kept}; use 1 or more")
 
 

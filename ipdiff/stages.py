@@ -190,7 +190,7 @@ def _train(job: Job, made: Publication) -> None:
             step=step,
             previous=previous,
             states=states,
-            save_every=job.params.work.save_every,
+            work=job.params.work,
             rank=rank,
             count=count,
             progress=_progress(step, "updates"),
@@ -211,7 +211,7 @@ def _resume(job: Job, made: Publication) -> None:
             step=int(job.names["step"]),
             digest=recorded["state"],
             states=states,
-            save_every=job.params.work.save_every,
+            work=job.params.work,
         )
 
 

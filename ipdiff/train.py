@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,7 +26,7 @@ from ipdiff.lowering import compiled, low_precision
 from ipdiff.nets import dropout_masks, initialise, keep_threshold, twice_differentiable
 from ipdiff.processes import Processes, joined
 from ipdiff.rng import Purpose
-from ipdiff.spec import RunSpec
+from ipdiff.spec import RunSpec, Work
 from ipdiff.states import States, state_digest, tensors_of
 from ipdiff.timesteps import make_timestep_sampler
 
@@ -77,8 +78,10 @@ class Trainer:
             raise UserError(f"images are {images.shape[1:]} (HWC); the run expects {(*shape[1:], shape[0])}")
         self.shape = shape
 
-    def advance(self) -> float:
+    def advance(self, check: Callable[[], None] = lambda: None) -> float:
         """One optimiser update (Alg. 3 where gamma > 0, Alg. 1 otherwise). Returns the mean loss.
+
+        `check` is called between micro-batches; it leaves by raising, and the trainer is as it was before the update.
 
         Raises:
             Diverged: the loss or the gradient is not finite.
@@ -86,7 +89,7 @@ class Trainer:
         spec, step = self.spec.training, self.step
         places = range(spec.batch_size)
         t, weights = self.timesteps.sample(rng.uniforms(self.spec.seed, Purpose.TIMESTEP, places, 1, step=step)[:, 0])
-        losses, grads = self._gradients(t, weights)
+        losses, grads = self._gradients(t, weights, check)
         mean = _mean(losses * weights)
         norm = torch.nn.utils.get_total_norm(grads)
         finite = math.isfinite(mean) and bool(torch.isfinite(norm))
@@ -103,7 +106,7 @@ class Trainer:
         return mean
 
     def _gradients(
-        self, t: NDArray[np.int64], weights: NDArray[np.float64]
+        self, t: NDArray[np.int64], weights: NDArray[np.float64], check: Callable[[], None]
     ) -> tuple[NDArray[np.float64], list[Tensor]]:
         """Losses of the whole batch in index order, and the gradients of its mean loss, times the loss scale."""
         spec, processes = self.spec.training, self.processes
@@ -111,6 +114,7 @@ class Trainer:
         mine: list[NDArray[np.float64]] = []
 
         def gradients(micro: int) -> list[Tensor]:
+            check()
             part = slice(micro * size, (micro + 1) * size)
             grads, losses = self._micro_batch(part, t[part], weights[part])
             mine.append(losses)
@@ -261,7 +265,7 @@ def run(
     step: int,
     previous: tuple[int, str] | None,
     states: States,
-    save_every: int,
+    work: Work,
     rank: int = 0,
     count: int = 1,
     progress: Callable[[int], None] = lambda step: None,
@@ -275,7 +279,7 @@ def run(
         step: optimiser updates done at the end of the segment.
         previous: (step, state digest) recorded by the segment before; must be met on the way.
         states: the run's saved train states; process 0 alone reads and writes them.
-        save_every: updates between two saves.
+        work: how often a state is saved.
         rank: this process among those that train together.
         count: their number.
         progress: called with the step reached.
@@ -289,7 +293,7 @@ def run(
     """
     with signals.deferred() as stop, joined(rank, count, spec.compute.device) as processes:
         trainer = Trainer(spec, load_images(images), processes)
-        resume(trainer, step, previous, states, save_every, stop, progress)
+        resume(trainer, step, previous, states, work, stop, progress)
     made: dict[str, Any] = {"run": spec.to_json()}
     if spec.training.reduction == "fast":
         made["processes"] = count
@@ -300,11 +304,11 @@ def run(
     return made
 
 
-def again(spec: RunSpec, images: Path, *, step: int, states: States, save_every: int) -> None:
+def again(spec: RunSpec, images: Path, *, step: int, states: States, work: Work) -> None:
     """Train to `step` only for its state; arguments and errors as in `run`."""
     with signals.deferred() as stop:
         trainer = Trainer(spec, load_images(images))
-        resume(trainer, step, None, states, save_every, stop)
+        resume(trainer, step, None, states, work, stop)
     states.save(step, trainer.state())
 
 
@@ -313,32 +317,43 @@ def resume(
     step: int,
     previous: tuple[int, str] | None,
     states: States,
-    save_every: int,
+    work: Work,
     stop: signals.Stop,
     progress: Callable[[int], None] = lambda step: None,
 ) -> None:
-    """Bring `trainer` to `step`, from the newest state at hand, through the digest recorded at `previous`."""
+    """Bring `trainer` to `step`, from the newest state at hand, through the digest recorded at `previous`.
+
+    A warning is seen between two updates, and by a process that trains alone between two micro-batches: processes that
+    train together would have to agree there, too.
+    """
     processes = trainer.processes
     first = processes.rank == 0
     found = states.newest(step) if first else None
     data = processes.share(None if found is None else found[1])
     if data is not None:
         trainer.load(tensors_of(data))
+    alone, saved = processes.count == 1, time.monotonic()
     while trainer.step < step:
         if first and previous and trainer.step == previous[0]:
             _require(state_digest(trainer.state()), previous)
-        _advance(trainer, previous, states)
+        try:
+            _advance(trainer, previous, states, stop.check if alone else lambda: None)
+        except Preempted:
+            if not alone:
+                raise  # another process has died
         progress(trainer.step)
         stopping = processes.any(stop.came)
-        if first and (stopping or (trainer.step % save_every == 0 and trainer.step < step)):
+        due = trainer.step % work.save_every == 0 or time.monotonic() - saved >= work.save_seconds
+        if first and (stopping or (due and trainer.step < step)):
             states.save(trainer.step, trainer.state())
+            saved = time.monotonic()
         if stopping:
             raise Preempted(f"stopped by a signal at step {trainer.step} of {step}; saved, run me again to go on")
 
 
-def _advance(trainer: Trainer, previous: tuple[int, str] | None, states: States) -> None:
+def _advance(trainer: Trainer, previous: tuple[int, str] | None, states: States, check: Callable[[], None]) -> None:
     try:
-        trainer.advance()
+        trainer.advance(check)
     except Diverged as error:
         saved = states.newest(trainer.step)
         state = f"the last state saved is of step {saved[0]} ({states.directory})" if saved else "no state is saved"

@@ -161,9 +161,9 @@ def _write_down(log: Path, at: dict[str, int]) -> None:
         if what in at:
             os.kill(os.getpid(), at[what])
 
-    def noted_advance(self: Trainer) -> float:
+    def noted_advance(self: Trainer, *more: Any) -> float:
         note(f"update {self.step + 1}")
-        return advance(self)
+        return advance(self, *more)
 
     def noted_draw(self: ImageSampler, index: range, *more: Any) -> Any:
         note(f"draw {index.start}-{index.stop}")

@@ -21,7 +21,7 @@ from ipdiff.data.batches import batch_indices, flips
 from ipdiff.data.images import to_network
 from ipdiff.diffusion import GaussianDiffusion
 from ipdiff.errors import Preempted, UserError
-from ipdiff.spec import RunSpec, Training
+from ipdiff.spec import RunSpec, Training, Work
 from ipdiff.states import States, tensors_of
 from ipdiff.timesteps import LossSecondMoment
 from ipdiff.train import Trainer
@@ -56,7 +56,7 @@ class Chain:
         self.spec, self.images, self.root = spec, images, root
         self.states = States(root / "states")
 
-    def segment(self, step, previous=None, save_every=100, progress=lambda step: None) -> str:
+    def segment(self, step, previous=None, save_every=100, progress=lambda step: None, save_seconds=300.0) -> str:
         """Train a segment; returns the digest of its state."""
         out = self.root / str(step)
         out.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ class Chain:
             step=step,
             previous=previous,
             states=self.states,
-            save_every=save_every,
+            work=Work(save_every, save_seconds),
             progress=progress,
         )
         return made["state"]
@@ -152,6 +152,36 @@ def test_progress_inside_a_segment_changes_no_bit(chain):
     assert often.published(5) == seldom.published(5)
 
 
+def test_a_state_is_saved_when_its_time_has_come(chain, monkeypatch):
+    saved, real = [], States.save
+    monkeypatch.setattr(States, "save", lambda states, step, tensors: saved.append(step) or real(states, step, tensors))
+    run = chain("run")
+    run.segment(3, save_seconds=0.0)
+    assert saved == [1, 2, 3]
+
+
+def test_a_warning_inside_an_update_is_seen_before_the_next_micro_batch(chain, monkeypatch):
+    spec = change(ADM, micro_batch=2, timesteps="loss-second-moment")
+    whole, run = chain("whole", spec), chain("run", spec)
+    whole.segment(4)
+    parts, real = [], Trainer._micro_batch
+
+    def warned(trainer, part, *more):
+        parts.append((trainer.step, part.start))
+        if parts[-1] == (2, 2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(trainer, part, *more)
+
+    monkeypatch.setattr(Trainer, "_micro_batch", warned)
+    with pytest.raises(Preempted, match="at step 2 of 4; saved"):
+        run.segment(4)
+    assert parts[-1] == (2, 2)
+    assert run.states.newest(4)[0] == 2
+    monkeypatch.undo()
+    run.segment(4)
+    assert run.published(4) == whole.published(4)
+
+
 def test_a_lost_state_is_trained_again_through_the_recorded_digest(chain):
     kept, lost = chain("kept"), chain("lost")
     digest = kept.segment(3)
@@ -217,7 +247,7 @@ def test_resume_publishes_the_recorded_state(chain, tmp_path):
     last = run.segment(5, (2, digest), save_every=1)
 
     def published(step, digest):
-        resume.run(run.spec, run.images, tmp_path, step=step, digest=digest, states=run.states, save_every=100)
+        resume.run(run.spec, run.images, tmp_path, step=step, digest=digest, states=run.states, work=Work())
         return (tmp_path / "state.safetensors").read_bytes()
 
     kept = published(5, last)
