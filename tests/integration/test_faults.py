@@ -156,8 +156,8 @@ def test_a_kill_while_sampling_loses_the_open_network_call(undisturbed: Path, fr
 def test_a_warning_saves_the_state(warning: int, undisturbed: Path, fresh: Crew) -> None:
     warned = fresh.start(TRAIN, at={"update 10": warning})
     assert warned.end() == 75, warned.said()
-    assert "stopped by a signal at step 10 of 24; saved, run me again" in warned.said()
-    assert fresh.do(TRAIN).did("update")[0] == "11"
+    assert "stopped by a signal at step 9 of 24; saved, run me again" in warned.said()
+    assert fresh.do(TRAIN).did("update")[0] == "10"
     assert same(undisturbed, fresh, TRAIN)
 
 
