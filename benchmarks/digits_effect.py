@@ -92,7 +92,8 @@ def measure(job: tuple[str, dict[str, Any], float, int, str]) -> dict[str, Any]:
     from safetensors.numpy import save_file
 
     from ipdiff.data.images import load_images
-    from ipdiff.sample import ImageSampler, batches
+    from ipdiff.sample import ImageSampler
+    from ipdiff.shards import cut
     from ipdiff.train import Trainer
 
     name, options, gamma, seed, folder = job
@@ -115,7 +116,7 @@ def measure(job: tuple[str, dict[str, Any], float, int, str]) -> dict[str, Any]:
                 compute=spec.compute,
                 images=images,
             )
-            found[text] = metrics(np.concatenate([draw.draw(b) for b in batches(options["n"], 500)]), folder)
+            found[text] = metrics(np.concatenate([draw.draw(b) for b in cut(options["n"], 500)]), folder)
     return {
         "config": name,
         "gamma": gamma,
@@ -131,11 +132,13 @@ def metrics(samples: np.ndarray, folder: str) -> dict[str, float]:
     """FID, sFID and pixel distance of a sample set against the references in `folder`."""
     from ipdiff.data.arrays import load_npz
     from ipdiff.evaluate import distances
-    from ipdiff.metrics.features import ClassifierFeatures, statistics
+    from ipdiff.metrics.features import ClassifierFeatures, Statistics, show
 
     dataset = config.load().dataset("digits")
     extractor = ClassifierFeatures(Path(folder) / "classifier.safetensors", dataset.classifier, dataset.compute)
-    return distances(statistics(extractor, samples), load_npz(Path(folder) / "stats.npz"))
+    found = Statistics()
+    show(extractor, samples, found)
+    return distances(found.arrays(extractor, samples.shape[1:]), load_npz(Path(folder) / "stats.npz"))
 
 
 def references(folder: Path) -> None:

@@ -25,7 +25,8 @@ from benchmarks.digits_effect import metrics, references
 from ipdiff import rng
 from ipdiff.data.images import load_images, to_network
 from ipdiff.lowering import low_precision
-from ipdiff.sample import ImageSampler, batches
+from ipdiff.sample import ImageSampler
+from ipdiff.shards import cut
 from ipdiff.spec import Compute, RunSpec, Sampler
 from ipdiff.train import Trainer
 
@@ -70,7 +71,7 @@ def measure(seed: int, updates: int, folder: Path, count: int) -> dict[str, obje
             weights = Path(scratch) / "ema.safetensors"
             save_file(trainer.ema_weights(), weights)
             draw = ImageSampler(spec, weights, Sampler.parse("ancestral-20"), clip_denoised=True, compute=compute)
-            samples = np.concatenate([draw.draw(part) for part in batches(count, 500)])
+            samples = np.concatenate([draw.draw(part) for part in cut(count, 500)])
         found[name] = {"loss": float(trainer.losses[-200:].mean()), **metrics(samples, str(folder))}
     return found
 

@@ -7,6 +7,8 @@ rule train:
         W.log("train"),
     wildcard_constraints:
         model=W.trained,
+    # The longest chains first: a training that begins last leaves the other cores idle.
+    priority: 1
     threads: W.threads("train")
     resources:
         gpu=W.gpus("train"),
