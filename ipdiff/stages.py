@@ -163,7 +163,7 @@ def _neighbours(job: Job, made: Publication) -> None:
 
 
 def _train(job: Job, made: Publication) -> None:
-    from ipdiff import train
+    from ipdiff import optim, train
 
     spec = job.run_spec()
     previous = None
@@ -178,6 +178,7 @@ def _train(job: Job, made: Publication) -> None:
     step = int(job.names["step"])
     states = job.states(spec)
     rank, count = launch.place()
+    optim.micro_batches(spec.training, count)  # refused before they meet: who has met waits for who has left
     if rank == 0:
         states.prune_others(job.checkpoint_states())
         if previous:
