@@ -38,9 +38,12 @@ BASE = {
     "timesteps": "uniform",
     "ema_decay": 0.998,
     "width": 16,
+    "channel_mult": [1, 2],
     "samplers": ["ancestral-5", "ancestral-10", "ancestral-20", "ancestral-50"],
     "n": 4000,
 }
+SHORT: dict[str, Any] = {"gammas": [0.0, 0.3], "steps": 1500, "T": 100, "lr": 3e-3, "channel_mult": [1, 1]}
+"""The digits study's runs."""
 SETS: dict[str, dict[str, dict[str, Any]]] = {
     "choose": {
         "2000": {
@@ -50,6 +53,15 @@ SETS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "confirm": {"2000": {"gammas": [0.0, 0.3], "steps": 2000}},
+    "shorter": {  # for a study of minutes: fewer updates, half the arithmetic, T = 100
+        "T100 1200": {**SHORT, "steps": 1200, "lr": 3e-3, "channel_mult": [1, 2]},
+        "T100 1500 narrow": {**SHORT, "lr": 2e-3},
+        "T100 1500 narrow lr3": SHORT,
+        "T100 1500 narrow lr4": {**SHORT, "lr": 4e-3},
+        "T100 1200 narrow lr6": {**SHORT, "steps": 1200, "lr": 6e-3},
+        "T200 1200 narrow lr6": {**SHORT, "steps": 1200, "lr": 6e-3, "T": 200},
+    },
+    "confirm-short": {"1500": {**SHORT, "n": 3000}},
     "longer": {"4000": {"gammas": [0.0, 0.3], "steps": 4000}},
     "pilot": {
         "2500": {"gammas": [0.0, 0.2, 0.3], "steps": 2500},
@@ -73,7 +85,7 @@ def spec_of(options: dict[str, Any], gamma: float, seed: int) -> RunSpec:
         ema_decay=options["ema_decay"],
     )
     diffusion = dataclasses.replace(family.diffusion, T=options["T"], learn_sigma=options["learn_sigma"])
-    network = dataclasses.replace(family.network, model_channels=options["width"])
+    network = dataclasses.replace(family.network, model_channels=options["width"], channel_mult=options["channel_mult"])
     return RunSpec(
         family=params.model(options["model"]).family,
         network=network,

@@ -20,11 +20,13 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from ipdiff import signals
+from ipdiff.errors import UserError
 
 VARIABLE = "IPDIFF_WARM"
 PACKAGE = Path(__file__).parent
@@ -153,9 +155,18 @@ def serve(descriptor: int) -> None:
 
 
 def _preload() -> None:
-    """Import what stages need. Starts no thread and no device: a fork would lose the one and break the other."""
-    from ipdiff import analyse, classifier, evaluate, prepare, reference, resume, sample, stages, train  # noqa: F401
-    from ipdiff.report import figure, html, table  # noqa: F401
+    """Import what stages need, and what every one of them reads: the parameters, its code's digest.
+
+    Starts no thread and no device: a fork would lose the one and break the other.
+    """
+    from ipdiff import config, stages  # noqa: F401
+    from ipdiff.code import STAGES, code_digest
+
+    for verb, module in STAGES.items():
+        import_module(module)
+        code_digest(verb)
+    with suppress(UserError):  # the stage says what is wrong with params.yaml; one that was edited is read anew
+        config.load()
 
 
 def _as_sent(data: dict[str, Any]) -> dict[str, Any]:
