@@ -75,10 +75,13 @@ class Moments:
 
     BLOCK = 1024
 
+    STRIP = 64
+    """Rows of the scatter matrix that are merged at a time: small enough to stay in a core's cache."""
+
     def __init__(self, dim: int) -> None:
         self._rows = np.empty((self.BLOCK, dim))
         self._filled = 0
-        self._total = (0, np.zeros(dim), np.zeros((dim, dim)))
+        self._n, self._mean, self._scatter = 0, np.zeros(dim), np.zeros((dim, dim))
 
     def update(self, rows: ArrayLike) -> None:
         """Add rows: [n, dim], any float dtype. Raises ValueError for another shape."""
@@ -91,39 +94,55 @@ class Moments:
             self._filled += len(part)
             rows = rows[len(part) :]
             if self._filled == self.BLOCK:
-                self._total = self._merged()
-                self._filled = 0
+                self._merge()
 
     @property
     def n(self) -> int:
         """Number of rows seen."""
-        return self._total[0] + self._filled
+        return self._n + self._filled
 
     @property
     def mu(self) -> Array:
         """Mean: [dim] float64. Raises ValueError before the first row."""
         if self.n < 1:
             raise ValueError("no rows; expected 1 or more")
-        return self._merged()[1].copy()
+        return self._merged_mean(self._block_mean()) if self._filled else self._mean.copy()
 
     @property
     def cov(self) -> Array:
         """Covariance with N - 1 in the denominator: [dim, dim] float64. Raises ValueError below 2 rows."""
         if self.n < 2:
             raise ValueError(f"a covariance needs 2 rows or more; got {self.n}")
-        return self._merged()[2] / (self.n - 1)
+        scatter = self._scatter.copy()
+        if self._filled:
+            scatter = self._merged_scatter(scatter, self._block_mean())
+        scatter /= self.n - 1
+        return scatter
 
-    def _merged(self) -> tuple[int, Array, Array]:
-        """Count, mean and scatter matrix of all rows, the unfinished block included."""
-        count, mean, scatter = self._total
-        if not self._filled:
-            return self._total
-        rows = self._rows[: self._filled]
-        block_mean = rows.sum(axis=0) / self._filled
-        centred = rows - block_mean
-        block_scatter = centred.T @ centred
-        if not count:
-            return self._filled, block_mean, block_scatter
-        total, shift = count + self._filled, block_mean - mean
-        between = np.outer(shift, shift) * (count * self._filled / total)
-        return total, mean + shift * (self._filled / total), scatter + block_scatter + between
+    def _merge(self) -> None:
+        """Add the block to the total."""
+        mean = self._block_mean()
+        self._scatter = self._merged_scatter(self._scatter, mean)
+        self._mean, self._n, self._filled = self._merged_mean(mean), self.n, 0
+
+    def _block_mean(self) -> Array:
+        return self._rows[: self._filled].sum(axis=0) / self._filled
+
+    def _merged_mean(self, block_mean: Array) -> Array:
+        """Mean of all rows, [dim]; the block holds one at least."""
+        return self._mean + (block_mean - self._mean) * (self._filled / self.n) if self._n else block_mean
+
+    def _merged_scatter(self, total: Array, block_mean: Array) -> Array:
+        """Scatter matrix of all rows, [dim, dim]: the total before the block is written over."""
+        centred = self._rows[: self._filled] - block_mean
+        scatter = centred.T @ centred  # half a product: numpy sees that it is symmetric
+        if not self._n:
+            return scatter
+        shift, weight = block_mean - self._mean, self._n * self._filled / self.n
+        for start in range(0, len(total), self.STRIP):
+            strip = slice(start, start + self.STRIP)
+            between = np.outer(shift[strip], shift)
+            between *= weight
+            total[strip] += scatter[strip]
+            total[strip] += between
+        return total

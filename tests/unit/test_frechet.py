@@ -156,3 +156,56 @@ def test_moments_refusals():
 def test_needs_no_torch():
     code = "import sys, ipdiff.metrics, ipdiff.prepare, ipdiff.data.images; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("offset", [1e6, -1e6])
+def test_moments_of_float32_rows_far_from_0_are_numpys_in_float64(offset):
+    """A sum of squares would keep nothing of a spread of 1e-3 at a mean of 1e6, in float64."""
+    rows = np.random.default_rng(9).standard_normal((3 * Moments.BLOCK + 77, 6)) + offset
+    rows[:, 0] = 1000 * offset + np.arange(len(rows)) % 7  # exact in float64
+    rows[:, 1] = offset + 1e-3 * (rows[:, 1] - offset)
+    rows[: len(rows) // 2, 2] -= 2 * offset  # a mean that moves
+    for given in (rows, rows.astype(np.float32)):
+        moments = Moments(6)
+        for start in range(0, len(given), 64):
+            moments.update(given[start : start + 64])
+        exact = given.astype(np.float64)
+        centred = exact - exact.mean(0)
+        np.testing.assert_allclose(moments.mu, exact.mean(0), rtol=1e-14, atol=abs(offset) * 1e-14)
+        spread = centred.std(0)
+        np.testing.assert_allclose(
+            moments.cov, centred.T @ centred / (len(exact) - 1), rtol=0, atol=1e-6 * np.outer(spread, spread).max()
+        )
+        within = np.diag(moments.cov)[[0, 1, 3, 4, 5]]
+        np.testing.assert_allclose(within, exact.var(0, ddof=1)[[0, 1, 3, 4, 5]], rtol=1e-6)
+
+
+def test_looking_at_moments_changes_nothing_and_what_was_given_stays():
+    rows = np.random.default_rng(10).standard_normal((Moments.BLOCK + 100, 5))
+    moments = Moments(5)
+    moments.update(rows[: Moments.BLOCK])
+    mu, cov = moments.mu, moments.cov
+    kept = mu.copy(), cov.copy()
+    mu += 1
+    cov += 1
+    np.testing.assert_array_equal(moments.mu, kept[0])
+    np.testing.assert_array_equal(moments.cov, kept[1])
+    first = moments.cov
+    moments.update(rows[Moments.BLOCK :])
+    np.testing.assert_array_equal(first, kept[1])
+    assert moments.cov.tobytes() == moments.cov.tobytes()
+    np.testing.assert_allclose(moments.cov, np.cov(rows, rowvar=False), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("strip", [1, 5, 64])
+def test_strips_of_the_scatter_matrix_do_not_matter(strip, monkeypatch):
+    rows = np.random.default_rng(11).standard_normal((3000, 13))
+
+    def cov():
+        moments = Moments(13)
+        moments.update(rows)
+        return moments.cov.tobytes()
+
+    whole = cov()
+    monkeypatch.setattr(Moments, "STRIP", strip)
+    assert cov() == whole
