@@ -16,7 +16,11 @@ K = 3
 """A set's manifold is the union of balls around its features that reach to the K-th nearest other one."""
 
 BLOCK = 4096
-"""Rows and columns of distances in memory at a time (64 MiB); part of every artifact made from them."""
+"""Rows and columns of distances in memory at a time (64 MiB); part of every artifact made from them.
+
+Besides the features, less than 400 MiB are needed for 2048 of them, whatever the number of images: a matrix of
+distances, its transpose, and both blocks of features with their squares.
+"""
 
 
 def radii(features: NDArray[np.float32], compute: Compute) -> NDArray[np.float32]:
@@ -35,18 +39,22 @@ def radii(features: NDArray[np.float32], compute: Compute) -> NDArray[np.float32
     Source: guided-diffusion evaluations/evaluator.py ManifoldEstimator.manifold_radii.
     """
     device = configure(compute)
-    out = np.full(len(features), np.inf, np.float32)
+    nearest = torch.full((len(features), K + 1), torch.inf, device=device)
     for here, rows in _blocks(features, device):
-        nearest = torch.full((len(rows), 0), 0.0, device=device)
-        for there, columns in _blocks(features, device):
+        for there, columns in _blocks(features, device, here.start):  # those before have seen these rows
             found = squared_distances(rows, columns)
             if there == here:
                 found.fill_diagonal_(0)  # itself, whatever rounding says
-            candidates = torch.cat([nearest, found], dim=1)
-            nearest = candidates.topk(min(K + 1, candidates.shape[1]), dim=1, largest=False).values
-        if nearest.shape[1] > K:
-            out[here] = nearest[:, K].cpu().numpy()
-    return out
+            else:
+                _keep_nearest(nearest[there], found.T)
+            _keep_nearest(nearest[here], found)
+    return nearest[:, K].cpu().numpy()
+
+
+def _keep_nearest(nearest: Tensor, found: Tensor) -> None:
+    """Put the smallest of both into `nearest`: [n, K + 1] ascending, and found [n, m]."""
+    best = found.contiguous().topk(min(K + 1, found.shape[1]), dim=1, largest=False).values
+    nearest.copy_(torch.cat([nearest, best], dim=1).topk(K + 1, dim=1, largest=False).values)
 
 
 def precision_recall(
@@ -89,7 +97,8 @@ def squared_distances(rows: Tensor, columns: Tensor) -> Tensor:
     return out.add_((rows * rows).sum(dim=1)[:, None]).clamp_(min=0)
 
 
-def _blocks(features: NDArray[np.float32], device: torch.device) -> Iterator[tuple[slice, Tensor]]:
-    for start in range(0, len(features), BLOCK):
+def _blocks(features: NDArray[np.float32], device: torch.device, first: int = 0) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of rows from row `first` on (the start of a block), on the device."""
+    for start in range(first, len(features), BLOCK):
         part = slice(start, start + BLOCK)
         yield part, torch.from_numpy(np.array(features[part])).to(device)

@@ -1,5 +1,9 @@
 """Precision and recall against brute force, blocks that do not matter, and the Inception Score's closed forms."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -45,6 +49,47 @@ def test_blocks_do_not_matter(block, monkeypatch):
     monkeypatch.setattr(manifold, "BLOCK", block)
     np.testing.assert_allclose(radii(reference, CPU), whole, rtol=1e-5)
     assert measured(samples, reference) == expected
+
+
+def test_a_set_s_own_distances_are_computed_once(monkeypatch):
+    """Each pair of blocks in one order only: four blocks of four make ten products, not sixteen."""
+    seen = []
+
+    def count(rows, columns):
+        seen.append((len(rows), len(columns)))
+        return squared(rows, columns)
+
+    squared = manifold.squared_distances
+    near = points(26)
+    whole = radii(near, CPU)
+    monkeypatch.setattr(manifold, "squared_distances", count)
+    monkeypatch.setattr(manifold, "BLOCK", 8)
+    np.testing.assert_allclose(radii(near, CPU), whole, rtol=1e-5)
+    assert len(seen) == 10
+    assert seen[-1] == (2, 2)  # the last block is smaller than the neighbours that are looked for
+
+
+PEAK = """
+import sys
+from pathlib import Path
+import numpy as np
+from ipdiff.metrics import manifold
+from ipdiff.spec import Compute
+manifold.BLOCK = 1024
+near = np.random.default_rng(0).standard_normal((int(sys.argv[1]), 16), dtype=np.float32)
+reach = manifold.radii(near, Compute())
+manifold.precision_recall(near, reach, near, reach, Compute())
+print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads a process' peak memory from Linux")
+def test_memory_does_not_grow_with_the_square_of_the_images():
+    def peak_mib(images):
+        done = subprocess.run([sys.executable, "-c", PEAK, str(images)], capture_output=True, text=True, check=True)
+        return int(done.stdout) / 1024
+
+    assert peak_mib(8192) - peak_mib(2048) < 60  # all distances of 8192 images are 256 MiB
 
 
 def test_the_radius_is_the_third_other_neighbour():
