@@ -117,7 +117,7 @@ def measure(
     extractor: Extractor, images: NDArray[np.uint8], *, pooled: bool = False, shards: Shards | None = None
 ) -> Measured:
     """Look at images once: [N, H, W, C] uint8, N >= 2; `pooled`: keep their pooled features; `shards`: see `show`."""
-    moments, score, kept = Statistics(), InceptionScore(), Pooled()
+    moments, score, kept = Statistics(), InceptionScore(), Pooled(len(images))
     observers: list[Observer] = [moments, score, *([kept] if pooled else [])]
     show(extractor, images, *observers, shards=shards)
     return Measured(moments.arrays(extractor, images.shape[1:]), score.value, kept.array() if pooled else None)

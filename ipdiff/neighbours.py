@@ -31,8 +31,10 @@ def run(
         UserError: a file is not what it should be, or there are fewer than 2 images.
         IntegrityError: the network's file is another one.
     """
-    extractor, pictures, pooled = network.open(compute), load_images(images), Pooled()
-    show(extractor, pictures, pooled, rows=rows(reference, len(pictures)), shards=shards)
+    extractor, pictures = network.open(compute), load_images(images)
+    chosen = rows(reference, len(pictures))
+    pooled = Pooled(len(pictures) if chosen is None else len(chosen))
+    show(extractor, pictures, pooled, rows=chosen, shards=shards)
     if shards is None or shards.first:
         features = pooled.array()
         np.save(out / "features.npy", features)

@@ -200,13 +200,19 @@ class Statistics:
 class Pooled:
     """Observes features and keeps the pooled ones, as float32."""
 
-    def __init__(self) -> None:
-        self._batches: list[NDArray[np.float32]] = []
+    def __init__(self, count: int) -> None:
+        """`count`: images that will be shown; joining batches afterwards would take their memory twice."""
+        self._count, self._filled = count, 0
+        self._rows = np.empty((0, 0), np.float32)
 
     def __call__(self, features: Features) -> None:
-        """Add a batch."""
-        self._batches.append(np.asarray(features["pool"], np.float32))
+        """Add a batch. Raises ValueError beyond `count`."""
+        rows = features["pool"]
+        if not self._filled:
+            self._rows = np.empty((self._count, rows.shape[1]), np.float32)
+        self._rows[self._filled : self._filled + len(rows)] = rows
+        self._filled += len(rows)
 
     def array(self) -> NDArray[np.float32]:
         """All of them: [N, F] float32."""
-        return np.concatenate(self._batches)
+        return self._rows[: self._filled]

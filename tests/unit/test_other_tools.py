@@ -106,7 +106,7 @@ def test_pooled_features_are_those_of_clean_fids_legacy_mode(tmp_path):
         network = InceptionV3W(str(tmp_path), download=False, resize_inside=True)
     with torch.no_grad():
         theirs = network(torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32)).numpy()
-    pooled, statistics = Pooled(), Statistics()
+    pooled, statistics = Pooled(len(images)), Statistics()
     extractor = InceptionFeatures(path, CPU)
     show(extractor, images, pooled, statistics)
     np.testing.assert_allclose(pooled.array(), theirs, rtol=1e-4, atol=1e-5)
