@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ipdiff.adam import Adam
 from ipdiff.compute import configure
 from ipdiff.data.images import to_network
 from ipdiff.errors import UserError
@@ -106,7 +107,7 @@ def train(
     net = FeatureNet(spec, images.shape[1], images.shape[3], int(labels.max()) + 1)
     initialise(net, spec.seed)
     net.to(device)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=spec.lr)
+    optimizer = Adam(net.parameters(), lr=spec.lr, weight_decay=0.01, decoupled=True)
     for step in range(spec.steps):
         batch = np.sort(rows[_places(spec, step, len(rows))])
         x, y = to_network(images[batch]).to(device), torch.from_numpy(labels[batch]).to(device)
