@@ -1,7 +1,8 @@
-"""One command measures everything: `python -m benchmarks [--quick] [--json FILE]`.
+"""One command measures everything: `python -m benchmarks [--quick] [--only PART] [--json FILE]`.
 
-Prints a table (what, ours, arithmetic, limit measured in the same run, ratio) and how the cost grows, and writes both
-as JSON with the machine they were measured on.
+Prints tables: the speed of training and sampling (what, ours, arithmetic, limit measured in the same run, ratio), what
+measuring costs and how long commands take to start (what, ours, limit or goal, ratio), and how the cost grows; and
+writes them all as JSON with the machine they were measured on.
 """
 
 from __future__ import annotations
@@ -9,14 +10,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
-from benchmarks import configurations, scaling
+from benchmarks import configurations, metrics, scaling, startup
+from benchmarks.rows import Row, as_json, describe
 from ipdiff import bench, receipts
 from ipdiff.bench import Measured
+
+PARTS = ("speed", "metrics", "startup", "scaling")
 
 
 def machine(threads: int) -> dict[str, object]:
@@ -40,21 +45,38 @@ def speeds(threads: int, seconds: float, quick: bool) -> list[Measured]:
     return rows
 
 
+def printed(rows: Iterable[Row]) -> list[dict[str, float | str]]:
+    """Rows as plain data, each printed as soon as it is measured."""
+    print(describe([]))
+    found: list[Row] = []
+    for row in rows:
+        print(describe([row]).splitlines()[-1], flush=True)
+        found.append(row)
+    return as_json(found)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny networks for a moment each: does it run at all?")
     parser.add_argument("--seconds", type=float, default=60.0, help="time for a configuration (default: 60)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the wide networks on the CPU")
+    parser.add_argument("--only", choices=PARTS, action="append", help="one part (may be repeated; default: all)")
     parser.add_argument("--no-scaling", action="store_true", help="leave out how the cost grows")
     parser.add_argument("--json", type=Path, default=Path("work/benchmarks.json"), help="where to write everything")
     args = parser.parse_args()
     seconds = 0.1 if args.quick else args.seconds
     found: dict[str, object] = {"machine": machine(args.threads)}
     print(json.dumps(found["machine"]))
-    print(bench.describe([]))
-    found["speed"] = bench.as_json(speeds(args.threads, seconds, args.quick))
-    if not args.no_scaling:
+    parts = args.only or [part for part in PARTS if not (args.no_scaling and part == "scaling")]
+    if "speed" in parts:
+        print(bench.describe([]))
+        found["speed"] = bench.as_json(speeds(args.threads, seconds, args.quick))
+    if "metrics" in parts:
+        found["metrics"] = printed(metrics.table(args.threads, seconds / 3, args.quick))
+    if "startup" in parts:
+        found["startup"] = printed(startup.table(args.quick))
+    if "scaling" in parts:
         rows = scaling.table(seconds / 10, args.quick)
         found["scaling"] = rows
         print(scaling.describe(rows))

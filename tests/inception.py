@@ -1,8 +1,8 @@
 """A network with the structure and the names of inception-2015-12-05.pt, narrow, with random weights.
 
-The published file cannot be shipped. `python tests/inception.py PATH [SEED]`, called in the project's root, writes
-the same bytes every time (with one version of torch); the study `paper-tiny` uses it. At `width` 1 the sizes are
-those of the published file too.
+The published file cannot be shipped. `python tests/inception.py PATH [SEED [WIDTH]]`, called in the project's root,
+writes the same bytes every time (with one version of torch); the study `paper-tiny` uses it. At `width` 1 the sizes
+are those of the published file too.
 """
 
 from __future__ import annotations
@@ -246,4 +246,5 @@ def write_inception(path: Path, seed: int = 0, width: float = WIDTH, classes: in
 if __name__ == "__main__":
     if os.environ.get("PYTHONHASHSEED") != "0":  # TorchScript writes some names in the order of a set
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "PYTHONHASHSEED": "0"})
-    write_inception(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    given = sys.argv[2:]
+    write_inception(Path(sys.argv[1]), int(given[0]) if given else 0, float(given[1]) if given[1:] else WIDTH)

@@ -10,9 +10,12 @@ import torch
 from unit.tiny import RUNS
 
 from benchmarks import __main__ as benchmarks
+from benchmarks import metrics
 from benchmarks.configurations import CIFAR10, FFHQ128
+from benchmarks.rows import Row, as_json, describe
 from ipdiff import bench, cli, plan
 from ipdiff.bench import Measured
+from ipdiff.metrics import manifold
 
 
 def test_rates_are_those_of_the_quicker_quarter(monkeypatch):
@@ -65,6 +68,20 @@ def test_refusals_are_one_line(arguments, message, capsys):
     assert said.count("\n") == 1
 
 
+def test_a_row_s_ratio_is_1_at_the_limit_and_more_beyond_it():
+    slow, fast = (Row("x", ours, 30.0, "s", "goal") for ours in (60.0, 15.0))
+    assert (slow.ratio, fast.ratio) == (0.5, 2.0)
+    assert Row("x", 80.0, 100.0, "images/s", "the network alone").ratio == 0.8
+    assert describe([slow]).splitlines()[1].split() == ["x", "60", "30", "s", "50%", "goal"]
+    assert as_json([slow])[0]["ratio"] == 0.5
+
+
+def test_products_of_a_set_with_itself_are_about_half_of_those_with_another(monkeypatch):
+    monkeypatch.setattr(manifold, "BLOCK", 4)
+    assert metrics._more("overlap", 8, 4) == 4
+    assert metrics._more("radii", 8, 4) == 3  # two blocks: three of the four pairs
+
+
 def test_quick_benchmarks_write_everything(tmp_path, monkeypatch, capsys):
     path = tmp_path / "found.json"
     monkeypatch.setattr(sys, "argv", ["benchmarks", "--quick", "--threads", "1", "--json", str(path)])
@@ -74,4 +91,8 @@ def test_quick_benchmarks_write_everything(tmp_path, monkeypatch, capsys):
     assert {row["what"].split()[0] for row in found["speed"]} == {"tiny"}
     assert {row["what"] for row in found["scaling"]} == {"image size", "batch", "T'", "cells", "processes"}
     assert all(row["cost"] > 0 for row in found["scaling"])
+    rows = [*found["metrics"], *found["startup"]]
+    assert all(0 < row["ours"] < float("inf") and 0 < row["ratio"] < float("inf") for row in rows)
+    for what in ("moments", "FID", "radii", "precision and recall", "peak memory", "Inception", "ipdiff --help"):
+        assert any(row["what"].startswith(what) for row in rows), what
     assert "tiny float32 sampling" in capsys.readouterr().out
