@@ -208,6 +208,8 @@ class Pooled:
     def __call__(self, features: Features) -> None:
         """Add a batch. Raises ValueError beyond `count`."""
         rows = features["pool"]
+        if self._filled + len(rows) > self._count:
+            raise ValueError(f"{self._filled + len(rows)} images were shown; {self._count} were announced")
         if not self._filled:
             self._rows = np.empty((self._count, rows.shape[1]), np.float32)
         self._rows[self._filled : self._filled + len(rows)] = rows

@@ -82,6 +82,34 @@ def test_a_stage_is_run_by_the_server_with_the_callers_directory_and_files(
     assert capfd.readouterr().err.startswith("ipdiff: dataset 'tinny' is not in params.yaml; did you mean 'tiny'?")
 
 
+IMPORTED = """
+import sys
+from ipdiff import cli, warm
+warm._preload()
+for command in sys.argv[1:]:
+    known = set(sys.modules)
+    assert cli.main(command.split()) == 0
+    new = {name.partition(".")[0] for name in set(sys.modules) - known}
+    print("IMPORTED", command, *sorted(new - sys.stdlib_module_names - {"ipdiff"}))
+"""
+
+
+@pytest.mark.usefixtures("project")
+def test_a_forked_stage_has_everything_imported_already() -> None:
+    """What the server lacks is imported by every fork anew; a data set's own library is (once) by `prepare`."""
+    run = "--dataset tiny --model adm --seed 0 --step 4"
+    for command in ("prepare --dataset tiny", f"train {run}"):
+        subprocess.run([sys.executable, "-m", "ipdiff", *command.split()], check=True)
+    stages = [
+        "classifier --dataset tiny",
+        "reference --dataset tiny",
+        f"sample {run} --sampler ancestral-5",
+        f"evaluate {run} --sampler ancestral-5",
+    ]
+    done = subprocess.run([sys.executable, "-c", IMPORTED, *stages], capture_output=True, text=True, check=True)
+    assert [line for line in done.stdout.splitlines() if "IMPORTED" in line] == [f"IMPORTED {each}" for each in stages]
+
+
 @pytest.mark.usefixtures("served", "project")
 @pytest.mark.parametrize("variable", ["OMP_NUM_THREADS", "SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID"])
 def test_a_server_with_other_settings_or_outside_the_job_is_not_used(

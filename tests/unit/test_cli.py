@@ -273,17 +273,30 @@ def test_what_both_engines_run_is_what_the_command_line_reads() -> None:
             }
 
 
-@pytest.mark.parametrize("argv", ["", "--help", "train --help"])
-def test_nothing_heavy_is_imported_to_print_help(argv: str) -> None:
+@pytest.mark.parametrize("module", ["ipdiff", "ipdiff.cli"])
+@pytest.mark.parametrize("argv", ["", "--help", "--version", "train --help"])
+def test_nothing_but_the_standard_library_is_imported_to_print_help(module: str, argv: str) -> None:
+    """Torch takes a second, numpy and pydantic a tenth each, and whoever reads the help waits for them."""
     script = (
         "import sys\n"
-        "import ipdiff.cli\n"
+        "known = set(sys.modules)\n"
+        f"import {module}\n"
         f"argv = {argv.split()!r}\n"
         "try:\n"
-        "    argv and ipdiff.cli.main(argv)\n"
+        "    if argv:\n"
+        "        from ipdiff.cli import main\n"
+        "        main(argv)\n"
         "except SystemExit as stop:\n"
         "    assert not stop.code\n"
-        "print('HEAVY', *sorted({'torch', 'numpy', 'scipy', 'pydantic', 'yaml', 'PIL'} & sys.modules.keys()))\n"
+        "ours = {'ipdiff', *sys.stdlib_module_names}\n"
+        "print('HEAVY', *sorted({name.partition('.')[0] for name in set(sys.modules) - known} - ours))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "HEAVY"
+
+
+@pytest.mark.parametrize("module", ["grid", "sync", "report.table", "report.html"])
+def test_the_graph_and_the_tables_need_no_torch(module: str) -> None:
+    script = f"import sys, ipdiff.{module}; print(*sorted({{'torch', 'scipy', 'sklearn'}} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"

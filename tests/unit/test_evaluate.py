@@ -227,3 +227,15 @@ def test_a_set_of_one_unit_is_not_saved_on_the_way(pipeline, tmp_path):
     reference.run(ALL, network(pipeline), CPU, pipeline / "images.npy", tmp_path, Shards(tmp_path / "shards"))
     assert (tmp_path / "stats.npz").read_bytes() == (pipeline / "stats.npz").read_bytes()
     assert not (tmp_path / "shards").exists()
+
+
+def test_pooled_features_are_kept_as_float32_and_no_more_than_were_announced():
+    kept = features.Pooled(5)
+    rows = np.arange(20.0).reshape(5, 4)
+    kept({"pool": rows[:3]})
+    np.testing.assert_array_equal(kept.array(), rows[:3])
+    kept({"pool": rows[3:]})
+    assert kept.array().dtype == np.float32
+    np.testing.assert_array_equal(kept.array(), rows)
+    with pytest.raises(ValueError, match="6 images were shown; 5 were announced"):
+        kept({"pool": rows[:1]})
