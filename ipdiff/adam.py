@@ -64,7 +64,8 @@ class Adam:
     def step(self) -> None:
         """Update every parameter that has a gradient."""
         places = [i for i, p in enumerate(self._params) if p.grad is not None]
-        states = [self._state.setdefault(i, self._begin(self._params[i])) for i in places]
+        self._state |= {i: self._begin(self._params[i]) for i in places if i not in self._state}
+        states = [self._state[i] for i in places]
         group = self.param_groups[0]
         adam(
             [self._params[i] for i in places],
