@@ -18,7 +18,7 @@ K = 3
 BLOCK = 4096
 """Rows and columns of distances in memory at a time (64 MiB); part of every artifact made from them.
 
-Besides the features, less than 400 MiB are needed for 2048 of them, whatever the number of images: a matrix of
+Besides the features, less than 512 MiB are needed for 2048 of them, whatever the number of images: a matrix of
 distances, its transpose, and both blocks of features with their squares.
 """
 
