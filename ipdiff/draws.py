@@ -23,14 +23,26 @@ _MASK = 0xFFFFFFFF
 
 
 class Draws(Protocol):
-    """What training and sampling need of random numbers."""
+    """What training and sampling need of random numbers.
 
-    def normals(self, seed: int, purpose: Purpose, index: Indices, shape: tuple[int, ...], *, step: int = 0) -> Tensor:
+    `index` and `step` may be tensors on the device: [n] int64, and int64 with one element.
+    """
+
+    def normals(
+        self, seed: int, purpose: Purpose, index: Indices | Tensor, shape: tuple[int, ...], *, step: int | Tensor = 0
+    ) -> Tensor:
         """As `rng.normals`: [n, *shape] float32."""
         ...
 
     def keep_mask(
-        self, seed: int, index: Indices, shape: tuple[int, ...], threshold: int, *, step: int, lane: int
+        self,
+        seed: int,
+        index: Indices | Tensor,
+        shape: tuple[int, ...],
+        threshold: int,
+        *,
+        step: int | Tensor,
+        lane: int,
     ) -> Tensor:
         """As `rng.keep_mask`: [n, *shape] bool."""
         ...
@@ -44,22 +56,31 @@ def draws_on(device: torch.device) -> Draws:
 class HostDraws:
     """Numpy's own numbers, on the CPU."""
 
-    def normals(self, seed: int, purpose: Purpose, index: Indices, shape: tuple[int, ...], *, step: int = 0) -> Tensor:
-        """See `Draws`."""
-        return torch.from_numpy(rng.normals(seed, purpose, index, shape, step=step))
-
-    def keep_mask(
-        self, seed: int, index: Indices, shape: tuple[int, ...], threshold: int, *, step: int, lane: int
+    def normals(
+        self, seed: int, purpose: Purpose, index: Indices | Tensor, shape: tuple[int, ...], *, step: int | Tensor = 0
     ) -> Tensor:
         """See `Draws`."""
-        return torch.from_numpy(rng.keep_mask(seed, index, shape, threshold, step=step, lane=lane))
+        return torch.from_numpy(rng.normals(seed, purpose, np.asarray(index), shape, step=int(step)))
+
+    def keep_mask(
+        self,
+        seed: int,
+        index: Indices | Tensor,
+        shape: tuple[int, ...],
+        threshold: int,
+        *,
+        step: int | Tensor,
+        lane: int,
+    ) -> Tensor:
+        """See `Draws`."""
+        return torch.from_numpy(rng.keep_mask(seed, np.asarray(index), shape, threshold, step=int(step), lane=lane))
 
 
 class DeviceDraws:
     """The same numbers made on the device: nothing is copied from the host, and nothing waits for it.
 
-    `index` ([n] int64) and `step` (int64, one element) may be tensors there, which are read when the device gets to
-    them: work that was recorded once can be repeated for other images or another step.
+    Tensors of images and steps are read when the device gets to them: work that was recorded once can be repeated for
+    other images or another step.
     """
 
     def __init__(self, device: torch.device) -> None:
