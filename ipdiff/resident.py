@@ -84,7 +84,8 @@ class ResidentTrainer(Trainer):
         """Have the optimiser take its rate and whether to skip from the device."""
         for group in self.optimizer.param_groups:
             group["lr"], group["capturable"] = self._rate, self.device.type == "cuda"
-        self.optimizer.found_inf = self._skip_flag  # pyright: ignore[reportAttributeAccessIssue]  # as GradScaler does
+        # As GradScaler does; and warm-ups, which are not captured, are no mistake.
+        vars(self.optimizer).update(found_inf=self._skip_flag, _warned_capturable_if_run_uncaptured=True)
 
     def advance(self, check: Callable[[], None] = lambda: None) -> float:
         """Have the next update done. Returns the newest mean loss that was read, NaN where none was.

@@ -384,7 +384,7 @@ def test_any_number_of_shards_makes_the_same_file(run, tmp_path, count):
 @pytest.mark.parametrize("number", [1, 3])
 def test_a_signal_is_seen_between_two_steps_of_the_chain(run, sampler, tmp_path, monkeypatch, number):
     steps = []
-    real = ImageSampler._step
+    real = ImageSampler.step
 
     def step(drawer, x, i, index):
         steps.append((index.start, i))
@@ -392,13 +392,43 @@ def test_a_signal_is_seen_between_two_steps_of_the_chain(run, sampler, tmp_path,
             os.kill(os.getpid(), signal.SIGUSR1)
         return real(drawer, x, i, index)
 
-    monkeypatch.setattr(ImageSampler, "_step", step)
+    monkeypatch.setattr(ImageSampler, "step", step)
     shards = Shards(tmp_path / "shards")
     with pytest.raises(Preempted, match="run me again"):
         run(tmp_path, shards=shards)
     assert steps[-1] == (4, 5 - number)
     assert shards.has(range(4))
     assert not shards.has(range(4, 8))
+
+
+# The chain as a program over fixed tensors: what a GPU captures and launches
+
+
+@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("model", MODELS)
+@torch.inference_mode()
+def test_a_chain_that_counts_its_own_steps_draws_the_same_images(name, model, sampler):
+    drawer = sampler(name, model)
+    chain = drawer.chain(3)
+    assert drawer.chain(3) is chain
+    for index in (range(3), range(7, 10)):
+        x = drawer._begin(index)
+        checks = []
+        found = chain.run(x, index, lambda checks=checks: checks.append(0)).clone()
+        for i in reversed(range(drawer.start)):
+            x = drawer.step(x, i, index)
+        torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-4)
+        assert len(checks) == drawer.nfe
+
+
+@torch.inference_mode()
+def test_warm_ups_leave_no_trace_in_a_chain(sampler):
+    drawer = sampler("ancestral-5")
+    chain = drawer.chain(2)
+    fresh = chain.run(drawer._begin(range(2)), range(2), lambda: None).clone()
+    for _ in range(9):
+        chain._step()
+    assert torch.equal(chain.run(drawer._begin(range(2)), range(2), lambda: None), fresh)
 
 
 def test_a_set_is_written_without_being_held_in_memory(tmp_path):
