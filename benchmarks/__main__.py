@@ -1,14 +1,17 @@
-"""One command measures everything: `python -m benchmarks [--quick] [--json FILE]`.
+"""One command measures everything: `python -m benchmarks [--quick] [--gpu-tests] [--json FILE]`.
 
 Prints a table (what, ours, arithmetic, limit measured in the same run, ratio) and how the cost grows, and writes both
-as JSON with the machine they were measured on.
+as JSON with the machine they were measured on. Where a GPU is, the paper's networks are measured there.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,6 +20,7 @@ import torch
 from benchmarks import configurations, scaling
 from ipdiff import bench, receipts
 from ipdiff.bench import Measured
+from ipdiff.errors import UserError
 
 
 def machine(threads: int) -> dict[str, object]:
@@ -35,9 +39,22 @@ def speeds(threads: int, seconds: float, quick: bool) -> list[Measured]:
     """Training and sampling of every configuration that this machine has room for."""
     rows: list[Measured] = []
     for name, spec, sample_batch in configurations.all_of(threads, quick):
-        rows += bench.measure(name, spec, sample_batch, seconds)
+        try:
+            rows += bench.measure(name, spec, sample_batch, seconds)
+        except (UserError, RuntimeError) as error:  # no memory, no capture: the others are still worth measuring
+            print(f"{name}: not measured: {str(error).strip().splitlines()[0]}")
+            continue
+        finally:
+            _release()
         print(bench.describe(rows[-2:]).splitlines()[-2], bench.describe(rows[-1:]).splitlines()[-1], sep="\n")
     return rows
+
+
+def _release() -> None:
+    """Give the memory of one configuration back before the next."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def main() -> None:
@@ -48,11 +65,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the wide networks on the CPU")
     parser.add_argument("--no-scaling", action="store_true", help="leave out how the cost grows")
     parser.add_argument("--json", type=Path, default=Path("work/benchmarks.json"), help="where to write everything")
+    parser.add_argument("--gpu-tests", action="store_true", help="run tests/gpu first, and stop if one of them fails")
     args = parser.parse_args()
+    if args.gpu_tests and (failed := subprocess.run([sys.executable, "-m", "pytest", "-q", "tests/gpu"]).returncode):
+        sys.exit(failed)
     seconds = 0.1 if args.quick else args.seconds
     found: dict[str, object] = {"machine": machine(args.threads)}
     print(json.dumps(found["machine"]))
     print(bench.describe([]))
+    if torch.cuda.is_available():
+        found["normals"] = bench.normals(torch.device("cuda"), 1.0)
+        print(f"normals drawn on the GPU: {found['normals']:.3g} a second")
     found["speed"] = bench.as_json(speeds(args.threads, seconds, args.quick))
     if not args.no_scaling:
         rows = scaling.table(seconds / 10, args.quick)
