@@ -43,9 +43,9 @@ class Program:
             return
         try:
             self._graph = _captured(self._run)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, UserError):
             raise
-        except RuntimeError as error:
+        except Exception as error:  # of the driver, of a library, of a compiler: none has a common class
             reason = str(error).strip().split("\n")[0]
             raise UserError(
                 f"{self._name} cannot be captured in a CUDA graph ({reason}); "

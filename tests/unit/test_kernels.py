@@ -11,10 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from unit.tiny import ADM, IMAGES, change
 
 from ipdiff import draws, kernels, nets, rng
 from ipdiff.draws import DeviceDraws
+from ipdiff.resident import ResidentTrainer
 from ipdiff.rng import Purpose
+from ipdiff.spec import ADMNetwork
+from ipdiff.trainer import Trainer
 
 pytestmark = [
     pytest.mark.skipif(not kernels.available(), reason="triton is not installed"),
@@ -25,14 +29,18 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # looked at when a kernel is defined: before any test has run
 
 
-@pytest.fixture
-def philox() -> DeviceDraws:
+def by_kernel() -> DeviceDraws:
     """Draws by the kernel."""
     from ipdiff.kernels import philox
 
     device = DeviceDraws(torch.device("cpu"))
     device._fill = philox.fill
     return device
+
+
+@pytest.fixture
+def philox() -> DeviceDraws:
+    return by_kernel()
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31 + 5, 2**63 - 1, 2**63 + 11, 2**64 - 1])
@@ -164,6 +172,33 @@ def test_a_network_through_the_kernels(monkeypatch):
     assert all(taken)
     for name, gradient in found[True].items():
         torch.testing.assert_close(gradient, found[False][name], rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_updates_through_all_kernels(monkeypatch):
+    """Training as on a GPU, but for the capture: the program over fixed tensors, its draws and norms by the kernels."""
+    spec = change(
+        ADM,
+        network=ADMNetwork(64, [1, 2], 1, [2], num_head_channels=16, dropout=0.1, norm_groups=16),
+        learn_sigma=True,
+        gamma=0.1,
+        micro_batch=None,
+        timesteps="loss-second-moment",
+    )
+    reference = Trainer(spec, IMAGES)
+    trainer = ResidentTrainer(spec, IMAGES)
+    trainer.draws = by_kernel()
+    for _ in range(2):
+        reference.advance()
+    monkeypatch.setattr("ipdiff.nets.layers._takes_kernels", lambda input: True)
+    for _ in range(2):
+        trainer.advance()
+    found, expected = trainer.state(), reference.state()
+    trainer.close()
+    np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-5)
+    for name in trainer.names:
+        np.testing.assert_allclose(found[f"ema.{name}"], expected[f"ema.{name}"], rtol=0, atol=5e-4, err_msg=name)
+        moment = f"optimizer.exp_avg.{name}"
+        np.testing.assert_allclose(found[moment], expected[moment], rtol=1e-2, atol=1e-5, err_msg=name)
 
 
 def test_kernels_are_for_gpus_only():
