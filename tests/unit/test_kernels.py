@@ -144,6 +144,25 @@ def test_the_norm_is_differentiable_once_only():
         gradient.sum().backward()
 
 
+def test_the_norm_in_inference_mode_takes_one_row_for_all_images():
+    from ipdiff.kernels.norm import group_norm
+
+    x, weight, bias, scale, shift = inputs((3, 8, 4, 4), 1, torch.float32, 0.0)
+    weight.requires_grad_()
+    with torch.inference_mode():
+        found = group_norm(x, 4, weight, bias, 1e-5, scale=scale, shift=shift, silu=True)
+    torch.testing.assert_close(found, reference(x, 4, weight, bias, scale, shift, True).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_kernels_can_be_switched_off(monkeypatch):
+    kernels.available.cache_clear()
+    monkeypatch.setenv(kernels.SWITCH, "0")
+    try:
+        assert not kernels.available()
+    finally:
+        kernels.available.cache_clear()
+
+
 def test_a_network_through_the_kernels(monkeypatch):
     """The whole ADM network with every norm in the kernels has the gradients it has without them."""
     net = nets.ADMUNet(8, 16, 6, 1, (4,), (1, 2), num_head_channels=8, norm_groups=4).to(
