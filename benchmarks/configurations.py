@@ -58,6 +58,9 @@ def all_of(threads: int, quick: bool) -> Iterator[Configuration]:
     if quick:
         for precision in precisions:
             yield f"tiny {precision}", change(TINY, 4, threads=threads, precision=precision), 4
+        if torch.cuda.is_available():
+            wide = dataclasses.replace(TINY, network=dataclasses.replace(TINY.network, model_channels=64))
+            yield "tiny on the GPU", change(wide, 16, device="cuda", precision="bfloat16"), 16
         return
     if torch.cuda.is_available():
         yield from on_gpu()

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from unit.tiny import IMAGES, RUNS, change
+from unit.tiny import IMAGES, RUNS, Looks, change
 
 from ipdiff import optim, resident, train
 from ipdiff.data.batches import batch_indices
@@ -227,6 +227,17 @@ def test_an_update_that_is_not_live_changes_nothing(made):
     assert frozen(trainer) == before
     trainer.advance()
     assert frozen(trainer) == frozen(made(trainer.spec, 4))
+
+
+@pytest.mark.parametrize("name", ["adm", "ddim-ip"])
+def test_an_update_looks_at_no_value(name, made):
+    trainer = made(WHOLE[name])
+    trainer.draws = DeviceDraws(CPU)
+    trainer.advance()  # the diffusion's tables are then where they are wanted
+    with Looks() as looks:
+        trainer._run_update()
+    assert looks.seen > 1000
+    assert looks.found == []
 
 
 # The stage

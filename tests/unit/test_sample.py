@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
-from unit.tiny import IMAGES, RUNS, change
+from unit.tiny import IMAGES, RUNS, Looks, change
 
 from ipdiff import rng, sample
 from ipdiff.data.arrays import save_npz, stream_npz
 from ipdiff.data.images import to_network, to_uint8
+from ipdiff.draws import DeviceDraws
 from ipdiff.errors import Preempted, UserError
 from ipdiff.rng import Purpose
 from ipdiff.sample import ImageSampler
@@ -419,6 +420,19 @@ def test_a_chain_that_counts_its_own_steps_draws_the_same_images(name, model, sa
             x = drawer.step(x, i, index)
         torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-4)
         assert len(checks) == drawer.nfe
+
+
+@pytest.mark.parametrize("name", ["ancestral-5", "ddim0.5-quad5", "ddim0-5"])
+@torch.inference_mode()
+def test_a_step_of_a_chain_looks_at_no_value(name, sampler):
+    drawer = sampler(name)
+    drawer.draws = DeviceDraws(torch.device("cpu"))
+    chain = drawer.chain(3)
+    chain._step()
+    with Looks() as looks:
+        chain._step()
+    assert looks.seen > 100
+    assert looks.found == []
 
 
 @torch.inference_mode()

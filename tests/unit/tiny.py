@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import traceback
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ipdiff.spec import ADMNetwork, Compute, DDPMNetwork, Diffusion, Objective, RunSpec, Training
 
@@ -75,3 +77,25 @@ def flip_bit(path: Path, place: int = -1) -> None:
     data = bytearray(path.read_bytes())
     data[place] ^= 1
     path.write_bytes(data)
+
+
+class Looks(TorchDispatchMode):
+    """Takes note of operations that look at a tensor's values or send numbers to a device: a GPU's queue would stop.
+
+    The check of timesteps, which is for the CPU only, is left out.
+    """
+
+    NAMES = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "lift_fresh")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.seen = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen += 1
+        if func.__name__.split(".")[0] in self.NAMES:
+            where = traceback.extract_stack(limit=8)
+            if all(frame.name != "_check_index" for frame in where):
+                self.found.append(f"{func.__name__} in {where[-2].name}")
+        return func(*args, **(kwargs or {}))
