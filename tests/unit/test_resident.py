@@ -230,10 +230,17 @@ def test_an_update_that_is_not_live_changes_nothing(made):
 
 
 @pytest.mark.parametrize("name", ["adm", "ddim-ip"])
-def test_an_update_looks_at_no_value(name, made):
-    trainer = made(WHOLE[name])
-    trainer.draws = DeviceDraws(CPU)
-    trainer.advance()  # the diffusion's tables are then where they are wanted
+def test_an_update_neither_looks_at_values_nor_sends_any(name, monkeypatch):
+    """On the meta device, where there are none; torch has no fused optimiser there."""
+    meta = torch.device("meta")
+    monkeypatch.setattr("ipdiff.data.images.fits", lambda images, device: True)
+    monkeypatch.setattr("ipdiff.trainer.configure", lambda compute: meta)
+    monkeypatch.setattr("ipdiff.trainer.initialise", lambda net, uniforms: None)
+    monkeypatch.setattr(optim, "make_optimizer", lambda net, *_: torch.optim.SGD(net.parameters(), foreach=False))
+    trainer = ResidentTrainer(WHOLE[name], IMAGES)
+    trainer.draws = DeviceDraws(meta)
+    monkeypatch.setattr(trainer.optimizer, "step", lambda: None)
+    trainer._run_update()  # the diffusion's tables are then where they are wanted
     with Looks() as looks:
         trainer._run_update()
     assert looks.seen > 1000

@@ -424,9 +424,12 @@ def test_a_chain_that_counts_its_own_steps_draws_the_same_images(name, model, sa
 
 @pytest.mark.parametrize("name", ["ancestral-5", "ddim0.5-quad5", "ddim0-5"])
 @torch.inference_mode()
-def test_a_step_of_a_chain_looks_at_no_value(name, sampler):
+def test_a_step_of_a_chain_neither_looks_at_values_nor_sends_any(name, sampler, monkeypatch):
+    """On the meta device, where there are none."""
+    meta = torch.device("meta")
+    monkeypatch.setattr("ipdiff.sample.configure", lambda compute: meta)
     drawer = sampler(name)
-    drawer.draws = DeviceDraws(torch.device("cpu"))
+    drawer.draws = DeviceDraws(meta)
     chain = drawer.chain(3)
     chain._step()
     with Looks() as looks:

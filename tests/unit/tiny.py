@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ipdiff.spec import ADMNetwork, Compute, DDPMNetwork, Diffusion, Objective, RunSpec, Training
 
@@ -80,9 +82,9 @@ def flip_bit(path: Path, place: int = -1) -> None:
 
 
 class Looks(TorchDispatchMode):
-    """Takes note of operations that look at a tensor's values or send numbers to a device: a GPU's queue would stop.
+    """Takes note of operations for which a GPU's queue would stop: they look at values, or send some to the device.
 
-    The check of timesteps, which is for the CPU only, is left out.
+    On the meta device, whose tensors have no values, every use of a CPU's tensor is such a sending.
     """
 
     NAMES = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "lift_fresh")
@@ -93,9 +95,9 @@ class Looks(TorchDispatchMode):
         self.seen = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
         self.seen += 1
-        if func.__name__.split(".")[0] in self.NAMES:
-            where = traceback.extract_stack(limit=8)
-            if all(frame.name != "_check_index" for frame in where):
-                self.found.append(f"{func.__name__} in {where[-2].name}")
-        return func(*args, **(kwargs or {}))
+        tensors = [value for value in tree_leaves((args, kwargs, out)) if isinstance(value, torch.Tensor)]
+        if func.__name__.split(".")[0] in self.NAMES or any(tensor.device.type == "cpu" for tensor in tensors):
+            self.found.append(f"{func.__name__} in {traceback.extract_stack(limit=4)[0].name}")
+        return out
