@@ -1,15 +1,18 @@
-"""One command measures everything: `python -m benchmarks [--quick] [--only PART] [--json FILE]`.
+"""One command measures everything: `python -m benchmarks [--quick] [--only PART] [--gpu-tests] [--json FILE]`.
 
 Prints tables: the speed of training and sampling (what, ours, arithmetic, limit measured in the same run, ratio), what
 measuring costs and how long commands take to start (what, ours, limit or goal, ratio), and how the cost grows; and
-writes them all as JSON with the machine they were measured on.
+writes them all as JSON with the machine they were measured on. Where a GPU is, the paper's networks are measured there.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +23,7 @@ from benchmarks import configurations, metrics, scaling, startup
 from benchmarks.rows import Row, as_json, describe
 from ipdiff import bench, receipts
 from ipdiff.bench import Measured
+from ipdiff.errors import UserError
 
 PARTS = ("speed", "metrics", "startup", "scaling")
 
@@ -40,7 +44,13 @@ def speeds(threads: int, seconds: float, quick: bool) -> list[Measured]:
     """Training and sampling of every configuration that this machine has room for."""
     rows: list[Measured] = []
     for name, spec, sample_batch in configurations.all_of(threads, quick):
-        rows += bench.measure(name, spec, sample_batch, seconds)
+        try:
+            rows += bench.measure(name, spec, sample_batch, seconds)
+        except (UserError, RuntimeError) as error:  # no memory, no capture: the others are still worth measuring
+            print(f"{name}: not measured: {str(error).strip().splitlines()[0]}")
+            continue
+        finally:
+            _release()
         print(bench.describe(rows[-2:]).splitlines()[-2], bench.describe(rows[-1:]).splitlines()[-1], sep="\n")
     return rows
 
@@ -55,6 +65,13 @@ def printed(rows: Iterable[Row]) -> list[dict[str, float | str]]:
     return as_json(found)
 
 
+def _release() -> None:
+    """Give the memory of one configuration back before the next."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -62,15 +79,20 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="time for a configuration (default: 60)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the wide networks on the CPU")
     parser.add_argument("--only", choices=PARTS, action="append", help="one part (may be repeated; default: all)")
-    parser.add_argument("--no-scaling", action="store_true", help="leave out how the cost grows")
     parser.add_argument("--json", type=Path, default=Path("work/benchmarks.json"), help="where to write everything")
+    parser.add_argument("--gpu-tests", action="store_true", help="run tests/gpu first, and stop if one of them fails")
     args = parser.parse_args()
+    if args.gpu_tests and (failed := subprocess.run([sys.executable, "-m", "pytest", "-q", "tests/gpu"]).returncode):
+        sys.exit(failed)
     seconds = 0.1 if args.quick else args.seconds
     found: dict[str, object] = {"machine": machine(args.threads)}
     print(json.dumps(found["machine"]))
-    parts = args.only or [part for part in PARTS if not (args.no_scaling and part == "scaling")]
+    parts = args.only or PARTS
     if "speed" in parts:
         print(bench.describe([]))
+        if torch.cuda.is_available():
+            found["normals"] = bench.normals(torch.device("cuda"), 1.0)
+            print(f"normals drawn on the GPU: {found['normals']:.3g} a second")
         found["speed"] = bench.as_json(speeds(args.threads, seconds, args.quick))
     if "metrics" in parts:
         found["metrics"] = printed(metrics.table(args.threads, seconds / 3, args.quick))

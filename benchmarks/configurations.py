@@ -58,6 +58,9 @@ def all_of(threads: int, quick: bool) -> Iterator[Configuration]:
     if quick:
         for precision in precisions:
             yield f"tiny {precision}", change(TINY, 4, threads=threads, precision=precision), 4
+        if torch.cuda.is_available():
+            wide = dataclasses.replace(TINY, network=dataclasses.replace(TINY.network, model_channels=64))
+            yield "tiny on the GPU", change(wide, 16, device="cuda", precision="bfloat16"), 16
         return
     if torch.cuda.is_available():
         yield from on_gpu()
@@ -68,7 +71,7 @@ def all_of(threads: int, quick: bool) -> Iterator[Configuration]:
 
 
 def on_gpu() -> Iterator[Configuration]:
-    """The paper's networks in all precisions, as they are and compiled."""
+    """The paper's networks in all precisions with this package's kernels, and compiled; all in CUDA graphs."""
     for name, spec, batch, sample_batch in (("CIFAR-10", CIFAR10, 128, 512), ("FFHQ-128", FFHQ128, 32, 64)):
         for precision in ("bfloat16", "float16", "float32"):
             yield f"{name} {precision}", change(spec, batch, device="cuda", precision=precision), sample_batch

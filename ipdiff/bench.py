@@ -1,16 +1,19 @@
 """How fast a run trains and samples on this machine, against the machine's own convolutions in the same minutes.
 
-The limit is the fastest of a few 3x3 convolutions in the run's precision. It is measured in turns with the work, so
-that both meet the same other processes; a rate is that of the quicker quarter of its turns.
+The limit is the fastest of a few 3x3 convolutions in the run's precision; on a GPU a large matrix product stands beside
+it, whose rate is nearer to what the maker promises. Both are measured in turns with the work, so that all meet the same
+other processes; a rate is that of the quicker quarter of its turns.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,15 +24,20 @@ from torch.nn import functional as F
 
 from ipdiff import config, plan
 from ipdiff.compute import configure, dtype
+from ipdiff.draws import draws_on
 from ipdiff.errors import UserError
+from ipdiff.resident import EVERY, ResidentTrainer, trainer_for
+from ipdiff.rng import Purpose
 from ipdiff.sample import ImageSampler
 from ipdiff.spec import RunSpec, Sampler
-from ipdiff.train import Trainer
+from ipdiff.trainer import Trainer
 
 SHAPES = ((128, 32), (256, 16), (256, 8))
 """(channels, image size) of the convolutions whose fastest is the limit."""
 CALLS = 4
-"""Calls of each convolution a turn."""
+"""Calls of each convolution, and of the matrix product, a turn."""
+MATMUL = 8192
+"""Rows and columns of the matrix product."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,7 @@ class Measured:
         unit: e.g. images/s.
         gflops: its arithmetic, in GFLOP/s.
         limit: the convolutions' arithmetic, in GFLOP/s.
+        matmul: the matrix product's, where it was measured; else 0.
     """
 
     what: str
@@ -49,11 +58,17 @@ class Measured:
     unit: str
     gflops: float
     limit: float
+    matmul: float = 0.0
 
     @property
     def ratio(self) -> float:
         """Share of the limit."""
         return self.gflops / self.limit
+
+    @property
+    def of_matmul(self) -> float | None:
+        """Share of the matrix product's rate."""
+        return self.gflops / self.matmul if self.matmul else None
 
 
 def run(dataset: str, model: str | None, seconds: float) -> list[Measured]:
@@ -88,22 +103,44 @@ def measure(name: str, spec: RunSpec, sample_batch: int, seconds: float) -> list
         seconds: time to measure, after one call of everything.
     """
     device = configure(spec.compute)
-    trainer = Trainer(spec, _images(spec))
+    trainer = trainer_for(spec, _images(spec))
     sampler = _sampler(spec, trainer)
     batch = spec.training.batch_size
+    updates = EVERY if isinstance(trainer, ResidentTrainer) else 1  # a whole piece: with all that the host does for it
+
+    def train() -> None:
+        for _ in range(updates):
+            trainer.advance()
+
     calls = {
-        "train": trainer.advance,
+        "train": train,
         "sample": lambda: sampler.draw(range(sample_batch)),
         **_convolutions(spec, device),
+        **(_matmul(spec, device) if device.type == "cuda" else {}),
     }
-    rates = _rates(calls, seconds, device)
+    with closing(trainer):
+        rates = _rates(calls, seconds, device)
     limit = max(rates[key] * work for key, work in _convolution_work(device).items())
+    matmul = rates.get("matmul", 0.0) * CALLS * 2 * MATMUL**3 / 1e9
     flops = plan.network(json.dumps(spec.to_json()))[0] / 1e9
-    train, sample = rates["train"] * batch, rates["sample"] * sample_batch * sampler.nfe
+    train_rate, sample_rate = rates["train"] * updates * batch, rates["sample"] * sample_batch * sampler.nfe
+    train_flops, sample_flops = train_rate * flops * plan.TRAIN_FACTOR, sample_rate * flops
     return [
-        Measured(f"{name} training, batch {batch}", train, "images/s", train * flops * plan.TRAIN_FACTOR, limit),
-        Measured(f"{name} sampling, batch {sample_batch}", sample, "image-steps/s", sample * flops, limit),
+        Measured(f"{name} training, batch {batch}", train_rate, "images/s", train_flops, limit, matmul),
+        Measured(f"{name} sampling, batch {sample_batch}", sample_rate, "image-steps/s", sample_flops, limit, matmul),
     ]
+
+
+def normals(device: torch.device, seconds: float) -> float:
+    """Normals a second that the device draws for a batch of CIFAR-10's size."""
+    draws = draws_on(device)
+    shape, batch, calls = (3, 32, 32), 128, 20 if device.type == "cuda" else 1
+
+    def several() -> None:
+        for step in range(calls):
+            draws.normals(0, Purpose.EPS, range(batch), shape, step=step)
+
+    return _rates({"normals": several}, seconds, device)["normals"] * calls * batch * math.prod(shape)
 
 
 def describe(rows: list[Measured]) -> str:
@@ -111,7 +148,10 @@ def describe(rows: list[Measured]) -> str:
     lines = [f"{'what':44} {'ours':>22} {'GFLOP/s':>9} {'limit':>9} {'ratio':>6}"]
     for row in rows:
         speed = f"{row.speed:,.4g} {row.unit}" if row.speed < 1000 else f"{row.speed:,.0f} {row.unit}"
-        lines.append(f"{row.what:44} {speed:>22} {row.gflops:9.0f} {row.limit:9.0f} {100 * row.ratio:5.0f}%")
+        lines.append(
+            f"{row.what:44} {speed:>22} {row.gflops:9.0f} {row.limit:9.0f} {100 * row.ratio:5.0f}%"
+            + ("" if row.of_matmul is None else f", {100 * row.of_matmul:.0f}% of a matrix product's {row.matmul:.0f}")
+        )
     return "\n".join(lines)
 
 
@@ -120,9 +160,9 @@ def for_plan(dataset: str, rows: list[Measured]) -> str:
     return f"--speed {dataset}={rows[0].speed:.4g},{rows[1].speed:.4g}"
 
 
-def as_json(rows: list[Measured]) -> list[dict[str, float | str]]:
-    """The rows as plain data, each with its ratio."""
-    return [{**dataclasses.asdict(row), "ratio": row.ratio} for row in rows]
+def as_json(rows: list[Measured]) -> list[dict[str, float | str | None]]:
+    """The rows as plain data, each with its shares."""
+    return [{**dataclasses.asdict(row), "ratio": row.ratio, "of_matmul": row.of_matmul} for row in rows]
 
 
 def _images(spec: RunSpec) -> np.ndarray:
@@ -156,6 +196,18 @@ def _convolutions(spec: RunSpec, device: torch.device) -> dict[str, Callable[[],
         return several
 
     return {f"conv {shape}": call(*shape) for shape in SHAPES}
+
+
+def _matmul(spec: RunSpec, device: torch.device) -> dict[str, Callable[[], object]]:
+    """The matrix product beside the limit, by name."""
+    a, b = torch.randn(2, MATMUL, MATMUL, device=device).to(dtype(spec.compute)).unbind()
+
+    @torch.inference_mode()
+    def several() -> None:
+        for _ in range(CALLS):
+            torch.mm(a, b)
+
+    return {"matmul": several}
 
 
 def _convolution_work(device: torch.device) -> dict[str, float]:

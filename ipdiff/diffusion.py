@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -371,7 +372,8 @@ class GaussianDiffusion:
     def _predict(self, model: Model, x_t: Tensor, i: Index) -> _Output:
         _check_index(i, self.num_steps, x_t)
         if isinstance(i, Tensor):
-            t = torch.as_tensor(self.timesteps, device=x_t.device)[i]
+            table = _on_device(self.timesteps.tobytes(), np.int64, torch.int64, x_t.device)
+            t = table[i[:1]].expand_as(i) if i.stride(0) == 0 else table[i]  # one step for all: as below
         else:
             one = torch.full((1,), int(self.timesteps[i]), dtype=torch.int64, device=x_t.device)
             t = one.expand(x_t.shape[0])  # a network that sees this computes what depends on t once
@@ -437,7 +439,14 @@ def _at(table: FloatArray, i: Index, like: Tensor) -> float | Tensor:
     """Look up coefficients: a float for one step, [N,1,1,1] of like's dtype for one step an image."""
     if not isinstance(i, Tensor):
         return float(table[i])
-    return _per_image(torch.as_tensor(table, dtype=like.dtype, device=like.device)[i], like)
+    return _per_image(_on_device(table.tobytes(), np.float64, like.dtype, like.device)[i], like)
+
+
+@lru_cache(maxsize=256)
+def _on_device(table: bytes, kind: type[np.generic], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A table as a tensor, made once: a GPU is then not sent the same numbers in every step."""
+    with torch.inference_mode(False):  # autograd refuses what is made in that mode
+        return torch.tensor(np.frombuffer(table, dtype=kind), dtype=dtype, device=device)
 
 
 def _per_image(values: Tensor, like: Tensor) -> Tensor:

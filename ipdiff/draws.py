@@ -1,113 +1,201 @@
 """The streams of `ipdiff.rng` as tensors on a device.
 
-On the CPU numpy draws them. A GPU draws the same integers itself: Philox4x64-10 in torch's int64 arithmetic, which
-wraps around like unsigned numbers; products of 64 bits are put together from 32-bit halves. The transform to normals is
-the same sequence of float64 operations, so that on the CPU even its bits are equal; a GPU's compiler may fuse a product
-with a sum and differ in the last bit.
+On the CPU numpy draws them. A GPU draws the same integers itself, by the kernel of `ipdiff.kernels.philox`, or (where
+Triton is not installed) by the operations here: Philox4x64-10 in torch's int64 arithmetic, which wraps around like
+unsigned numbers; products of 64 bits are put together from 32-bit halves. The transform to normals is the same sequence
+of float64 operations, so that on the CPU even its bits are equal; the kernel fuses none of them either.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ipdiff import rng
+from ipdiff import kernels, rng
 from ipdiff.rng import Indices, Purpose
 
+Kind = Literal["words", "normals", "mask"]
 _MASK = 0xFFFFFFFF
 
 
 class Draws(Protocol):
-    """What training and sampling need of random numbers."""
+    """What training and sampling need of random numbers.
 
-    def normals(self, seed: int, purpose: Purpose, index: Indices, shape: tuple[int, ...], *, step: int = 0) -> Tensor:
+    `index` and `step` may be tensors on the device: [n] int64, and int64 with one element.
+    """
+
+    def normals(
+        self, seed: int, purpose: Purpose, index: Indices | Tensor, shape: tuple[int, ...], *, step: int | Tensor = 0
+    ) -> Tensor:
         """As `rng.normals`: [n, *shape] float32."""
         ...
 
     def keep_mask(
-        self, seed: int, index: Indices, shape: tuple[int, ...], threshold: int, *, step: int, lane: int
+        self,
+        seed: int,
+        index: Indices | Tensor,
+        shape: tuple[int, ...],
+        threshold: int,
+        *,
+        step: int | Tensor,
+        lane: int,
     ) -> Tensor:
         """As `rng.keep_mask`: [n, *shape] bool."""
         ...
 
 
 def draws_on(device: torch.device) -> Draws:
-    """The draws for a device; on a GPU they are compiled, which takes some seconds at the first use of each."""
-    return DeviceDraws(device, compiled=True) if device.type == "cuda" else HostDraws()
+    """The draws for a device."""
+    return DeviceDraws(device) if device.type == "cuda" else HostDraws()
 
 
 class HostDraws:
     """Numpy's own numbers, on the CPU."""
 
-    def normals(self, seed: int, purpose: Purpose, index: Indices, shape: tuple[int, ...], *, step: int = 0) -> Tensor:
-        """See `Draws`."""
-        return torch.from_numpy(rng.normals(seed, purpose, index, shape, step=step))
-
-    def keep_mask(
-        self, seed: int, index: Indices, shape: tuple[int, ...], threshold: int, *, step: int, lane: int
+    def normals(
+        self, seed: int, purpose: Purpose, index: Indices | Tensor, shape: tuple[int, ...], *, step: int | Tensor = 0
     ) -> Tensor:
         """See `Draws`."""
-        return torch.from_numpy(rng.keep_mask(seed, index, shape, threshold, step=step, lane=lane))
+        return torch.from_numpy(rng.normals(seed, purpose, np.asarray(index), shape, step=int(step)))
+
+    def keep_mask(
+        self,
+        seed: int,
+        index: Indices | Tensor,
+        shape: tuple[int, ...],
+        threshold: int,
+        *,
+        step: int | Tensor,
+        lane: int,
+    ) -> Tensor:
+        """See `Draws`."""
+        return torch.from_numpy(rng.keep_mask(seed, np.asarray(index), shape, threshold, step=int(step), lane=lane))
 
 
 class DeviceDraws:
-    """The same numbers made on the device, without a copy from the host."""
+    """The same numbers made on the device: nothing is copied from the host, and nothing waits for it.
 
-    def __init__(self, device: torch.device, *, compiled: bool) -> None:
-        """`compiled`: one kernel a call instead of some hundred operations."""
-        self.device = device
-        self._words = torch.compile(words, dynamic=True) if compiled else words
-        self._normals = torch.compile(normals, dynamic=True) if compiled else normals
+    Tensors of images and steps are read when the device gets to them: work that was recorded once can be repeated for
+    other images or another step.
+    """
 
-    def normals(self, seed: int, purpose: Purpose, index: Indices, shape: tuple[int, ...], *, step: int = 0) -> Tensor:
-        """See `Draws`."""
-        count = math.prod(shape)
-        raw = self._raw(seed, purpose, index, 2 * ((count + 1) // 2), step, 0)
-        return self._normals(raw)[:, :count].reshape(len(index), *shape)
+    def __init__(self, device: torch.device) -> None:
+        """On a GPU an own kernel draws; on the CPU, and where Triton is not installed, torch's operations."""
+        self.device, self._fill = device, fill
+        if device.type == "cuda" and kernels.available():
+            from ipdiff.kernels import philox
 
-    def keep_mask(
-        self, seed: int, index: Indices, shape: tuple[int, ...], threshold: int, *, step: int, lane: int
+            self._fill = philox.fill
+
+    def normals(
+        self, seed: int, purpose: Purpose, index: Indices | Tensor, shape: tuple[int, ...], *, step: int | Tensor = 0
     ) -> Tensor:
         """See `Draws`."""
-        count = math.prod(shape)
-        raw = self._raw(seed, Purpose.DROPOUT, index, (count + 3) // 4, step, lane)
-        parts = torch.stack([(raw >> shift) & 0xFFFF for shift in (0, 16, 32, 48)], dim=-1).flatten(1)
-        return (parts[:, :count] >= threshold).reshape(len(index), *shape)
+        drawn = self._draw("normals", seed, purpose, index, 2 * ((math.prod(shape) + 1) // 2), step)
+        return drawn[:, : math.prod(shape)].reshape(len(index), *shape)
 
-    def _raw(self, seed: int, purpose: Purpose, index: Indices, count: int, step: int, lane: int) -> Tensor:
+    def keep_mask(
+        self,
+        seed: int,
+        index: Indices | Tensor,
+        shape: tuple[int, ...],
+        threshold: int,
+        *,
+        step: int | Tensor,
+        lane: int,
+    ) -> Tensor:
+        """See `Draws`."""
+        count = (math.prod(shape) + 3) // 4
+        drawn = self._draw("mask", seed, Purpose.DROPOUT, index, count, step, lane, threshold)
+        return drawn[:, : math.prod(shape)].reshape(len(index), *shape)
+
+    def words(
+        self, seed: int, purpose: Purpose, index: Indices | Tensor, count: int, *, step: int | Tensor = 0, lane: int = 0
+    ) -> Tensor:
+        """As `rng.words`: [n, count] int64, the bits of the unsigned words."""
+        return self._draw("words", seed, purpose, index, count, step, lane)[:, :count]
+
+    def _draw(
+        self,
+        kind: Kind,
+        seed: int,
+        purpose: Purpose,
+        index: Indices | Tensor,
+        count: int,
+        step: int | Tensor,
+        lane: int = 0,
+        threshold: int = 0,
+    ) -> Tensor:
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed is {seed}; use 0 <= seed < 2**64")
-        fixed = np.array([seed, int(purpose), step, lane], dtype=np.uint64).view(np.int64)
-        images = torch.from_numpy(np.asarray(index, dtype=np.int64).copy()).to(self.device)
-        blocks = torch.arange(1, (count + 3) // 4 + 1, device=self.device)
-        return self._words(torch.from_numpy(fixed).to(self.device), images, blocks)[:, :count]
+        if not isinstance(step, Tensor):
+            step = torch.full((1,), _signed(step), dtype=torch.int64, device=self.device)
+        return self._fill(
+            kind, self._index(index), step, count, seed=seed, purpose=int(purpose), lane=lane, threshold=threshold
+        )
+
+    def _index(self, index: Indices | Tensor) -> Tensor:
+        if isinstance(index, Tensor):
+            return index
+        if isinstance(index, range):  # made on the device
+            return torch.arange(index.start, index.stop, index.step, device=self.device)
+        return torch.from_numpy(np.array(index, dtype=np.int64)).to(self.device)
 
 
-def words(fixed: Tensor, index: Tensor, blocks: Tensor) -> Tensor:
+def fill(
+    kind: Kind, index: Tensor, step: Tensor, count: int, *, seed: int, purpose: int, lane: int, threshold: int
+) -> Tensor:
+    """Draw whole blocks of one stream.
+
+    Args:
+        kind: "words", "normals" or "mask".
+        index: [n] int64 on a device: images.
+        step: int64 on the device, one element: optimiser update or reverse step.
+        count: words an image.
+        seed: 0 <= seed < 2**64.
+        purpose: which stream.
+        lane: third coordinate.
+        threshold: a mask is true where 16 bits are at least this.
+
+    Returns:
+        With b = 4 ceil(count / 4): [n, b] int64 words, [n, b] float32 normals or [n, 4 b] bool.
+    """
+    blocks = torch.arange(1, (count + 3) // 4 + 1, device=index.device)
+    raw = words((seed, purpose), index, blocks, step.reshape(1, 1), lane)
+    if kind == "words":
+        return raw
+    if kind == "normals":
+        return normals(raw)
+    return torch.stack([(raw >> shift) & 0xFFFF for shift in (0, 16, 32, 48)], dim=-1).flatten(1) >= threshold
+
+
+def words(key: tuple[int, int], index: Tensor, blocks: Tensor, step: Tensor, lane: int) -> Tensor:
     """Philox4x64-10, the bits of unsigned words in int64.
 
     Args:
-        fixed: [4] int64: seed, purpose (the key), step, lane (the counter's last two words).
+        key: seed and purpose.
         index: [n] int64, the counter's second word.
         blocks: [b] int64, the counter's first word.
+        step: [1, 1] int64, its third.
+        lane: its fourth.
 
     Returns:
         [n, 4 b] int64.
 
     Source: Salmon et al. 2011.
     """
-    key0, key1, step, lane = fixed.unbind()
+    key0, key1 = key
     c0, c1 = torch.broadcast_tensors(blocks[None, :], index[:, None])
-    c2, c3 = step.expand_as(c0), lane.expand_as(c0)
+    c2, c3 = step.expand_as(c0), torch.full_like(c0, lane)
     for _ in range(10):
         high0, low0 = _product(0xD2E7470EE14C6C93, c0)
         high1, low1 = _product(0xCA5A826395121157, c2)
-        c0, c1, c2, c3 = high1 ^ c1 ^ key0, low1, high0 ^ c3 ^ key1, low0
-        key0, key1 = key0 + _signed(0x9E3779B97F4A7C15), key1 + _signed(0xBB67AE8584CAA73B)
+        c0, c1, c2, c3 = high1 ^ c1 ^ _signed(key0), low1, high0 ^ c3 ^ _signed(key1), low0
+        key0, key1 = (key0 + 0x9E3779B97F4A7C15) % 2**64, (key1 + 0xBB67AE8584CAA73B) % 2**64
     return torch.stack([c0, c1, c2, c3], dim=-1).flatten(1)
 
 

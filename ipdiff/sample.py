@@ -17,6 +17,7 @@ from ipdiff.data.arrays import stream_npz
 from ipdiff.data.images import to_network, to_uint8
 from ipdiff.draws import draws_on
 from ipdiff.errors import UserError
+from ipdiff.graphs import Program
 from ipdiff.lowering import compiled
 from ipdiff.nets import prepare_for_sampling
 from ipdiff.rng import Purpose
@@ -65,6 +66,7 @@ class ImageSampler:
         net.forward_projected = compiled(net.forward_projected, compute)
         self.model, self.draws = net.at_timesteps(kept.tolist()), draws_on(self.device)
         self.shape = (spec.channels, spec.image_size, spec.image_size)
+        self._chains: dict[int, _Chain] = {}
 
     @property
     def nfe(self) -> int:
@@ -78,12 +80,20 @@ class ImageSampler:
         `check` is called before every step of the chain; it leaves by raising.
         """
         x = self._begin(index)
+        if self.device.type == "cuda":
+            return to_uint8(self.chain(len(index)).run(x, index, check))
         for i in reversed(range(self.start)):
             check()
-            x = self._step(x, i, index)
+            x = self.step(x, i, index)
         return to_uint8(x)
 
-    def _noise(self, purpose: Purpose, index: range, step: int = 0) -> Tensor:
+    def chain(self, count: int) -> _Chain:
+        """The chain of a batch of so many images, captured at its first use. Call it in inference mode."""
+        if count not in self._chains:
+            self._chains[count] = _Chain(self, count)
+        return self._chains[count]
+
+    def _noise(self, purpose: Purpose, index: range | Tensor, step: int | Tensor = 0) -> Tensor:
         noise = self.draws.normals(self.spec.seed, purpose, index, self.shape, step=step)
         return noise.to(memory_format=self.format)
 
@@ -96,12 +106,54 @@ class ImageSampler:
         t = torch.full((len(index),), self.start - 1, device=self.device)
         return self.diffusion.q_sample(x0, t, self._noise(Purpose.EXPOSURE_EPS, index))
 
-    def _step(self, x: Tensor, i: int, index: range) -> Tensor:
-        noisy = i > 0 and self.sampler.eta > 0
-        noise = self._noise(Purpose.SAMPLE_STEP, index, int(self.timesteps[i])) if noisy else torch.zeros_like(x)
+    def step(self, x: Tensor, i: int | Tensor, index: range | Tensor, t: Tensor | None = None) -> Tensor:
+        """One reverse step.
+
+        Args:
+            x: [n,C,H,W] float32.
+            i: step of the chain; an int, or [n] int64 on the device.
+            index: the images' numbers, [n].
+            t: the timestep that i stands for, one int64 on the device; for a tensor i.
+        """
+        noisy = self.sampler.eta > 0 and (isinstance(i, Tensor) or i > 0)
+        at = int(self.timesteps[i]) if isinstance(i, int) else t
+        noise = torch.zeros_like(x) if at is None or not noisy else self._noise(Purpose.SAMPLE_STEP, index, at)
         if self.sampler.kind == "ddim":
             return self.diffusion.ddim_step(self.model, x, i, noise, eta=self.sampler.eta, clip_denoised=self.clip)
         return self.diffusion.ancestral_step(self.model, x, i, noise, clip_denoised=self.clip)
+
+
+class _Chain:
+    """The reverse steps of a batch of fixed size as one program: the device counts the steps itself.
+
+    Coefficients, the row of the time table and the noise are looked up at the step that a tensor holds, so that one
+    captured step serves the whole chain and a step costs the host a single launch.
+    """
+
+    def __init__(self, sampler: ImageSampler, count: int) -> None:
+        """Make the tensors, and capture the step where there is a GPU."""
+        self._sampler, device = sampler, sampler.device
+        self._x = torch.zeros((count, *sampler.shape), device=device).to(memory_format=sampler.format)
+        self._index = torch.zeros(count, dtype=torch.int64, device=device)
+        self._i = torch.zeros(1, dtype=torch.int64, device=device)
+        self._timesteps = torch.from_numpy(sampler.timesteps).to(device)
+        self._program = Program(self._step, device, "a step of sampling")
+        self._program.prepare()
+
+    def run(self, x: Tensor, index: range, check: Callable[[], None]) -> Tensor:
+        """From x_T [n,C,H,W] of the images `index` to x_0; the result is overwritten by the next run."""
+        self._x.copy_(x)
+        self._index.copy_(torch.arange(index.start, index.stop, device=x.device))
+        self._i.fill_(self._sampler.start - 1)
+        for _ in range(self._sampler.start):
+            check()
+            self._program()
+        return self._x
+
+    def _step(self) -> None:
+        i = self._i.expand(len(self._x))
+        self._x.copy_(self._sampler.step(self._x, i, self._index, self._timesteps[self._i]))
+        self._i.sub_(1).clamp_(min=0)  # warm-ups do not leave the chain
 
 
 def run(

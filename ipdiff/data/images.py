@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,26 +35,35 @@ def to_network(images: NDArray[np.uint8] | Tensor) -> Tensor:
     return (tensor.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1).contiguous()
 
 
-def reader(
-    images: NDArray[np.uint8], device: torch.device
-) -> Callable[[NDArray[np.int64]], NDArray[np.uint8] | Tensor]:
-    """A function from indices to those images, for a network on `device`.
+class Reader:
+    """Gives images by their indices, for a network on some device.
 
-    On a GPU with room the whole set is put there now, as uint8, and batches never cross the bus.
-
-    Args:
-        images: [N, H, W, C] uint8.
-        device: where the batches are wanted.
-
-    Returns:
-        [n] int64 -> [n, H, W, C] uint8, on the device or (where it has no room, and on the CPU) on the host.
+    Attributes:
+        resident: [N, H, W, C] uint8 on the device, where a GPU has room for the whole set: batches then never cross
+            the bus; else None, and batches are on the host.
     """
+
+    def __init__(self, images: NDArray[np.uint8], device: torch.device) -> None:
+        """Put the set on the GPU now, or keep `images`, [N, H, W, C] uint8."""
+        import torch
+
+        self.images = images
+        self.resident = torch.from_numpy(np.array(images)).to(device) if fits(images, device) else None
+
+    def __call__(self, indices: NDArray[np.int64]) -> NDArray[np.uint8] | Tensor:
+        """[n] int64 -> [n, H, W, C] uint8."""
+        import torch
+
+        if self.resident is None:
+            return self.images[indices]
+        return self.resident[torch.from_numpy(indices).to(self.resident.device)]
+
+
+def fits(images: NDArray[np.uint8], device: torch.device) -> bool:
+    """Whether the device is a GPU with room for the whole set."""
     import torch
 
-    if device.type != "cuda" or images.nbytes > torch.cuda.mem_get_info(device)[0] * SHARE_FOR_IMAGES:
-        return lambda indices: images[indices]
-    resident = torch.from_numpy(np.array(images)).to(device)
-    return lambda indices: resident[torch.from_numpy(indices).to(device)]
+    return device.type == "cuda" and images.nbytes <= torch.cuda.mem_get_info(device)[0] * SHARE_FOR_IMAGES
 
 
 def to_uint8(x: Tensor) -> NDArray[np.uint8]:

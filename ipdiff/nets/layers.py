@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import partial
 
 import numpy as np
@@ -23,15 +24,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ipdiff import kernels
+
 MaskSource = Callable[[int, torch.Size], Tensor]
 """(ordinal of the dropout layer, shape of its input) -> bool tensor of that shape, true where kept."""
 
 UniformSource = Callable[[int, int], NDArray[np.float64]]
 """(index of the tensor in `named_parameters()`, count) -> so many float64 in [0, 1)."""
 
+_TWICE = ContextVar("_TWICE", default=False)
+"""Whether second derivatives are asked for: see `twice_differentiable`."""
+
 
 class GroupNorm(nn.GroupNorm):
     """Group normalisation whose statistics and output are computed in float32 at least.
+
+    channels_last images on a GPU go through the kernels of `ipdiff.kernels.norm` (torch's own copy them to the other
+    layout and back), but not inside a compiled network, whose compiler fuses the operations itself, and not where
+    second derivatives are asked for.
 
     Source: guided-diffusion guided_diffusion/nn.py@22e0df8 (GroupNorm32).
     """
@@ -44,6 +54,8 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise [N,C,...] of any float dtype; the result has the input's dtype."""
+        if _takes_kernels(input):
+            return self._by_kernels(input)
         return self._float32(input).to(input.dtype)
 
     def activated(self, input: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
@@ -55,6 +67,8 @@ class GroupNorm(nn.GroupNorm):
                 norm's own weights, which saves a pass.
             shift: likewise.
         """
+        if _takes_kernels(input):
+            return self._by_kernels(input, scale, shift, silu=True)
         if scale is None or shift is None:
             h = self._float32(input)
         elif len(scale) == 1:
@@ -71,6 +85,24 @@ class GroupNorm(nn.GroupNorm):
             # The CPU's kernel for half images is four times slower than these conversions at 8 channels a group.
             input, weight, bias = input.float(), weight.float(), bias.float()
         return F.group_norm(input, self.num_groups, weight, bias, self.eps)
+
+    def _by_kernels(
+        self, input: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, *, silu: bool = False
+    ) -> Tensor:
+        from ipdiff.kernels.norm import group_norm
+
+        return group_norm(input, self.num_groups, self.weight, self.bias, self.eps, scale=scale, shift=shift, silu=silu)
+
+
+def _takes_kernels(input: Tensor) -> bool:
+    return (
+        input.is_cuda
+        and not torch.compiler.is_compiling()
+        and input.ndim == 4
+        and input.is_contiguous(memory_format=torch.channels_last)
+        and not _TWICE.get()
+        and kernels.available()
+    )
 
 
 def silu(x: Tensor) -> Tensor:
@@ -174,10 +206,14 @@ def _pixels_by_depth(part: Tensor) -> Tensor:
 def twice_differentiable() -> Iterator[None]:
     """A context in which the networks have second derivatives (a gradient penalty needs them).
 
-    Outside it, attention runs in fused kernels that have only first ones.
+    Outside it, attention and norms run in fused kernels that have only first ones.
     """
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
+    before = _TWICE.set(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        _TWICE.reset(before)
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:

@@ -1,4 +1,4 @@
-"""What only a GPU can show: the same integers, gradients of the compiled network, precisions.
+"""What only a GPU can show: kernels, the compiled network, captured graphs, precisions, and that nothing waits.
 
 `pytest tests/gpu` where CUDA is. Until it has passed there, `compute.compile` stays off: inductor once made wrong
 weight gradients of a channels_last group norm with 4 channels a group in bfloat16 (pytorch issue 140913), which is the
@@ -8,20 +8,31 @@ largest level of the paper's CIFAR-10 network.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from safetensors.numpy import save_file
 from torch import Tensor
 
-from ipdiff import rng
-from ipdiff.bench import measure
+from ipdiff import draws, graphs, kernels, rng
+from ipdiff.bench import measure, normals
+from ipdiff.data.images import to_uint8
 from ipdiff.draws import DeviceDraws
+from ipdiff.errors import UserError
+from ipdiff.graphs import Program
 from ipdiff.lowering import low_precision
 from ipdiff.nets import ADMUNet, Dropout, dropout_masks, initialise
+from ipdiff.nets.layers import GroupNorm, twice_differentiable
+from ipdiff.resident import ResidentTrainer, trainer_for
 from ipdiff.rng import Purpose
-from ipdiff.spec import ADMNetwork, Compute, Diffusion, Objective, RunSpec, Training
-from ipdiff.train import Trainer
+from ipdiff.sample import ImageSampler
+from ipdiff.spec import ADMNetwork, Compute, Diffusion, Objective, RunSpec, Sampler, Training
+from ipdiff.trainer import Diverged, Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
 
@@ -44,23 +55,113 @@ def on(**compute: object) -> RunSpec:
     return dataclasses.replace(SPEC, compute=Compute("cuda", **compute))  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_the_device_draws_the_same_integers(compiled: bool) -> None:
-    draws = DeviceDraws(GPU, compiled=compiled)
+def test_the_kernels_are_there() -> None:
+    assert kernels.available()
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_the_device_draws_the_same_integers(kernel: bool) -> None:
+    device = DeviceDraws(GPU)
+    if not kernel:
+        device._fill = draws.fill
     for shape, lane in (((32, 32, 128), 0), ((5, 5, 3), 9)):
         expected = rng.keep_mask(2**64 - 1, range(8), shape, 19661, step=2**40, lane=lane)
-        found = draws.keep_mask(2**64 - 1, range(8), shape, 19661, step=2**40, lane=lane)
+        found = device.keep_mask(2**64 - 1, range(8), shape, 19661, step=2**40, lane=lane)
         assert np.array_equal(found.cpu().numpy(), expected)
-    normals = draws.normals(3, Purpose.EPS, range(64), (3, 32, 32), step=7).cpu().numpy()
+    found = device.normals(3, Purpose.EPS, range(64), (3, 32, 32), step=7).cpu().numpy()
     expected = rng.normals(3, Purpose.EPS, range(64), (3, 32, 32), step=7)
-    np.testing.assert_allclose(normals, expected, rtol=0, atol=1e-6)  # tier C: the last bit
+    if kernel:  # it fuses no two operations
+        assert np.array_equal(found, expected)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+NORMS = [
+    ((32, 128, 32, 32), 32),
+    ((8, 384, 16, 16), 32),
+    ((4, 768, 5, 7), 32),
+    ((3, 6, 17, 17), 2),
+    ((40, 256, 4, 4), 256),
+]
+
+
+def norm_inputs(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+    """An image, the norm's weight and bias, scale and shift, and a gradient of the result."""
+    generator = torch.Generator().manual_seed(0)
+    x, dy = (torch.randn(shape, generator=generator).to(GPU, dtype, memory_format=torch.channels_last) for _ in "xy")
+    weight, bias = (torch.randn(shape[1], generator=generator).to(GPU) for _ in "wb")
+    table = torch.randn((shape[0], 2 * shape[1], 1, 1), generator=generator).to(GPU)
+    return [2 * x + 1, weight, bias, *table.chunk(2, dim=1), dy]
+
+
+def near(found: Tensor, expected: Tensor, bound: float) -> None:
+    assert float((found.double() - expected).norm() / expected.norm()) < bound
+
+
+@pytest.mark.parametrize(("shape", "groups"), NORMS)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
+def test_the_norm_kernels_have_torch_s_gradients(
+    shape: tuple[int, ...], groups: int, dtype: torch.dtype, bound: float
+) -> None:
+    from ipdiff.kernels.norm import group_norm
+
+    *parts, dy = norm_inputs(shape, dtype)
+    single = [part.detach().requires_grad_() for part in parts]
+    double = [part.detach().double().requires_grad_() for part in parts]
+
+    def by_kernels() -> Tensor:
+        x, weight, bias, scale, shift = single
+        return group_norm(x, groups, weight, bias, 1e-5, scale=scale, shift=shift, silu=True)
+
+    x, weight, bias, scale, shift = double
+    expected = F.silu(F.group_norm(x, groups, weight, bias, 1e-5) * (1 + scale) + shift)
+    found = by_kernels()
+    near(found.detach(), expected.detach(), bound)
+    for one, other in zip(
+        torch.autograd.grad(found, single, dy), torch.autograd.grad(expected, double, dy.double()), strict=True
+    ):
+        near(one, other, bound)
+    once, again = (torch.autograd.grad(by_kernels(), single, dy) for _ in range(2))
+    for one, other in zip(once, again, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_inductor_s_norm_has_the_right_weight_gradient(dtype: torch.dtype) -> None:
+    """Pytorch issue 140913: channels_last, 4 channels a group, 32x32."""
+    x, weight, bias, scale, shift, dy = norm_inputs((64, 128, 32, 32), dtype)
+    norm = GroupNorm(32, 128).to(GPU)
+    with torch.no_grad():
+        norm.weight.copy_(weight)
+        norm.bias.copy_(bias)
+
+    @torch.compile
+    def compiled(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return norm.activated(x, scale, shift)
+
+    for rows in (64, 1):  # one scale and shift for all images are folded into the norm's weights
+        affine = scale[:rows], shift[:rows]
+        exact = [part.double().requires_grad_() for part in (weight, bias)]
+        h = F.group_norm(x.double(), 32, exact[0], exact[1], 1e-5) * (1 + affine[0].double()) + affine[1].double()
+        expected = torch.autograd.grad(F.silu(h), exact, dy.double())
+        found = torch.autograd.grad(compiled(x, *affine), [norm.weight, norm.bias], dy)
+        for name, one, other in zip(("weight", "bias"), found, expected, strict=True):
+            error = float((one.double() - other).norm() / other.norm())
+            assert error < (1e-4 if dtype == torch.float32 else 2e-2), (name, rows, error)
+
+
+def test_second_derivatives_do_without_the_kernels() -> None:
+    x = norm_inputs((2, 128, 8, 8), torch.float32)[0].requires_grad_()
+    norm = GroupNorm(32, 128).to(GPU)
+    with twice_differentiable():
+        (gradient,) = torch.autograd.grad(norm.activated(x).square().sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.square().sum(), x)
+    assert torch.isfinite(second).all()
 
 
 def gradients(compiled: bool, precision: str) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss and every weight's gradient of one network and batch."""
-    net = ADMUNet(32, 128, 6, 1, (16,), (1, 2), num_head_channels=32, dropout=0.3).to(
-        GPU, memory_format=torch.channels_last
-    )
+    net = ADMUNet(32, 128, 6, 1, (16,), (1, 2), num_head_channels=32, dropout=0.3).to(GPU)
+    net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     initialise(net, lambda index, count: np.random.default_rng(index).random(count))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -92,28 +193,176 @@ def test_the_compiled_network_has_the_same_gradients(precision: str, bound: floa
             assert error < bound, (name, compiled, error)
 
 
-@pytest.mark.parametrize(
-    "spec", [on(), on(precision="bfloat16"), on(precision="float16"), on(precision="bfloat16", compile=True)]
-)
+PRECISIONS = [on(), on(precision="bfloat16"), on(precision="float16"), on(precision="bfloat16", compile=True)]
+
+
+def trained(spec: RunSpec, updates: int, state: dict[str, np.ndarray] | None = None) -> ResidentTrainer:
+    trainer = trainer_for(spec, IMAGES)
+    assert isinstance(trainer, ResidentTrainer)
+    if state is not None:
+        trainer.load(state)
+    for _ in range(updates):
+        trainer.advance()
+    return trainer
+
+
+def frozen(trainer: Trainer) -> dict[str, bytes]:
+    return {name: value.tobytes() for name, value in trainer.state().items()}
+
+
+@contextmanager
+def nothing_waits() -> Iterator[None]:
+    """Any operation for which the host would wait is an error."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("spec", PRECISIONS)
 def test_a_run_trains_near_the_cpu_s_losses(spec: RunSpec) -> None:
     reference = Trainer(dataclasses.replace(SPEC, compute=Compute()), IMAGES)
     expected = [reference.advance() for _ in range(2)]
-    trainer = Trainer(spec, IMAGES)
-    found = [trainer.advance() for _ in range(2)]
-    np.testing.assert_allclose(found, expected, rtol=0.05)
+    trainer = trained(spec, 2)
+    trainer.settle()
+    np.testing.assert_allclose(trainer.losses, expected, rtol=0.05)
+
+
+@pytest.mark.parametrize("spec", PRECISIONS)
+def test_a_captured_update_is_that_of_the_trainer(spec: RunSpec) -> None:
+    reference = Trainer(spec, IMAGES)
+    for _ in range(4):
+        reference.advance()
+    trainer = trained(spec, 4)
+    state, expected = trainer.state(), reference.state()
+    assert trainer._program._graph is not None
+    assert state.keys() == expected.keys()
+    np.testing.assert_allclose(state["loss"], expected["loss"], rtol=1e-2)
+    assert np.array_equal(state["timesteps.counts"], expected["timesteps.counts"])
+    for name in trainer.names:  # four steps of AdamW, each of the learning rate's size at most
+        np.testing.assert_allclose(state[f"model.{name}"], expected[f"model.{name}"], rtol=0, atol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("spec", PRECISIONS[:3])
+def test_a_graph_changes_no_bit(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    captured = frozen(trained(spec, 5))
+    monkeypatch.setenv(graphs.SWITCH, "0")
+    eager = trained(spec, 5)
+    assert eager._program._graph is None
+    assert frozen(eager) == captured
+
+
+@pytest.mark.parametrize("spec", PRECISIONS)
+def test_a_restart_changes_no_bit(spec: RunSpec) -> None:
+    straight, first = trained(spec, 6), trained(spec, 3)
+    assert frozen(trained(spec, 3, first.state())) == frozen(straight)
 
 
 def test_equal_runs_have_equal_bytes() -> None:
-    states = []
-    for _ in range(2):
-        trainer = Trainer(on(precision="bfloat16"), IMAGES)
+    assert frozen(trained(on(precision="bfloat16"), 3)) == frozen(trained(on(precision="bfloat16"), 3))
+
+
+@pytest.mark.parametrize("spec", PRECISIONS)
+def test_the_host_never_waits_in_an_update(spec: RunSpec) -> None:
+    trainer = trained(spec, 1)
+    with nothing_waits():
+        for _ in range(5):
+            trainer.advance()
+    trainer.settle()
+    assert np.isfinite(trainer.losses).all()
+
+
+def test_images_that_do_not_fit_make_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = on(precision="bfloat16")
+    expected = frozen(trained(spec, 8))
+    monkeypatch.setattr("ipdiff.data.images.fits", lambda images, device: False)
+    trainer = trained(spec, 8)
+    assert trainer.pictures.resident is None
+    assert frozen(trainer) == expected
+    with nothing_waits():
         for _ in range(3):
             trainer.advance()
-        states.append({name: value.tobytes() for name, value in trainer.state().items()})
-    assert states[0] == states[1]
+    trainer.close()
+
+
+def test_what_is_not_finite_stops_the_run_before_it() -> None:
+    trainer = trained(on(), 3)
+    trainer.settle()
+    with torch.no_grad():
+        trainer.params[-1].fill_(1e30)  # the last bias: the squared error overflows
+    before = frozen(trainer)
+    for _ in range(4):
+        trainer.advance()
+    with pytest.raises(Diverged, match="loss is (inf|nan) at step 3 "):
+        trainer.settle()
+    assert trainer.step == 3
+    assert frozen(trainer) == before
+
+
+def test_a_gradient_penalty_trains() -> None:
+    spec = dataclasses.replace(on(precision="bfloat16"), objective=Objective(0.0, "eps", 0.01, 0.0))
+    trainer = trainer_for(spec, IMAGES)
+    assert type(trainer) is Trainer
+    assert np.isfinite([trainer.advance() for _ in range(2)]).all()
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """EMA weights with a decay so low that they predict something."""
+    quick = dataclasses.replace(SPEC, training=dataclasses.replace(SPEC.training, ema_decay=0.1, lr=1e-3))
+    path = tmp_path_factory.mktemp("weights") / "ema.safetensors"
+    save_file(trained(quick, 20).ema_weights(), path)
+    return path
+
+
+def sampler(weights: Path, name: str, **compute: object) -> ImageSampler:
+    spec = on(**compute)
+    return ImageSampler(spec, weights, Sampler.parse(name), clip_denoised=True, compute=spec.compute, images=IMAGES)
+
+
+@pytest.mark.parametrize("name", ["ancestral-10", "ddim0-5", "ddim0.5-5", "exposure-6"])
+@pytest.mark.parametrize("compute", [{}, {"precision": "bfloat16"}, {"precision": "bfloat16", "compile": True}])
+def test_a_captured_chain_draws_what_single_steps_draw(
+    name: str, compute: dict[str, object], weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawer = sampler(weights, name, **compute)
+    found = [drawer.draw(range(8)), drawer.draw(range(8, 16)), drawer.draw(range(3))]
+    with torch.inference_mode():
+        x = drawer._begin(range(8, 16))
+        for i in reversed(range(drawer.start)):
+            x = drawer.step(x, i, range(8, 16))
+    assert np.abs(found[1].astype(int) - to_uint8(x)).mean() < (0.1 if not compute else 3)
+    assert np.abs(found[2].astype(int) - found[0][:3]).mean() < (0.1 if not compute else 3)
+    monkeypatch.setenv(graphs.SWITCH, "0")
+    if not compute.get("compile"):
+        assert np.array_equal(sampler(weights, name, **compute).draw(range(8, 16)), found[1])
+
+
+@torch.inference_mode()
+def test_the_host_never_waits_in_a_chain(weights: Path) -> None:
+    drawer = sampler(weights, "ancestral-10", precision="bfloat16")
+    drawer.draw(range(8))
+    with nothing_waits():
+        drawer.chain(8).run(drawer._begin(range(8)), range(8), lambda: None)
 
 
 def test_speed_is_measured() -> None:
     for row in measure("small", on(precision="bfloat16"), 32, 1.0):
         assert row.speed > 0
         assert row.limit > 0
+        assert row.of_matmul is not None
+    assert normals(GPU, 0.5) > 50e6  # 5,000 images/s of CIFAR-10's training need 30 million
+
+
+def test_what_cannot_be_captured_is_one_line() -> None:
+    value = torch.ones(1, device=GPU)
+
+    def asks() -> None:
+        value.add_(float(value))
+
+    with pytest.raises(
+        UserError, match=r"^the question cannot be captured in a CUDA graph \(.*\); set IPDIFF_CUDA_GRAPHS=0"
+    ):
+        Program(asks, GPU, "the question").prepare()
+    assert float(value) > 0  # and the GPU still answers

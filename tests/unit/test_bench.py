@@ -57,6 +57,30 @@ def test_description_shows_the_share():
     assert text.splitlines()[1].split() == ["digits", "training", "1,234", "images/s", "71", "284", "25%"]
 
 
+def test_a_matrix_product_stands_beside_the_limit():
+    row = Measured("training", 1234.5, "images/s", 71.0, 284.0, matmul=710.0)
+    assert "25%, 10% of a matrix product's 710" in bench.describe([row])
+    assert bench.as_json([row])[0]["of_matmul"] == pytest.approx(0.1)
+
+
+def test_normals_are_counted():
+    assert bench.normals(torch.device("cpu"), 0.01) > 1e5
+
+
+def test_a_configuration_that_cannot_be_measured_costs_no_other(monkeypatch, capsys):
+    def measure(name, *more):
+        if "small" in name:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
+        return [Measured(f"{name} {what}", 1.0, "images/s", 1.0, 2.0) for what in ("training", "sampling")]
+
+    monkeypatch.setattr(benchmarks.bench, "measure", measure)
+    monkeypatch.setattr(
+        benchmarks.configurations, "all_of", lambda *_: [(name, CIFAR10, 1) for name in ("small", "large")]
+    )
+    assert len(benchmarks.speeds(1, 1.0, False)) == 2
+    assert "small: not measured: CUDA out of memory.\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(["--seconds", "0"], "--seconds is 0"), (["--model", "ddim"], "families.ddpm: missing")],

@@ -11,16 +11,16 @@ from ipdiff.draws import DeviceDraws, HostDraws, draws_on
 from ipdiff.rng import Purpose
 
 CPU = torch.device("cpu")
-DEVICE = DeviceDraws(CPU, compiled=False)
+DEVICE = DeviceDraws(CPU)
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**63 - 1, 2**63 + 11, 2**64 - 1])
 @pytest.mark.parametrize(("index", "step", "lane"), [(range(3), 0, 0), ([2**62, 5], 2**63 + 3, 2), ([9], 12, 35)])
 def test_words_are_philox(seed, index, step, lane):
     for count in (1, 4, 30):
-        raw = DEVICE._raw(seed, Purpose.XI, index, count, step, lane)
+        raw = DEVICE.words(seed, Purpose.XI, index, count, step=step, lane=lane)
         expected = rng.words(seed, Purpose.XI, index, count, step=step, lane=lane)
-        assert np.array_equal(raw.numpy().view(np.uint64), expected)
+        assert np.array_equal(raw.contiguous().numpy().view(np.uint64), expected)
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 5, 5), (1,)])
@@ -29,6 +29,15 @@ def test_normals_have_equal_bits_on_the_cpu(shape):
     drawn = DEVICE.normals(5, Purpose.EPS, range(40, 60), shape, step=3)
     assert drawn.dtype == torch.float32
     assert np.array_equal(drawn.numpy(), expected)
+
+
+def test_images_and_step_may_be_tensors_of_the_device():
+    index, step = torch.tensor([3, 2**40]), torch.tensor([9])
+    drawn = DEVICE.normals(5, Purpose.XI, index, (3, 7), step=step)
+    assert np.array_equal(drawn.numpy(), rng.normals(5, Purpose.XI, [3, 2**40], (3, 7), step=9))
+    step += 1
+    masks = DEVICE.keep_mask(5, index, (3, 7), 9999, step=step, lane=2)
+    assert np.array_equal(masks.numpy(), rng.keep_mask(5, [3, 2**40], (3, 7), 9999, step=10, lane=2))
 
 
 def test_extreme_words_have_equal_normals():

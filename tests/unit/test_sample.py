@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
-from unit.tiny import IMAGES, RUNS, change
+from unit.tiny import IMAGES, RUNS, Looks, change
 
 from ipdiff import rng, sample
 from ipdiff.data.arrays import save_npz, stream_npz
 from ipdiff.data.images import to_network, to_uint8
+from ipdiff.draws import DeviceDraws
 from ipdiff.errors import Preempted, UserError
 from ipdiff.rng import Purpose
 from ipdiff.sample import ImageSampler
@@ -384,7 +385,7 @@ def test_any_number_of_shards_makes_the_same_file(run, tmp_path, count):
 @pytest.mark.parametrize("number", [1, 3])
 def test_a_signal_is_seen_between_two_steps_of_the_chain(run, sampler, tmp_path, monkeypatch, number):
     steps = []
-    real = ImageSampler._step
+    real = ImageSampler.step
 
     def step(drawer, x, i, index):
         steps.append((index.start, i))
@@ -392,13 +393,59 @@ def test_a_signal_is_seen_between_two_steps_of_the_chain(run, sampler, tmp_path,
             os.kill(os.getpid(), signal.SIGUSR1)
         return real(drawer, x, i, index)
 
-    monkeypatch.setattr(ImageSampler, "_step", step)
+    monkeypatch.setattr(ImageSampler, "step", step)
     shards = Shards(tmp_path / "shards")
     with pytest.raises(Preempted, match="run me again"):
         run(tmp_path, shards=shards)
     assert steps[-1] == (4, 5 - number)
     assert shards.has(range(4))
     assert not shards.has(range(4, 8))
+
+
+# The chain as a program over fixed tensors: what a GPU captures and launches
+
+
+@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("model", MODELS)
+@torch.inference_mode()
+def test_a_chain_that_counts_its_own_steps_draws_the_same_images(name, model, sampler):
+    drawer = sampler(name, model)
+    chain = drawer.chain(3)
+    assert drawer.chain(3) is chain
+    for index in (range(3), range(7, 10)):
+        x = drawer._begin(index)
+        checks = []
+        found = chain.run(x, index, lambda checks=checks: checks.append(0)).clone()
+        for i in reversed(range(drawer.start)):
+            x = drawer.step(x, i, index)
+        torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-4)
+        assert len(checks) == drawer.nfe
+
+
+@pytest.mark.parametrize("name", ["ancestral-5", "ddim0.5-quad5", "ddim0-5"])
+@torch.inference_mode()
+def test_a_step_of_a_chain_neither_looks_at_values_nor_sends_any(name, sampler, monkeypatch):
+    """On the meta device, where there are none."""
+    meta = torch.device("meta")
+    monkeypatch.setattr("ipdiff.sample.configure", lambda compute: meta)
+    drawer = sampler(name)
+    drawer.draws = DeviceDraws(meta)
+    chain = drawer.chain(3)
+    chain._step()
+    with Looks() as looks:
+        chain._step()
+    assert looks.seen > 100
+    assert looks.found == []
+
+
+@torch.inference_mode()
+def test_warm_ups_leave_no_trace_in_a_chain(sampler):
+    drawer = sampler("ancestral-5")
+    chain = drawer.chain(2)
+    fresh = chain.run(drawer._begin(range(2)), range(2), lambda: None).clone()
+    for _ in range(9):
+        chain._step()
+    assert torch.equal(chain.run(drawer._begin(range(2)), range(2), lambda: None), fresh)
 
 
 def test_a_set_is_written_without_being_held_in_memory(tmp_path):

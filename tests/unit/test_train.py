@@ -24,7 +24,7 @@ from ipdiff.errors import Preempted, UserError
 from ipdiff.spec import RunSpec, Training, Work
 from ipdiff.states import States, tensors_of
 from ipdiff.timesteps import LossSecondMoment
-from ipdiff.train import Trainer
+from ipdiff.trainer import Trainer, mean_of
 
 
 def advanced(spec, steps, state=None):
@@ -630,10 +630,10 @@ def test_a_loss_scale_below_one_is_no_overflow_but_divergence(monkeypatch):
 
 def test_a_mean_is_rounded_once():
     values = np.random.default_rng(0).standard_normal(1000) * 10.0 ** np.arange(1000).clip(max=12)
-    assert train._mean(values) == math.fsum(values) / 1000
-    assert train._mean(values) == train._mean(values[::-1])
-    assert math.isnan(train._mean(np.array([1.0, math.nan])))
-    assert train._mean(np.array([1.0, math.inf])) == math.inf
+    assert mean_of(values) == math.fsum(values) / 1000
+    assert mean_of(values) == mean_of(values[::-1])
+    assert math.isnan(mean_of(np.array([1.0, math.nan])))
+    assert mean_of(np.array([1.0, math.inf])) == math.inf
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import traceback
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ipdiff.spec import ADMNetwork, Compute, DDPMNetwork, Diffusion, Objective, RunSpec, Training
 
@@ -75,3 +79,25 @@ def flip_bit(path: Path, place: int = -1) -> None:
     data = bytearray(path.read_bytes())
     data[place] ^= 1
     path.write_bytes(data)
+
+
+class Looks(TorchDispatchMode):
+    """Takes note of operations for which a GPU's queue would stop: they look at values, or send some to the device.
+
+    On the meta device, whose tensors have no values, every use of a CPU's tensor is such a sending.
+    """
+
+    NAMES = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "lift_fresh")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.seen = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.seen += 1
+        tensors = [value for value in tree_leaves((args, kwargs, out)) if isinstance(value, torch.Tensor)]
+        if func.__name__.split(".")[0] in self.NAMES or any(tensor.device.type == "cpu" for tensor in tensors):
+            self.found.append(f"{func.__name__} in {traceback.extract_stack(limit=4)[0].name}")
+        return out

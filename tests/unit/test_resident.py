@@ -1,0 +1,390 @@
+"""The update as a program over fixed tensors, on the CPU, where only its capture is missing: against `Trainer`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from unit.tiny import IMAGES, RUNS, Looks, change
+
+from ipdiff import optim, resident, train
+from ipdiff.data.batches import batch_indices
+from ipdiff.data.prefetch import DEPTH, Prefetch
+from ipdiff.device_timesteps import timesteps_on
+from ipdiff.draws import DeviceDraws
+from ipdiff.errors import Preempted, UserError
+from ipdiff.processes import Processes
+from ipdiff.resident import ResidentTrainer
+from ipdiff.spec import Compute, Work
+from ipdiff.states import States, tensors_of
+from ipdiff.timesteps import LossSecondMoment, make_timestep_sampler
+from ipdiff.trainer import Diverged, Trainer
+
+CPU = torch.device("cpu")
+WHOLE = {name: change(spec, micro_batch=None) for name, spec in RUNS.items() if not spec.objective.gp_weight}
+SPEC = change(WHOLE["adm"], gamma=0.1)
+
+
+@pytest.fixture(autouse=True)
+def short_pieces(monkeypatch):
+    """Pieces of 4 updates, so that a few updates meet every edge of them."""
+    monkeypatch.setattr(resident, "EVERY", 4)
+    yield
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+@pytest.fixture
+def made():
+    """Makes resident trainers, and ends their threads."""
+    trainers = []
+
+    def make(spec=SPEC, steps=0, state=None):
+        trainers.append(ResidentTrainer(spec, IMAGES))
+        if state is not None:
+            trainers[-1].load(state)
+        for _ in range(steps):
+            trainers[-1].advance()
+        return trainers[-1]
+
+    yield make
+    for trainer in trainers:
+        trainer.close()
+
+
+def frozen(trainer):
+    return {name: value.tobytes() for name, value in trainer.state().items()}
+
+
+def assert_near(found, expected, rtol=1e-3, atol=3e-4):
+    """A third of a learning rate: of a gradient that is rounding alone (attention's k.bias) Adam makes much."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=rtol, atol=atol, err_msg=name)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("here", [True, False])
+def test_it_trains_as_the_trainer_does(name, here, made, monkeypatch):
+    monkeypatch.setattr("ipdiff.data.images.fits", lambda images, device: here)
+    reference = Trainer(WHOLE[name], IMAGES)
+    for _ in range(7):
+        reference.advance()
+    trainer = made(WHOLE[name])
+    trainer.draws = DeviceDraws(CPU)
+    for _ in range(7):
+        trainer.advance()
+    assert trainer.step == 7
+    assert len(trainer.losses) == 4  # the second piece is under way
+    state = trainer.state()
+    np.testing.assert_allclose(trainer.losses, reference.losses, rtol=1e-4)
+    assert_near(state, reference.state())
+    if "timesteps.counts" in state:
+        assert np.array_equal(state["timesteps.counts"], reference.state()["timesteps.counts"])
+
+
+@pytest.mark.parametrize("name", ["adm", "ddim-ip", "importance"])
+@pytest.mark.parametrize("at", [3, 4, 6])
+def test_a_restart_changes_no_bit(name, at, made, tmp_path):
+    straight = made(WHOLE[name], 9)
+    first = made(WHOLE[name], at)
+    States(tmp_path).save(at, first.state())
+    second = made(WHOLE[name], 9 - at, tensors_of(States(tmp_path).newest(at)[1]))
+    first_on = frozen(made(WHOLE[name], 0, first.state()))
+    assert first_on == frozen(first)
+    for _ in range(9 - at):
+        first.advance()  # taking a state disturbed nothing
+    assert frozen(second) == frozen(first) == frozen(straight)
+
+
+def test_states_are_the_trainer_s(made):
+    reference = Trainer(WHOLE["importance"], IMAGES)
+    for _ in range(3):
+        reference.advance()
+    trainer = made(WHOLE["importance"], 3, reference.state())
+    back = Trainer(WHOLE["importance"], IMAGES)
+    back.load(trainer.state())
+    for _ in range(3):
+        reference.advance()
+    assert_near(back.state(), reference.state())
+    back.advance()
+
+
+def spoil(monkeypatch, step, value, where="loss"):
+    """A loss, or a number of the gradient, of update `step` becomes `value`."""
+    loss, gradients_of = ResidentTrainer.loss, ResidentTrainer.gradients_of
+
+    def spoilt_loss(self, x0, t, places, at):
+        here = (torch.arange(len(x0)) == 5) & (at == step)
+        return torch.where(here, value, loss(self, x0, t, places, at))
+
+    def spoilt_gradients(self, total):
+        grads = gradients_of(self, total)
+        if int(self._rows.row(self._slot).step) == step:
+            grads[3].view(-1)[0] = value
+        return grads
+
+    if where == "loss":
+        monkeypatch.setattr(ResidentTrainer, "loss", spoilt_loss)
+    else:
+        monkeypatch.setattr(ResidentTrainer, "gradients_of", spoilt_gradients)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("step", [4, 5, 7])
+def test_what_is_not_finite_stops_the_run_before_it(where, value, step, made, monkeypatch):
+    spec = change(SPEC, timesteps="loss-second-moment")
+    before = frozen(made(spec, step))
+    spoil(monkeypatch, step, value, where)
+    trainer = made(spec)
+    with pytest.raises(Diverged) as caught:
+        for _ in range(12):
+            trainer.advance()
+    indices = batch_indices(spec.seed, len(IMAGES), 8, step)
+    text = str(caught.value)
+    assert f"at step {step} " in text
+    assert "\n" not in text
+    assert (f"data indices [{indices[5]}]" if where == "loss" else f"gradient norm is {value} (loss") in text
+    assert trainer.step == step
+    monkeypatch.undo()
+    assert frozen(trainer) == before
+    monkeypatch.setattr(resident, "EVERY", 4)
+    for _ in range(3):
+        trainer.advance()
+    assert frozen(trainer) == frozen(made(spec, step + 3))
+
+
+def test_a_state_with_such_an_update_is_not_given(made, monkeypatch):
+    spoil(monkeypatch, 1, math.nan)
+    trainer = made(SPEC, 2)  # the losses are not read yet
+    with pytest.raises(Diverged, match="at step 1 "):
+        trainer.state()
+    assert trainer.state()["step"] == 1
+
+
+def scaled(trainer, log2=20.0):
+    """With float16's loss scale, which a CPU trains in float32."""
+    trainer.scale = optim.LossScale(log2)
+    if isinstance(trainer, ResidentTrainer):
+        trainer._log2.fill_(log2)
+    return trainer
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_an_overflow_of_float16_skips_the_update(where, made, monkeypatch):
+    spec = change(SPEC, timesteps="loss-second-moment")
+    trainer, before = scaled(made(spec)), scaled(made(spec))
+    before.advance()
+    spoil(monkeypatch, 1, math.inf, where)
+    trainer.advance()
+    trainer.advance()
+    states = before.state(), trainer.state()
+    changed = {name for name in states[0] if states[0][name].tobytes() != states[1][name].tobytes()}
+    history = {"timesteps.history", "timesteps.counts"} if where == "gradient" else set()
+    assert changed == {"loss", "step", "loss_scale.log2"} | history
+    assert trainer.scale.log2 == pytest.approx(20.001 - 1)
+    for _ in range(3):
+        trainer.advance()
+    trainer.settle()
+    assert trainer.scale.log2 == pytest.approx(20.001 - 1 + 0.003)
+    assert float(trainer._log2) == trainer.scale.log2
+    assert trainer.step == 5
+
+
+def test_a_loss_scale_changes_no_weight(made):
+    plain, trainer = made(SPEC, 3), scaled(made(SPEC), 12.0)
+    for _ in range(3):
+        trainer.advance()
+    state = trainer.state()
+    assert float(state.pop("loss_scale.log2")) == pytest.approx(12.003)
+    assert_near(state, plain.state())
+
+
+def test_a_loss_scale_below_one_is_divergence(made, monkeypatch):
+    trainer = scaled(made(SPEC), 0.5)
+    spoil(monkeypatch, 2, math.inf, "gradient")
+    with pytest.raises(Diverged, match="loss scale of float16 fell below 1 at step 2"):
+        for _ in range(8):
+            trainer.advance()
+    assert trainer.step == 2
+
+
+def test_an_update_that_is_not_live_changes_nothing(made):
+    """A capture is preceded by such updates."""
+    trainer = made(change(SPEC, timesteps="loss-second-moment", dropout=0.1), 3)
+    before = frozen(trainer)
+    trainer._live.fill_(False)
+    for _ in range(2):
+        trainer._run_update()
+    trainer._live.fill_(True)
+    assert frozen(trainer) == before
+    trainer.advance()
+    assert frozen(trainer) == frozen(made(trainer.spec, 4))
+
+
+@pytest.mark.parametrize("name", ["adm", "ddim-ip"])
+def test_an_update_neither_looks_at_values_nor_sends_any(name, monkeypatch):
+    """On the meta device, where there are none; torch has no fused optimiser there."""
+    meta = torch.device("meta")
+    monkeypatch.setattr("ipdiff.data.images.fits", lambda images, device: True)
+    monkeypatch.setattr("ipdiff.trainer.configure", lambda compute: meta)
+    monkeypatch.setattr("ipdiff.trainer.initialise", lambda net, uniforms: None)
+    monkeypatch.setattr(optim, "make_optimizer", lambda net, *_: torch.optim.SGD(net.parameters(), foreach=False))
+    trainer = ResidentTrainer(WHOLE[name], IMAGES)
+    trainer.draws = DeviceDraws(meta)
+    monkeypatch.setattr(trainer.optimizer, "step", lambda: None)
+    trainer._run_update()  # the diffusion's tables are then where they are wanted
+    with Looks() as looks:
+        trainer._run_update()
+    assert looks.seen > 1000
+    assert looks.found == []
+
+
+# The stage
+
+
+def segment(spec, root, step, previous=None, **work):
+    out = root / str(step)
+    out.mkdir(parents=True, exist_ok=True)
+    np.save(root / "images.npy", IMAGES)
+    return train.run(
+        spec,
+        root / "images.npy",
+        out,
+        step=step,
+        previous=previous,
+        states=States(root / "states"),
+        work=Work(**work),
+    )["state"]
+
+
+@pytest.fixture
+def stay(monkeypatch):
+    """The stage trains with the resident trainer."""
+    monkeypatch.setattr(train, "trainer_for", lambda spec, images, processes=None: ResidentTrainer(spec, images))
+
+
+def test_segments_meet(stay, tmp_path):
+    whole = segment(SPEC, tmp_path / "whole", 9, save_every=100)
+    first = segment(SPEC, tmp_path / "two", 3, save_every=2)
+    assert segment(SPEC, tmp_path / "two", 9, (3, first), save_every=2) == whole
+
+
+def test_the_stage_saves_nothing_behind_a_bad_update(stay, tmp_path, monkeypatch):
+    digest = segment(SPEC, tmp_path, 2)
+    spoil(monkeypatch, 5, math.nan)
+    with pytest.raises(UserError) as caught:
+        segment(SPEC, tmp_path, 7, (2, digest), save_every=3)
+    assert "at step 5 " in str(caught.value)
+    assert "the last state saved is of step 3 (" in str(caught.value)
+    assert "the last checkpoint is of step 2" in str(caught.value)
+    assert States(tmp_path / "states").newest(100)[0] == 3
+
+
+def test_a_warning_is_heeded(stay, tmp_path):
+    real = ResidentTrainer.advance
+
+    def warned(self, check):
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, check)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ResidentTrainer, "advance", warned)
+        with pytest.raises(Preempted, match="at step 2 of 6; saved"):
+            segment(SPEC, tmp_path, 6)
+    assert segment(SPEC, tmp_path, 6) == segment(SPEC, tmp_path / "other", 6)
+
+
+def test_which_runs_stay_on_the_device():
+    gpu = dataclasses.replace(SPEC, compute=Compute("cuda"))
+    assert resident.stays(gpu)
+    assert resident.stays(change(gpu, micro_batch=8), Processes())
+    assert not resident.stays(change(gpu, micro_batch=4))
+    assert not resident.stays(change(gpu, gamma=0.0, gp_weight=0.1))
+    assert not resident.stays(gpu, Processes(0, 2))
+    assert not resident.stays(SPEC)
+    assert type(resident.trainer_for(SPEC, IMAGES)) is Trainer
+
+
+# Timesteps
+
+
+@pytest.mark.parametrize("T", [1, 3, 50])
+def test_the_loss_history_is_the_sampler_s(T):
+    """Batches of 40: several losses of one t in each, and for few t more than the history holds."""
+    host, device = LossSecondMoment(T), timesteps_on(LossSecondMoment(T), CPU)
+    draws = np.random.default_rng(0)
+    for _ in range(60):
+        u = draws.random(40)
+        t, weights = host.sample(u)
+        found, found_weights = device.sample(torch.from_numpy(u))
+        assert found.tolist() == t.tolist()
+        np.testing.assert_allclose(found_weights.numpy(), weights, rtol=1e-12)
+        losses = draws.exponential(size=40) * (1 + t)
+        host.update(t, losses)
+        device.update(found, torch.from_numpy(losses), torch.tensor(True))
+        device.update(found, torch.full((40,), math.nan, dtype=torch.float64), torch.tensor(False))
+        device.pull()
+        for key, value in host.state().items():
+            assert np.array_equal(device.sampler.state()[key], value)
+    assert host.warmed_up
+    np.testing.assert_allclose(device.probabilities().numpy(), host.probabilities(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["uniform", "antithetic"])
+@pytest.mark.parametrize("n", [1, 7, 8])
+def test_timesteps_without_a_history_are_the_sampler_s(name, n):
+    host = make_timestep_sampler(name, 13)
+    u = np.append(np.random.default_rng(0).random(n - 1), np.nextafter(1, 0))
+    t, weights = timesteps_on(host, CPU).sample(torch.from_numpy(u))
+    assert t.tolist() == host.sample(u)[0].tolist()
+    assert weights.tolist() == [1.0] * n
+
+
+# Batches from a memory map
+
+
+def prefetch(batch=lambda step: np.arange(step, step + 3) % 20, first=0):
+    return Prefetch(IMAGES, batch, first, 3, CPU)
+
+
+def test_batches_come_in_order():
+    batches, to = prefetch(first=2), torch.empty((3, 4, 4, 1), dtype=torch.uint8)
+    for step in range(2, 12):
+        batches.take_into(to)
+        assert np.array_equal(to.numpy(), IMAGES[np.arange(step, step + 3) % 20])
+    batches.close()
+
+
+def test_no_more_batches_are_gathered_than_may_be_under_way():
+    asked = []
+    batches = prefetch(lambda step: asked.append(step) or np.arange(3))
+    deadline = time.monotonic() + 5
+    while len(asked) < DEPTH and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert asked == list(range(DEPTH))
+    batches.close()
+
+
+def test_the_thread_s_error_reaches_the_trainer():
+    def broken(step):
+        if step == 2:
+            raise OSError("disk gone")
+        return np.arange(3)
+
+    batches, to = prefetch(broken), torch.empty((3, 4, 4, 1), dtype=torch.uint8)
+    batches.take_into(to)
+    batches.take_into(to)
+    for _ in range(2):
+        with pytest.raises(OSError, match="disk gone"):
+            batches.take_into(to)
+    batches.close()
