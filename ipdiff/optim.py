@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ipdiff.adam import Adam
 from ipdiff.errors import UserError
 from ipdiff.spec import Objective, Training
 
@@ -62,10 +63,10 @@ def learning_rate(spec: Training, step: int) -> float:
     return rate * (1.0 - done if spec.lr_decay == "linear" else 0.5 * (1.0 + math.cos(math.pi * done)))
 
 
-def make_optimizer(net: nn.Module, spec: Training, objective: Objective) -> torch.optim.Optimizer:
+def make_optimizer(net: nn.Module, spec: Training, objective: Objective) -> Adam:
     """AdamW (decoupled weight decay) or Adam (coupled), PyTorch's betas and eps, fused."""
-    kind = torch.optim.AdamW if spec.optimizer == "adamw" else torch.optim.Adam
-    return kind(net.parameters(), lr=spec.lr, weight_decay=objective.weight_decay, fused=True)
+    decay, decoupled = objective.weight_decay, spec.optimizer == "adamw"
+    return Adam(net.parameters(), weight_decay=decay, decoupled=decoupled, fused=True)
 
 
 @dataclass

@@ -73,19 +73,10 @@ class ResidentTrainer(Trainer):
         self._live = scalar(True, torch.bool)
         self._slot = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._log2 = scalar(self.scale.log2 if self.scale else 0.0, torch.float64)
-        self._rate, self._skip_flag = scalar(0.0, torch.float32), scalar(0.0, torch.float32)
         self._seen = torch.zeros((EVERY, _SEEN + batch), dtype=torch.float64, device=self.device)
         self._program = Program(self._run_update, self.device, "the training step")
         self._prepared = False
         self._sent, self._read = EVERY, EVERY  # rows of the present piece that were launched, and looked at
-        self._hold_optimizer()
-
-    def _hold_optimizer(self) -> None:
-        """Have the optimiser take its rate and whether to skip from the device."""
-        for group in self.optimizer.param_groups:
-            group["lr"], group["capturable"] = self._rate, self.device.type == "cuda"
-        # As GradScaler does; and warm-ups, which are not captured, are no mistake.
-        vars(self.optimizer).update(found_inf=self._skip_flag, _warned_capturable_if_run_uncaptured=True)
 
     def advance(self, check: Callable[[], None] = lambda: None) -> float:
         """Have the next update done. Returns the newest mean loss that was read, NaN where none was.
@@ -169,11 +160,8 @@ class ResidentTrainer(Trainer):
             p.grad = grad
         if spec.grad_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.params, spec.grad_clip, norm)
-        self._rate.copy_(row.rate)
-        self._skip_flag.copy_(~good)
-        self.optimizer.step()
-        for p in self.params:
-            p.grad = None
+        self.optimizer.step(row.rate.to(torch.float32), skip=(~good).to(torch.float32))
+        self.optimizer.zero_grad()
         away = torch._foreach_sub(self._weights, self.ema)  # type: ignore[attr-defined]
         torch._foreach_mul_(away, torch.where(good, row.share, 0.0).to(torch.float32))  # type: ignore[attr-defined]
         torch._foreach_add_(self.ema, away)  # type: ignore[attr-defined]
@@ -244,7 +232,6 @@ class ResidentTrainer(Trainer):
         super().load(tensors)
         self._choice.push()
         self._log2.fill_(self.scale.log2 if self.scale is not None else 0.0)
-        self._hold_optimizer()
         self._restart()
         self._program = Program(self._run_update, self.device, "the training step")
         self._prepared = False

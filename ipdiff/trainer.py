@@ -158,7 +158,7 @@ class Trainer:
 
     def gradients_of(self, total: Tensor) -> list[Tensor]:
         """The gradient of a number for each parameter, laid out in memory like it."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         total.backward()
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
         for p in self.params:
@@ -218,9 +218,7 @@ class Trainer:
             p.grad = grad
         if spec.grad_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.params, spec.grad_clip, norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = optim.learning_rate(spec, self.step)
-        self.optimizer.step()
+        self.optimizer.step(optim.learning_rate(spec, self.step))
         optim.ema_update(self.ema, [p.detach() for p in self.params], optim.ema_decay(spec, self.step))
 
     def _tensor(self, value: Tensor) -> Tensor:
@@ -238,7 +236,7 @@ class Trainer:
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Everything the run needs to go on, as arrays; on the CPU they are the live weights, not copies."""
-        moments = self.optimizer.state_dict()["state"]
+        moments = self.optimizer.moments
         tensors: dict[str, NDArray[Any]] = {"loss": self.losses, "step": np.array(self.step, dtype=np.int64)}
         for i, name in enumerate(self.names):
             tensors[f"model.{name}"] = _array(self.params[i])
@@ -263,7 +261,7 @@ class Trainer:
             keys = {key.split(".")[1] for key in tensors if key.startswith("optimizer.")}
             moments[i] = {key: _moment(tensors[f"optimizer.{key}.{name}"], self.params[i]) for key in keys}
         if self.step:
-            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+            self.optimizer.load(moments)
         self.timesteps.load(
             {key.removeprefix("timesteps."): value for key, value in tensors.items() if key.startswith("timesteps.")}
         )

@@ -107,16 +107,14 @@ def train(
     net = FeatureNet(spec, images.shape[1], images.shape[3], int(labels.max()) + 1)
     initialise(net, spec.seed)
     net.to(device)
-    optimizer = Adam(net.parameters(), lr=spec.lr, weight_decay=0.01, decoupled=True)
+    optimizer = Adam(net.parameters(), weight_decay=0.01, decoupled=True)
     for step in range(spec.steps):
         batch = np.sort(rows[_places(spec, step, len(rows))])
         x, y = to_network(images[batch]).to(device), torch.from_numpy(labels[batch]).to(device)
-        for group in optimizer.param_groups:
-            group["lr"] = spec.lr * 0.5 * (1 + math.cos(math.pi * step / spec.steps))
         loss = F.cross_entropy(net(x), y)
         optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+        optimizer.step(spec.lr * 0.5 * (1 + math.cos(math.pi * step / spec.steps)))
     return net.eval()
 
 

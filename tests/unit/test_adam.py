@@ -33,17 +33,17 @@ def give_gradients(params: list[Tensor], step: int) -> None:
 @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
 def test_updates_are_those_of_torchs_classes(decoupled: bool, fused: bool | None, weight_decay: float) -> None:
     ours, theirs = leaves(), leaves()
-    one = Adam(ours, lr=0.1, weight_decay=weight_decay, decoupled=decoupled, fused=fused)
+    one = Adam(ours, weight_decay=weight_decay, decoupled=decoupled, fused=fused)
     other = CLASSES[decoupled](theirs, lr=0.1, weight_decay=weight_decay, fused=fused)
-    assert one.state_dict()["state"] == {}
+    assert one.moments == {}
     for step in range(6):
-        for optimizer in (one, other):
-            optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
+        rate = 0.1 / (step + 1)
+        other.param_groups[0]["lr"] = rate
         give_gradients(ours, step)
         give_gradients(theirs, step)
-        one.step()
+        one.step(rate)
         other.step()
-    mine, torchs = one.state_dict()["state"], other.state_dict()["state"]
+    mine, torchs = one.moments, other.state_dict()["state"]
     for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         assert torch.equal(a, b)
         assert mine[i].keys() == torchs[i].keys()
@@ -53,29 +53,44 @@ def test_updates_are_those_of_torchs_classes(decoupled: bool, fused: bool | None
 
 def test_it_goes_on_from_a_saved_state() -> None:
     whole, parts = leaves(), leaves()
-    first = Adam(whole, lr=0.1, weight_decay=0.01, decoupled=True, fused=True)
-    second = Adam(parts, lr=0.1, weight_decay=0.01, decoupled=True, fused=True)
+    first = Adam(whole, weight_decay=0.01, decoupled=True, fused=True)
+    second = Adam(parts, weight_decay=0.01, decoupled=True, fused=True)
     for step in range(4):
         if step == 2:
-            saved = copy.deepcopy(second.state_dict())
-            second = Adam(parts, lr=0.1, weight_decay=0.01, decoupled=True, fused=True)
-            second.load_state_dict(saved)
+            saved = copy.deepcopy(second.moments)
+            second = Adam(parts, weight_decay=0.01, decoupled=True, fused=True)
+            second.load(saved)
         for params, optimizer in ((whole, first), (parts, second)):
             give_gradients(params, step)
-            optimizer.step()
+            optimizer.step(0.1)
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
 
 
 def test_parameters_without_a_gradient_stay() -> None:
     params = leaves()
     before = [p.detach().clone() for p in params]
-    optimizer = Adam(params, lr=0.1, weight_decay=0.01, decoupled=True)
+    optimizer = Adam(params, weight_decay=0.01, decoupled=True)
     give_gradients(params[:1], 0)
-    optimizer.step()
+    optimizer.step(0.1)
     assert [torch.equal(p, old) for p, old in zip(params, before, strict=True)] == [False, True, True]
-    assert list(optimizer.state_dict()["state"]) == [0]
+    assert list(optimizer.moments) == [0]
     optimizer.zero_grad()
     assert all(p.grad is None for p in params)
+
+
+def test_a_skipped_update_changes_nothing() -> None:
+    params = leaves()
+    optimizer = Adam(params, weight_decay=0.01, decoupled=True, fused=True)
+    for step, skip in enumerate((1.0, 0.0, 1.0)):
+        before = copy.deepcopy((params, optimizer.moments))
+        give_gradients(params, step)
+        optimizer.step(0.1, skip=torch.tensor(skip))
+        stays = all(torch.equal(p, old) for p, old in zip(params, before[0], strict=True))
+        assert stays == (skip == 1.0)
+        if step:
+            counts = [state["step"].item() for state in optimizer.moments.values()]
+            assert counts == [1.0] * len(params)
+    assert torch.equal(optimizer.moments[1]["exp_avg"], before[1][1]["exp_avg"])
 
 
 def test_an_update_imports_no_compiler() -> None:
@@ -84,8 +99,8 @@ def test_an_update_imports_no_compiler() -> None:
         "from ipdiff.adam import Adam\n"
         "p = torch.zeros(3, requires_grad=True)\n"
         "p.grad = torch.ones(3)\n"
-        "optimizer = Adam([p], lr=0.1, weight_decay=0.0, decoupled=True, fused=True)\n"
-        "optimizer.step()\n"
+        "optimizer = Adam([p], weight_decay=0.0, decoupled=True, fused=True)\n"
+        "optimizer.step(0.1)\n"
         "optimizer.zero_grad()\n"
         "print(*sorted({'torch._dynamo', 'torch._inductor', 'sympy'} & sys.modules.keys()))\n"
     )
