@@ -342,8 +342,9 @@ class _Norm(torch.autograd.Function):
         scaled = scale is not None
         cut = (tiles.rows, tiles.width, scaled, ctx.silu)
         _partial[tiles.by_split()](
-            x, dy, ones, twos, mean, rstd, *affine, tiles.pixels, tiles.splits, tiles.channels, ROWS_A_SPLIT, *cut
-        )
+            x, dy, ones, twos, mean, rstd, *affine, tiles.pixels, tiles.splits, tiles.channels, ROWS_A_SPLIT, *cut,
+            num_warps=8,  # of 4 each would hold so many registers that half as many ran at a time
+        )  # fmt: skip
         _fold[(tiles.images, tiles.group_tiles())](
             ones, twos, of_group, of_bias, of_weight, dscale, dshift, weight, bias, affine[2], affine[4],
             tiles.pixels, tiles.splits, tiles.channels, tiles.groups, tiles.groups_a_tile, tiles.depth, scaled,
