@@ -126,7 +126,7 @@ class ResidentTrainer(Trainer):
         row = self._rows.row(self._slot)
         t, weights = self._choice.sample(row.u)
         pictures = self._batch if self.pictures.resident is None else self.pictures.resident[row.indices]
-        x0 = self.inputs(to_network(pictures), row.mirrored)
+        x0 = self.inputs(to_network(pictures), row.mirrored if self.spec.training.flip else None)
         losses = self.loss(x0, t, self._places, row.step)
         factor = torch.exp2(self._log2).to(torch.float32)
         total = (losses * (weights.to(torch.float32) / len(t))).sum() * factor

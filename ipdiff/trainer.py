@@ -149,7 +149,9 @@ class Trainer:
         """Gradients of the batch-mean loss over one micro-batch, and its loss for each image."""
         seed, step, batch = self.spec.seed, self.step, self.spec.training.batch_size
         indices = batch_indices(seed, len(self.images), batch, step)[part]
-        mirrored = self._tensor(torch.from_numpy(flips(seed, batch, step)[part]))
+        mirrored = None
+        if self.spec.training.flip:
+            mirrored = self._tensor(torch.from_numpy(flips(seed, batch, step)[part]))
         x0 = self.inputs(to_network(self.pictures(indices)), mirrored)
         scale = self._tensor(torch.from_numpy(np.asarray(weights, dtype=np.float32))) / batch
         loss = self.loss(x0, self._tensor(torch.from_numpy(t)), range(part.start, part.stop), step)
@@ -165,15 +167,15 @@ class Trainer:
             p.grad = None
         return grads
 
-    def inputs(self, x0: Tensor, mirrored: Tensor) -> Tensor:
+    def inputs(self, x0: Tensor, mirrored: Tensor | None) -> Tensor:
         """Images as the network takes them.
 
         Args:
             x0: [n,C,H,W] float32 in [-1, 1].
-            mirrored: [n] bool on the run's device: which are mirrored, if the run mirrors images.
+            mirrored: [n] bool on the run's device, which are mirrored; None: none.
         """
         x0 = self._tensor(x0).to(memory_format=self.format)
-        return torch.where(mirrored[:, None, None, None], x0.flip(3), x0) if self.spec.training.flip else x0
+        return x0 if mirrored is None else torch.where(mirrored[:, None, None, None], x0.flip(3), x0)
 
     def loss(self, x0: Tensor, t: Tensor, places: range | Tensor, step: int | Tensor) -> Tensor:
         """The loss of each image, [n], with the noise and the dropout of an update.
