@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -442,7 +442,7 @@ def _at(table: FloatArray, i: Index, like: Tensor) -> float | Tensor:
     return _per_image(_on_device(table.tobytes(), np.float64, like.dtype, like.device)[i], like)
 
 
-@lru_cache(maxsize=256)
+@cache  # what was captured on a GPU reads a table where it lies: none may go
 def _on_device(table: bytes, kind: type[np.generic], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A table as a tensor, made once: a GPU is then not sent the same numbers in every step."""
     with torch.inference_mode(False):  # autograd refuses what is made in that mode

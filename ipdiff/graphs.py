@@ -41,16 +41,18 @@ class Program:
         """
         if self._device.type != "cuda" or os.environ.get(SWITCH) == "0":
             return
+        _warm_up(self._run)  # what fails there is not the graph's fault
+        here = torch.cuda.current_stream()
         try:
             self._graph = _captured(self._run)
         except (torch.OutOfMemoryError, UserError):
             raise
         except Exception as error:  # of the driver, of a library, of a compiler: none has a common class
-            reason = str(error).strip().split("\n")[0]
+            torch.cuda.set_stream(here)  # where a capture fails, torch leaves its own stream the current one
             raise UserError(
-                f"{self._name} cannot be captured in a CUDA graph ({reason}); "
+                f"{self._name} cannot be captured in a CUDA graph ({_reason(error)}); "
                 f"set {SWITCH}=0 in the environment to run it without, more slowly"
-            ) from None
+            ) from error
 
     def __call__(self) -> None:
         """Run it once, or have it run: on a GPU the host goes on, at most `AHEAD` runs before the device."""
@@ -65,13 +67,23 @@ class Program:
                 self._running.popleft().synchronize()
 
 
-def _captured(run: Callable[[], None]) -> torch.cuda.CUDAGraph:
+def _reason(error: BaseException) -> str:
+    """First line of what broke a capture: its end raises an error of its own, which only remembers that one."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error).strip().split("\n")[0]
+
+
+def _warm_up(run: Callable[[], None]) -> None:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_UPS):
             run()
     torch.cuda.current_stream().wait_stream(stream)
+
+
+def _captured(run: Callable[[], None]) -> torch.cuda.CUDAGraph:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()

@@ -96,8 +96,7 @@ class ResidentTrainer(Trainer):
         self._program()
         self.step += 1
         self._sent += 1
-        if self._sent == EVERY // 2:
-            self._rows.prepare(self.step - self._sent + EVERY)  # while the device is busy
+        self._rows.prepare(self.step - self._sent + EVERY, self._sent)  # while the device is busy
         if self._sent == EVERY:
             self.settle()
         return float(self.losses[-1]) if len(self.losses) else float("nan")
@@ -182,15 +181,15 @@ class ResidentTrainer(Trainer):
             return
         seen = self._seen[self._read : self._sent].cpu().numpy()
         bad = np.flatnonzero(seen[:, 2] == 0)
-        log2 = self.scale.log2 if self.scale is not None else 0.0
         if self.scale is None and bad.size:
             self._stop_before(seen, int(bad[0]))
         if self.scale is not None:
             for i, good in enumerate(seen[:, 2]):
-                log2 = log2 + self.scale.growth if good else log2 - 1
-                if log2 < 0:
+                after = self.scale.log2 + (self.scale.growth if good else -1)
+                if after < 0:
+                    self._log2.fill_(self.scale.log2)
                     self._stop_before(seen, i)
-            self.scale.log2 = log2
+                self.scale.log2 = after
         self.losses = np.append(self.losses, seen[:, 0].astype(np.float32))
         self._read = self._sent
 
@@ -273,28 +272,35 @@ class _Rows:
 
         self._next, self._spare = pair(), pair()  # one may still be on its way
         self._there = tuple(part.to(device) for part in pair())
-        self._prepared: int | None = None
+        self._start: int | None = None
+        self._written = 0
 
-    def prepare(self, start: int) -> None:
-        """Write down what the updates from `start` on need."""
-        self._next, self._spare = self._spare, self._next
-        whole, real = (part.numpy() for part in self._next)
+    def prepare(self, start: int, count: int) -> None:
+        """Write down what the first `count` updates from `start` on need, as far as that is not done."""
+        if self._start != start:
+            self._next, self._spare = self._spare, self._next
+            self._start, self._written = start, 0
+        while self._written < count:
+            self._write(self._written, start + self._written)
+            self._written += 1
+
+    def _write(self, row: int, step: int) -> None:
+        whole, real = (part[row].numpy() for part in self._next)
         spec, seed = self._spec.training, self._spec.seed
-        for row, step in enumerate(range(start, start + EVERY)):
-            indices = batch_indices(seed, self._images, spec.batch_size, step)
-            whole[row] = np.concatenate([[step], indices, flips(seed, spec.batch_size, step)])
-            real[row, 0], real[row, 1] = optim.learning_rate(spec, step), 1 - optim.ema_decay(spec, step)
-            real[row, 2:] = rng.uniforms(seed, Purpose.TIMESTEP, range(spec.batch_size), 1, step=step)[:, 0]
-        self._prepared = start
+        batch = spec.batch_size
+        whole[0], whole[1 : 1 + batch] = step, batch_indices(seed, self._images, batch, step)
+        if spec.flip:
+            whole[1 + batch :] = flips(seed, batch, step)
+        real[0], real[1] = optim.learning_rate(spec, step), 1 - optim.ema_decay(spec, step)
+        real[2:] = rng.uniforms(seed, Purpose.TIMESTEP, range(batch), 1, step=step)[:, 0]
 
     def forget(self) -> None:
         """What was prepared is not wanted any more."""
-        self._prepared = None
+        self._start = None
 
     def send(self, start: int) -> None:
         """Bring what the updates from `start` on need to the device."""
-        if self._prepared != start:
-            self.prepare(start)
+        self.prepare(start, EVERY)
         for there, here in zip(self._there, self._next, strict=True):
             there.copy_(here, non_blocking=True)
 

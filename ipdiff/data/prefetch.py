@@ -84,6 +84,8 @@ class Prefetch:
         while self._thread.is_alive():
             self._drop()
             self._thread.join(timeout=0.05)
+        if self._stream is not None:
+            self._stream.synchronize()  # a copy may be under way to memory that is free from here on
 
     def _drop(self) -> None:
         """Make the thread come to the end mark: no free slot may lie before it."""
@@ -107,7 +109,7 @@ class Prefetch:
     def _fill(self, slot: _Slot, indices: NDArray[np.int64]) -> None:
         if slot.sent is not None:
             slot.sent.synchronize()  # the buffer's last batch has left it
-        np.take(self._images, indices, axis=0, out=slot.host.numpy())
+        np.take(self._images, indices, axis=0, out=slot.host.numpy(), mode="clip")  # "raise" would copy twice
         if slot.sent is None or slot.used is None:
             return
         within: Any = nullcontext() if self._stream is None else torch.cuda.stream(self._stream)

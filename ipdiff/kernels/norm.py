@@ -4,8 +4,9 @@
     z = (n * weight + bias) * (1 + scale) + shift
     y = silu(z), or z
 
-x is read twice and y written once, in x's dtype; everything between is float32. Only x is kept for the gradients. Sums
-are taken in two stages of a fixed order (rows of a split, then splits), so that equal inputs give equal bits.
+x is read twice and y written once, in x's dtype; everything between is float32. x and the statistics are kept for the
+gradients. Sums are taken in two stages of a fixed order (rows of a split, then splits), so that equal inputs give equal
+bits.
 
 A kernel sees an image as rows (pixels) of C numbers. Statistics are per group, tiles [rows, groups, channels a group];
 the rest goes by channel, tiles [rows, channels].
@@ -26,8 +27,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-ROWS_A_SPLIT = 256
-"""Pixels whose sums are one partial result."""
+ROWS_A_SPLIT, SPLITS = 256, 16
+"""Pixels whose sums are one partial result, at least; and so many partial results of an image at most."""
 TILE = 2048
 """Numbers of a tile: 16 a thread."""
 CHANNELS = 64
@@ -266,7 +267,12 @@ class _Tiles(NamedTuple):
 
     @property
     def splits(self) -> int:
-        return _parts(self.pixels, ROWS_A_SPLIT)
+        return _parts(self.pixels, self.rows_a_split)
+
+    @property
+    def rows_a_split(self) -> int:
+        """Pixels of a split: every tile of the result joins them all."""
+        return max(ROWS_A_SPLIT, _power_of_two(_parts(self.pixels, SPLITS)))
 
     @property
     def width(self) -> int:
@@ -317,11 +323,11 @@ class _Norm(torch.autograd.Function):
         affine = _affine_arguments(weight, bias, scale, shift)
         _statistics[(tiles.images, tiles.splits, tiles.group_tiles())](
             x, means, squares, tiles.pixels, tiles.splits,
-            tiles.channels, groups, ROWS_A_SPLIT, tiles.group_rows, tiles.groups_a_tile, tiles.depth,
+            tiles.channels, groups, tiles.rows_a_split, tiles.group_rows, tiles.groups_a_tile, tiles.depth,
         )  # fmt: skip
         _apply[tiles.by_rows()](
             x, y, mean, rstd, means, squares, *affine, tiles.pixels, tiles.splits, eps,
-            tiles.channels, groups, ROWS_A_SPLIT, tiles.rows, tiles.width, scale is not None, silu,
+            tiles.channels, groups, tiles.rows_a_split, tiles.rows, tiles.width, scale is not None, silu,
         )  # fmt: skip
         ctx.save_for_backward(x, weight, bias, scale, shift, mean, rstd)
         ctx.tiles, ctx.silu = tiles, silu
@@ -342,7 +348,8 @@ class _Norm(torch.autograd.Function):
         scaled = scale is not None
         cut = (tiles.rows, tiles.width, scaled, ctx.silu)
         _partial[tiles.by_split()](
-            x, dy, ones, twos, mean, rstd, *affine, tiles.pixels, tiles.splits, tiles.channels, ROWS_A_SPLIT, *cut,
+            x, dy, ones, twos, mean, rstd, *affine, tiles.pixels, tiles.splits,
+            tiles.channels, tiles.rows_a_split, *cut,
             num_warps=8,  # of 4 each would hold so many registers that half as many ran at a time
         )  # fmt: skip
         _fold[(tiles.images, tiles.group_tiles())](

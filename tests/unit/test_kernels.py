@@ -84,6 +84,7 @@ def inputs(shape: tuple[int, ...], rows: int | None, dtype: torch.dtype, mean: f
 
 
 NORMS = [
+    ((1, 8, 72, 72), 4),  # larger splits
     ((3, 128, 8, 8), 32),
     ((2, 192, 5, 7), 32),
     ((1, 384, 4, 4), 32),
@@ -253,7 +254,7 @@ for channels, groups, one in ((128, 32, False), (384, 32, False), (15, 3, True))
     for affine in (True, False):
         known = dict.fromkeys(("x", "y", "dy", "dx"), "*bf16")
         known |= dict.fromkeys(("pixels", "splits", "scale_row", "shift_row", "images"), 1 if one else "i32")
-        known |= dict(eps="fp32", C=channels, G=groups, SPLIT=norm.ROWS_A_SPLIT, CHANNELS=tiles.width, AFFINE=affine,
+        known |= dict(eps="fp32", C=channels, G=groups, SPLIT=tiles.rows_a_split, CHANNELS=tiles.width, AFFINE=affine,
                       GROUPS=tiles.groups_a_tile, D2=tiles.depth, BATCH=norm.BATCH, SILU=affine)
         compiled(norm._statistics, ROWS=tiles.group_rows, **known)
         for kernel in (norm._apply, norm._partial, norm._fold, norm._input_gradient, norm._over_images):

@@ -214,6 +214,7 @@ def test_a_loss_scale_below_one_is_divergence(made, monkeypatch):
         for _ in range(8):
             trainer.advance()
     assert trainer.step == 2
+    assert float(trainer._log2) == trainer.scale.log2 >= 0
 
 
 def test_an_update_that_is_not_live_changes_nothing(made):
