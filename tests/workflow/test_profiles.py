@@ -58,6 +58,8 @@ def test_a_training_on_two_gpus_is_submitted_with_more_memory_each_time(
     params.write_text(before + mini + after.replace("device: cpu", "device: cuda", 1))
     run(project, "ipdiff", "prepare", "--dataset", "digits_mini")
     put(programs, "sinfo", "echo 'main*'")  # the Slurm plugin asks for the default partition
+    for asked_first in ("squeue", "sacct", "sacctmgr"):  # and does not even load where it finds none of these
+        put(programs, asked_first, "exit 0")
     put(programs, SUBMIT[profile], f'echo "$@ " >> {programs}/asked; exit 1')
     quick = [*QUICK, *(["--slurm-init-seconds-before-status-checks", "1"] if profile == "slurm" else [])]
     said = run(
