@@ -13,10 +13,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+from benchmarks.rows import ROOT, STAGE
+
 EMULATED = ("Haswell", "EPYC-Rome")
 
 
@@ -66,7 +65,7 @@ def digests(updates: int, settings: dict[str, str], cpu: str | None = None) -> d
     if cpu is not None:  # an emulated process has to start the interpreter itself, not the link to it
         command = ["qemu-x86_64", "-cpu", cpu, "-0", sys.executable, os.path.realpath(sys.executable), *command[1:]]
     inherited = {name: value for name, value in os.environ.items() if name not in portable()}
-    environment = {**inherited, **THREADS, "PYTHONPATH": str(ROOT), **settings}
+    environment = {**inherited, **STAGE, "PYTHONPATH": str(ROOT), **settings}
     done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
     return dict(line.split("\t") for line in done.stdout.splitlines())
 

@@ -54,7 +54,7 @@ SETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "confirm": {"2000": {"gammas": [0.0, 0.3], "steps": 2000}},
     "shorter": {  # for a study of minutes: fewer updates, half the arithmetic, T = 100
-        "T100 1200": {**SHORT, "steps": 1200, "lr": 3e-3, "channel_mult": [1, 2]},
+        "T100 1200": {**SHORT, "steps": 1200, "channel_mult": [1, 2]},
         "T100 1500 narrow": {**SHORT, "lr": 2e-3},
         "T100 1500 narrow lr3": SHORT,
         "T100 1500 narrow lr4": {**SHORT, "lr": 4e-3},

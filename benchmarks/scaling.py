@@ -15,6 +15,7 @@ import yaml
 from safetensors.numpy import save_file
 
 from benchmarks.configurations import TINY, change
+from benchmarks.rows import quickest
 from ipdiff import grid
 from ipdiff.config import PARAMS
 from ipdiff.sample import ImageSampler
@@ -50,14 +51,8 @@ def _sized(size: int) -> RunSpec:
     )
 
 
-def _quickest(call: Callable[[], object], seconds: float) -> float:
-    call()
-    times, start = [], time.perf_counter()
-    while not times or time.perf_counter() - start < seconds:
-        before = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - before)
-    return min(times)
+def _quickest(call: Callable[[], object], budget: float) -> float:
+    return quickest({"call": call}, budget, rounds=1)["call"]
 
 
 def _trainer(spec: RunSpec) -> Trainer:

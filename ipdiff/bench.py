@@ -111,15 +111,15 @@ def measure(name: str, spec: RunSpec, sample_batch: int, seconds: float) -> list
         for _ in range(updates):
             trainer.advance()
 
-    train()  # half the weights start at zero, and a GPU multiplies zeros with less power
-    sampler = _sampler(spec, trainer)
-    calls = {
-        "train": train,
-        "sample": lambda: sampler.draw(range(sample_batch)),
-        **_convolutions(spec, device),
-        **(_matmul(spec, device) if device.type == "cuda" else {}),
-    }
     with closing(trainer):
+        train()  # half the weights start at zero, and a GPU multiplies zeros with less power
+        sampler = _sampler(spec, trainer)
+        calls = {
+            "train": train,
+            "sample": lambda: sampler.draw(range(sample_batch)),
+            **_convolutions(spec, device),
+            **(_matmul(spec, device) if device.type == "cuda" else {}),
+        }
         rates = _rates(calls, seconds, device)
     limit = max(rates[key] * work for key, work in _convolution_work(device).items())
     matmul = rates.get("matmul", 0.0) * CALLS * 2 * MATMUL**3 / 1e9
