@@ -104,8 +104,10 @@ class GaussianDiffusion:
         gamma: perturbation strength of Eq. 6, >= 0: a constant (the paper) or [T], one value for each t.
         target: "eps" (Alg. 3), or "eps_prime", the unit-variance noise of y_t (DDPM-y).
         fixed_variance: where sigma is not learned: "small" (beta tilde) or "large" (beta).
-        loss_reduction: of the squared error over C, H, W: "mean" (ADM) or "sum" (the DDIM code base).
-        gp_weight: lambda_GP, >= 0, weight of the gradient penalty (ADM-GP), which is defined without
+        loss_reduction: of the squared error and the gradient penalty over C, H, W: "mean" (ADM) or "sum" (the
+            DDIM code base).
+        gp_weight: lambda_GP, >= 0, weight of the gradient penalty (ADM-GP), which is reduced like the squared
+            error: for a linear network it acts as extra input noise of this variance. It is defined without
             perturbation and so excludes gamma > 0.
 
     Attributes:
@@ -209,13 +211,15 @@ class GaussianDiffusion:
 
         Returns:
             dict of [N], dtype of x0: "mse" (squared error, mean or sum over C, H, W); with learned sigma "vb"
-            (bits per dimension, times T/1000, trains v only); with a probe "gp" (see `jacobian_penalty`);
+            (bits per dimension, times T/1000, trains v only); with a probe "gp" (an unbiased estimate of the
+            squared Frobenius norm of d eps_theta / d x, over C * H * W where the squared error is a mean);
             "loss" = mse + vb + gp_weight * gp.
 
         Raises:
-            ValueError: as `perturbed`, a missing probe, or a network output of the wrong shape.
+            ValueError: as `perturbed`, a probe that is missing or of another shape than x0, or a network output of the
+                wrong shape.
 
-        Source: arXiv:2301.11706 Alg. 3, Table 7 (DDPM-y), L_GP; guided-diffusion
+        Source: arXiv:2301.11706 Alg. 3, Table 7 (DDPM-y), L_GP (its estimator is not published); guided-diffusion
             guided_diffusion/gaussian_diffusion.py@22e0df8 (RESCALED_MSE). As there, the variational bound
             is taken at y_t with the unperturbed schedule.
         """
@@ -234,7 +238,7 @@ class GaussianDiffusion:
             terms["vb"] = self._vb(_Output(output.eps.detach(), output.v), x0, y_t.detach(), t) * (self.T / 1000)
             loss = loss + terms["vb"]
         if probe is not None:
-            gp = _squared_vjp(output.eps, y_t, probe)
+            gp = self._reduce(_vjp(output.eps, y_t, probe).square())
             terms["gp"] = gp if self.gp_weight > 0 else gp.detach()
             # L_GP = ||eps - eps_theta||^2 + lambda_GP ||d eps_theta / d x||_F^2
             loss = loss + self.gp_weight * gp if self.gp_weight > 0 else loss
@@ -404,35 +408,15 @@ class GaussianDiffusion:
         return torch.where(t == 0, nll, kl) / math.log(2)
 
 
-def jacobian_penalty(model_fn: Callable[[Tensor], Tensor], x_t: Tensor, probe: Tensor) -> Tensor:
-    """Estimate the squared Frobenius norm of d eps_theta / d x for each image by one vector-Jacobian product.
+def _vjp(eps: Tensor, x_t: Tensor, probe: Tensor) -> Tensor:
+    """The probe's product with the Jacobian d eps / d x_t, [N,C,H,W], differentiable in the network's parameters.
 
-    Unbiased for probes of zero mean and unit covariance, where no image of the batch depends on another.
-
-    Args:
-        model_fn: x [N,C,H,W] -> [N,C or 2C,H,W], t bound by the caller; only the first C channels count.
-        x_t: [N,C,H,W] float, any range.
-        probe: [N,C,H,W] float, standard normal or random signs.
-
-    Returns:
-        penalty: [N] float, >= 0, differentiable in the network's parameters.
-
-    Raises:
-        ValueError: the probe's shape is not that of x_t.
-
-    Source: arXiv:2301.11706 L_GP (its estimator is not published).
+    Its squared norm is an unbiased estimate of the Jacobian's (Frobenius) for probes of zero mean and unit covariance,
+    where no image of the batch depends on another: E |v^T J|^2 = tr(J^T E[v v^T] J) = ||J||_F^2.
     """
-    with torch.enable_grad():
-        x_t = x_t.detach().requires_grad_()
-        return _squared_vjp(model_fn(x_t)[:, : x_t.shape[1]], x_t, probe)
-
-
-def _squared_vjp(eps: Tensor, x_t: Tensor, probe: Tensor) -> Tensor:
     if probe.shape != x_t.shape:
         raise ValueError(f"probe has shape {tuple(probe.shape)}, expected that of x_t, {tuple(x_t.shape)}")
-    # E |v^T J|^2 = tr(J^T E[v v^T] J) = ||J||_F^2
-    (product,) = torch.autograd.grad(eps, x_t, grad_outputs=probe, create_graph=True)
-    return product.square().flatten(1).sum(1)
+    return torch.autograd.grad(eps, x_t, grad_outputs=probe, create_graph=True)[0]
 
 
 def _at(table: FloatArray, i: Index, like: Tensor) -> float | Tensor:

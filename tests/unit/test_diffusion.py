@@ -8,7 +8,7 @@ import torch
 from scipy.stats import norm
 from torch import nn
 
-from ipdiff.diffusion import GaussianDiffusion, jacobian_penalty
+from ipdiff.diffusion import GaussianDiffusion
 from ipdiff.schedule import make_betas, respace
 
 T = 50
@@ -232,23 +232,29 @@ def exact_penalty(net, x, t, n):
     return torch.as_tensor(jacobian).square().sum()
 
 
+def penalty(net, probe, **options):
+    """The penalty at x_t, summed over C, H, W."""
+    options = {"loss_reduction": "sum", "learn_sigma": net.last.out_channels == 6, **options}
+    return losses(net, xi=None, probe=probe, **options)["gp"]
+
+
 @pytest.mark.parametrize("out_channels", [3, 6])
 def test_penalty_over_an_orthonormal_basis_is_the_frobenius_norm(out_channels):
-    net, t = TinyNet(out_channels=out_channels), STEPS[:2]
-    x = X_T[:2]
-    total = torch.zeros(2, dtype=torch.float64)
+    net = TinyNet(out_channels=out_channels)
     basis = torch.linalg.qr(normals(10, (48, 48)))[0].reshape(48, 3, 4, 4)
-    for direction in basis:
-        total += jacobian_penalty(lambda z: net(z, t), x, direction.expand_as(x)).detach()
+    total = sum(penalty(net, direction.expand_as(X0)) for direction in basis)
+    x_t = GaussianDiffusion(BETAS).q_sample(X0, STEPS, EPS)
     for n in range(2):
-        torch.testing.assert_close(total[n], exact_penalty(net, x, t, n), rtol=1e-10, atol=0)
+        torch.testing.assert_close(total[n], exact_penalty(net, x_t, STEPS, n), rtol=1e-10, atol=0)
 
 
 def test_penalty_is_unbiased_for_random_probes():
     net = TinyNet()
-    x, t = X_T[:1].expand(4000, -1, -1, -1), STEPS[2:3].expand(4000)
-    estimates = jacobian_penalty(lambda z: net(z, t), x, normals(11, x.shape))
-    assert estimates.mean().item() == pytest.approx(exact_penalty(net, X_T, STEPS[2:3], 0).item(), rel=0.02)
+    d, one = GaussianDiffusion(BETAS, learn_sigma=False, loss_reduction="sum"), slice(2, 3)
+    x0, t, eps = (value[one].repeat(4000, *(1,) * (value.ndim - 1)) for value in (X0, STEPS, EPS))
+    estimates = d.training_losses(net, x0, t, eps, probe=normals(11, x0.shape))["gp"]
+    x_t = d.q_sample(X0, STEPS, EPS)
+    assert estimates.mean().item() == pytest.approx(exact_penalty(net, x_t, STEPS, 2).item(), rel=0.02)
 
 
 @pytest.mark.parametrize("learn_sigma", [False, True])
@@ -256,33 +262,51 @@ def test_training_adds_the_penalty_from_the_same_forward_pass(learn_sigma):
     net, weight, probe = TinyNet(out_channels=6 if learn_sigma else 3), 0.3, normals(12)
     terms = losses(net, xi=None, probe=probe, gp_weight=weight, learn_sigma=learn_sigma)
     assert len(net.calls) == 1
-    x_t = GaussianDiffusion(BETAS).q_sample(X0, STEPS, EPS)
-    torch.testing.assert_close(terms["gp"], jacobian_penalty(lambda z: net(z, STEPS), x_t, probe))
     plain = losses(net, xi=None, learn_sigma=learn_sigma)
     torch.testing.assert_close(terms["loss"], plain["loss"] + weight * terms["gp"])
     torch.testing.assert_close(terms["mse"], plain["mse"])
 
 
+def test_the_penalty_is_reduced_like_the_squared_error():
+    net, probe = TinyNet(), normals(12)
+    mean, summed = (
+        losses(net, xi=None, probe=probe, gp_weight=0.3, loss_reduction=reduction) for reduction in ("mean", "sum")
+    )
+    for name in ("mse", "gp", "loss"):
+        torch.testing.assert_close(summed[name], 48 * mean[name])
+
+
+def test_the_penalty_of_a_linear_network_is_input_noise_of_that_variance():
+    """E |eps - W (x + s)|^2 - E |eps - W x|^2 = variance * ||W||_F^2, in either reduction."""
+    variance, probe = 0.2, normals(13, (400, 3, 4, 4))
+    linear = torch.nn.Conv2d(3, 3, 3, padding=1, dtype=torch.float64)
+    with torch.no_grad():
+        linear.weight.copy_(0.3 * normals(15, linear.weight.shape))
+    x0, t, eps = (value[:1].repeat(400, *(1,) * (value.ndim - 1)) for value in (X0, STEPS, EPS))
+    noise = variance**0.5 * normals(14, x0.shape)
+    for reduction in ("mean", "sum"):
+        d = GaussianDiffusion(BETAS, learn_sigma=False, loss_reduction=reduction, gp_weight=variance)
+        terms = d.training_losses(lambda x, t: linear(x), x0, t, eps, probe=probe)
+        plain = GaussianDiffusion(BETAS, learn_sigma=False, loss_reduction=reduction)
+        noisy = [
+            plain.training_losses(lambda x, t, s=sign * noise: linear(x + s), x0, t, eps)["mse"] for sign in (1, -1)
+        ]
+        added = (torch.stack(noisy).mean(0) - terms["mse"]).mean().item()
+        assert (terms["loss"] - terms["mse"]).mean().item() == pytest.approx(added, rel=0.05)
+
+
 def test_penalty_gradient_reaches_the_weights():
     net, probe = TinyNet(), normals(12)
     weight = net.last.weight
-
-    def penalty():
-        return losses(net, xi=None, probe=probe, gp_weight=1.0)["gp"].sum()
-
-    (gradient,) = torch.autograd.grad(penalty(), weight)
+    (gradient,) = torch.autograd.grad(penalty(net, probe, gp_weight=1.0).sum(), weight)
     step = 1e-6
     with torch.no_grad():
         weight[0, 0, 0, 0] += step
-        up = penalty_value(net, probe)
+    up = penalty(net, probe).sum().item()
+    with torch.no_grad():
         weight[0, 0, 0, 0] -= 2 * step
-        down = penalty_value(net, probe)
+    down = penalty(net, probe).sum().item()
     assert gradient[0, 0, 0, 0].item() == pytest.approx((up - down) / (2 * step), rel=1e-5)
-
-
-def penalty_value(net, probe):
-    x_t = GaussianDiffusion(BETAS).q_sample(X0, STEPS, EPS)
-    return jacobian_penalty(lambda z: net(z, STEPS), x_t, probe).sum().item()  # works without autograd, too
 
 
 def test_a_probe_without_weight_only_reports():
