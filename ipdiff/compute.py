@@ -25,7 +25,7 @@ def configure(compute: Compute) -> torch.device:
         raise UserError("compute.device is cuda, but torch finds no CUDA device here; use cpu")
     if compute.precision == "bfloat16" and compute.device == "cpu" and not has_bfloat16():
         raise UserError(
-            "compute.precision is bfloat16, but this CPU has no bfloat16 instructions (avx512_bf16, AMX); use float32"
+            "the precision is bfloat16, but this CPU has no bfloat16 instructions (avx512_bf16, AMX); use float32"
         )
     if compute.device == "cuda":
         take_gpu()

@@ -23,7 +23,7 @@ trained, and nothing else; after an edit of lists (T', checkpoints, seeds, model
 
 Snakemake and DVC compare the keys of a cell as they are written, so every key that decides an artifact's bytes
 must be written out, even where it has its default: `source`, `classifier`, `compute`, `sampling`, each
-family's `network`, `diffusion`, `training` and `clip_denoised`.
+family's `network`, `diffusion`, `training`, `clip_denoised` and `quantise`.
 """
 
 

@@ -130,7 +130,7 @@ STAGES = {
             inputs=(f"{_RUN}/{{step}}/ema.safetensors", f"{_RUN}/{{step}}/{RECIPE}"),
             params=(
                 f"{_SETTINGS}.sampling",
-                f"{_SETTINGS}.families.{{family}}.clip_denoised",
+                *(f"{_SETTINGS}.families.{{family}}.{key}" for key in ("clip_denoised", "quantise")),
                 f"{_SETTINGS}.compute",
             ),
         ),

@@ -63,9 +63,9 @@ def learning_rate(spec: Training, step: int) -> float:
     return rate * (1.0 - done if spec.lr_decay == "linear" else 0.5 * (1.0 + math.cos(math.pi * done)))
 
 
-def make_optimizer(net: nn.Module, spec: Training, objective: Objective) -> Adam:
-    """AdamW (decoupled weight decay) or Adam (coupled), PyTorch's betas and eps, fused."""
-    decay, decoupled = objective.weight_decay, spec.optimizer == "adamw"
+def make_optimizer(net: nn.Module, objective: Objective) -> Adam:
+    """Adam with the objective's weight decay (decoupled: AdamW), PyTorch's betas and eps, fused."""
+    decay, decoupled = objective.weight_decay, objective.decay == "decoupled"
     return Adam(net.parameters(), weight_decay=decay, decoupled=decoupled, fused=True)
 
 

@@ -23,7 +23,7 @@ from ipdiff.nets import prepare_for_sampling
 from ipdiff.rng import Purpose
 from ipdiff.schedule import respace
 from ipdiff.shards import Shards, cut
-from ipdiff.spec import Compute, RunSpec, Sampler, Sampling
+from ipdiff.spec import Compute, Quantise, RunSpec, Sampler, Sampling
 
 
 class ImageSampler:
@@ -34,7 +34,8 @@ class ImageSampler:
         weights: ema.safetensors.
         sampler: which chain.
         clip_denoised: clamp the predicted x0.
-        compute: device and threads.
+        quantise: how they become uint8, see `to_uint8`.
+        compute: device, threads and precision.
         images: uint8 NHWC training images, for `exposure` only.
     """
 
@@ -45,10 +46,12 @@ class ImageSampler:
         sampler: Sampler,
         *,
         clip_denoised: bool,
+        quantise: Quantise = "truncate",
         compute: Compute,
         images: NDArray[np.uint8] | None = None,
     ) -> None:
-        self.spec, self.sampler, self.clip, self.images = spec, sampler, clip_denoised, images
+        self.spec, self.sampler, self.images = spec, sampler, images
+        self.clip, self.quantise = clip_denoised, quantise
         self.device = configure(compute)
         T = spec.diffusion.T
         if sampler.kind == "exposure" and images is None:
@@ -81,11 +84,11 @@ class ImageSampler:
         """
         x = self._begin(index)
         if self.device.type == "cuda":
-            return to_uint8(self.chain(len(index)).run(x, index, check))
+            return to_uint8(self.chain(len(index)).run(x, index, check), self.quantise)
         for i in reversed(range(self.start)):
             check()
             x = self.step(x, i, index)
-        return to_uint8(x)
+        return to_uint8(x, self.quantise)
 
     def chain(self, count: int) -> _Chain:
         """The chain of a batch of so many images, captured at its first use. Call it in inference mode."""

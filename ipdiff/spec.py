@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 FORBID: dict[str, Any] = {"extra": "forbid"}
@@ -19,6 +19,9 @@ Strength = float | list[float]
 """A regulariser's strength: a constant, or values at equally spaced t from 0 to T-1 (linear in between)."""
 
 Family = Literal["adm", "ddpm"]
+Precision = Literal["float32", "bfloat16", "float16"]
+Decay = Literal["decoupled", "coupled"]
+Quantise = Literal["truncate", "round"]
 
 
 def _check(condition: bool, message: str) -> None:
@@ -209,8 +212,9 @@ class Compute:
     device: Annotated[Literal["cpu", "cuda"], "cpu or cuda"] = "cpu"
     threads: Annotated[int, "intra-op threads on the CPU; sums differ in the last bit between 1 and 2"] = 1
     precision: Annotated[
-        Literal["float32", "bfloat16", "float16"],
-        "of a U-Net's convolutions and attention, in training and sampling; weights, norms and losses are float32",
+        Precision,
+        "of a U-Net's convolutions and attention, in training, in `analyse`, and where `sampling.precision` is empty "
+        "in sampling; weights, norms and losses are float32",
     ] = "float32"
     compile: Annotated[bool, "compile the U-Net with torch.compile (GPUs; off until tests/gpu has passed there)"] = (
         False
@@ -281,7 +285,6 @@ class Training:
     batch_size: Annotated[int, "images an optimiser update (global)"]
     lr: Annotated[float, "learning rate"]
     micro_batch: Annotated[int | None, "images a backward pass; part of the artifact; default batch_size"] = None
-    optimizer: Annotated[Literal["adamw", "adam"], "decoupled or coupled weight decay"] = "adamw"
     lr_warmup: Annotated[int, "updates of linear warm-up from 0"] = 0
     lr_decay: Annotated[Literal["none", "linear", "cosine"], "how the rate falls to 0 at lr_decay_steps"] = "none"
     lr_decay_steps: Annotated[int, "update at which the decay has reached 0"] = 0
@@ -291,7 +294,9 @@ class Training:
     timesteps: Annotated[Literal["uniform", "antithetic", "loss-second-moment"], "how t is drawn for each image"] = (
         "uniform"
     )
-    loss_reduction: Annotated[Literal["mean", "sum"], "of the squared error over C, H and W"] = "mean"
+    loss_reduction: Annotated[
+        Literal["mean", "sum"], "of the squared error and the gradient penalty over C, H and W"
+    ] = "mean"
     flip: Annotated[bool, "mirror each image with probability 1/2"] = True
     reduction: Annotated[
         Literal["exact", "fast"],
@@ -314,6 +319,7 @@ class ADMFamily:
     diffusion: Diffusion
     training: Training
     clip_denoised: Annotated[bool, "clamp the predicted x0 to [-1, 1] while sampling"] = True
+    quantise: Annotated[Quantise, "how samples become whole grey levels; guided-diffusion truncates"] = "truncate"
 
 
 @dataclass(frozen=True)
@@ -325,6 +331,7 @@ class DDPMFamily:
     diffusion: Diffusion
     training: Training
     clip_denoised: Annotated[bool, "clamp the predicted x0 to [-1, 1] while sampling"] = False
+    quantise: Annotated[Quantise, "how samples become whole grey levels; the DDIM code rounds"] = "round"
 
 
 @dataclass(frozen=True)
@@ -342,7 +349,11 @@ class Strengths:
 
     __pydantic_config__: ClassVar = FORBID
     gamma: Annotated[Strength, "input perturbation, Eq. 6: a constant, or values over t"] = 0.1
-    gp_weight: Annotated[float, "lambda_GP of the gradient penalty (the paper's value is not published)"] = 1e-4
+    gp_weight: Annotated[
+        float,
+        "lambda_GP of the gradient penalty, reduced like the squared error: acts as extra input noise of this variance "
+        "(the paper's value is not published)",
+    ] = 3e-3
     weight_decay: Annotated[float, "lambda_WD (the paper's value is not published)"] = 1e-2
 
     def __post_init__(self) -> None:
@@ -357,6 +368,9 @@ class Sampling:
     num_samples: Annotated[int, "images in a set"]
     batch_size: Annotated[int, "images a network call; part of the artifact"]
     exposure_samples: Annotated[int | None, "images of an exposure-bias set; default num_samples"] = None
+    precision: Annotated[
+        Precision | None, "of a U-Net's convolutions and attention in sampling; `compute.precision` if empty"
+    ] = None
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "batch_size", "exposure_samples"):
@@ -418,6 +432,16 @@ class Dataset:
         _check("default" in self.final_step, "final_step needs a `default`")
         last = self.final_step["default"]
         _check(last in steps, f"final_step.default is {last}, not one of checkpoints {steps}")
+        _check(
+            self.sampling.precision != "float16" or self.compute.device == "cuda",
+            f"sampling.precision is float16 with device {self.compute.device}; float16 needs cuda, use bfloat16 or "
+            "float32",
+        )
+
+    @property
+    def sampling_compute(self) -> Compute:
+        """What samples are drawn on: `compute`, in the precision of `sampling`."""
+        return replace(self.compute, precision=self.sampling.precision or self.compute.precision)
 
     def last_step(self, model: str) -> int:
         """The training step at which tables read `model`."""
@@ -432,8 +456,13 @@ class Model:
     family: Annotated[Family, "adm (guided-diffusion's network and training) or ddpm (the DDIM code base's)"]
     gamma: Annotated[Strength | Literal["dataset"], "input perturbation (official flag --input_pertub)"] = 0.0
     target: Annotated[Literal["eps", "eps_prime"], "eps (Alg. 3) or eps' (DDPM-y)"] = "eps"
-    gp_weight: Annotated[float | Literal["dataset"], "lambda_GP of the Jacobian penalty"] = 0.0
+    gp_weight: Annotated[float | Literal["dataset"], "lambda_GP of the gradient penalty"] = 0.0
     weight_decay: Annotated[float | Literal["dataset"], "lambda_WD, handed to the optimiser"] = 0.0
+    decay: Annotated[
+        Decay,
+        "of the weights beside the gradient (AdamW, the official code), or coupled: added to the gradient that Adam "
+        "sees (and clips), as an L2 term of the loss is",
+    ] = "decoupled"
     imported: Annotated[bool, "its checkpoints come from `ipdiff import`; nothing trains it"] = False
 
     def __post_init__(self) -> None:
@@ -454,6 +483,7 @@ class Objective:
     target: Literal["eps", "eps_prime"]
     gp_weight: float
     weight_decay: float
+    decay: Decay = "decoupled"
 
     @staticmethod
     def resolve(model: Model, strengths: Strengths) -> Objective:
@@ -462,7 +492,7 @@ class Objective:
             key: getattr(strengths if key in model.borrowed else model, key)
             for key in ("gamma", "gp_weight", "weight_decay")
         }
-        return Objective(target=model.target, **values)
+        return Objective(target=model.target, decay=model.decay, **values)
 
 
 @dataclass(frozen=True)
@@ -487,11 +517,14 @@ class RunSpec:
     def from_json(data: dict[str, Any]) -> RunSpec:
         """The inverse of `to_json`: a checkpoint's recipe tells how to build its network."""
         network = {"adm": ADMNetwork, "ddpm": DDPMNetwork}[data["family"]]
+        training, objective = dict(data["training"]), dict(data["objective"])
+        if (optimizer := training.pop("optimizer", None)) is not None:  # of an import from before `decay`
+            objective["decay"] = {"adam": "coupled", "adamw": "decoupled"}[optimizer]
         parts = {
             "network": network(**data["network"]),
             "diffusion": Diffusion(**data["diffusion"]),
-            "training": Training(**data["training"]),
-            "objective": Objective(**data["objective"]),
+            "training": Training(**training),
+            "objective": Objective(**objective),
             "compute": Compute(**data["compute"]),
         }
         return RunSpec(**{**data, **parts})

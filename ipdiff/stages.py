@@ -227,7 +227,8 @@ def _image_sampler(job: Job) -> ImageSampler:
         job.path("ema.safetensors"),
         sampler,
         clip_denoised=family.clip_denoised,
-        compute=job.dataset.compute,
+        quantise=family.quantise,
+        compute=job.dataset.sampling_compute,
         images=load_images(job.path("images.npy")) if sampler.kind == "exposure" else None,
     )
 

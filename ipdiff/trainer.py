@@ -60,7 +60,7 @@ class Trainer:
         self.names = [name for name, _ in self.net.named_parameters()]
         self.params = list(self.net.parameters())
         self.ema = [p.detach().clone() for p in self.params]
-        self.optimizer = optim.make_optimizer(self.net, spec.training, spec.objective)
+        self.optimizer = optim.make_optimizer(self.net, spec.objective)
         self.scale = optim.LossScale() if spec.compute.precision == "float16" else None
         self.timesteps = make_timestep_sampler(spec.training.timesteps, spec.diffusion.T)
         self.step = 0

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from ipdiff.spec import Quantise
+
 SHARE_FOR_IMAGES = 0.2
 """Of a GPU's free memory, for a data set that stays there."""
 
@@ -66,24 +68,29 @@ def fits(images: NDArray[np.uint8], device: torch.device) -> bool:
     return device.type == "cuda" and images.nbytes <= torch.cuda.mem_get_info(device)[0] * SHARE_FOR_IMAGES
 
 
-def to_uint8(x: Tensor) -> NDArray[np.uint8]:
-    """Turn a network's images into images at rest: trunc(clamp((x + 1) * 127.5, 0, 255)).
-
-    Truncation is the official code's choice (kept, because FID sees it): a float rounding just below an
-    integer loses one grey level, so `to_uint8(to_network(u))` may be u - 1.
+def to_uint8(x: Tensor, quantise: Quantise = "truncate") -> NDArray[np.uint8]:
+    """Turn a network's images into images at rest, as the code base does that they are compared with: FID sees it.
 
     Args:
         x: [N, C, H, W] float, any range.
+        quantise: "truncate" (guided-diffusion): trunc(clamp((x + 1) * 127.5, 0, 255)), where a float just below an
+            integer loses one grey level, so that `to_uint8(to_network(u))` may be u - 1; "round" (the DDIM code, whose
+            images torchvision saves): trunc(min(255 * clamp((x + 1) / 2, 0, 1) + 0.5, 255)).
 
     Returns:
         [N, H, W, C] uint8.
 
-    Source: guided-diffusion scripts/image_sample.py.
+    Source: guided-diffusion scripts/image_sample.py@22e0df8; ermongroup/ddim runners/diffusion.py and
+        datasets/__init__.py@e8df66c with torchvision.utils.save_image.
     """
     import torch
 
-    grey = ((x.detach() + 1) * 127.5).clamp(0, 255).to(torch.uint8)
-    return grey.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    x = x.detach()
+    if quantise == "round":
+        grey = (((x + 1) / 2).clamp(0, 1) * 255 + 0.5).clamp(max=255)
+    else:
+        grey = ((x + 1) * 127.5).clamp(0, 255)
+    return grey.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def load_images(path: Path) -> NDArray[np.uint8]:

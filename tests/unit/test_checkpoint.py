@@ -21,7 +21,7 @@ from torch import Tensor
 from unit.params_factory import put, small, write
 from unit.tiny import ADM, DDIM, change, flip_bit
 
-from ipdiff import artifact, build, cli, config, exported, grid, imported, plan, stages
+from ipdiff import artifact, build, cli, compute, config, exported, grid, imported, plan, stages
 from ipdiff.checkpoint import checking, diffusers
 from ipdiff.errors import ConfigError, IntegrityError, UserError
 from ipdiff.schedule import make_betas, respace
@@ -147,6 +147,41 @@ def test_the_sample_stage_takes_an_imported_checkpoint(project: Path) -> None:
     flip_bit(Path("runs/tiny/official/s0/8/ema.safetensors"))
     with pytest.raises(IntegrityError, match=r"ema\.safetensors"):
         stages.make(cell)
+
+
+def test_a_set_is_quantised_and_computed_as_params_yaml_says(project: Path) -> None:
+    small_weights = {name: 0.1 * value for name, value in weights(spec_of(DDPM)).items()}
+    imported.import_checkpoint(save(project / "a.pt", small_weights), DDPM)
+    raw = put(small(), "models.ddim-official", {"family": "ddpm", "imported": True})
+    cell = {"dataset": "tiny", "model": "ddim-official", "seed": "0", "step": "8", "sampler": "exposure-2"}
+    stages.make(grid.load().cell("prepare", dataset="tiny"))
+    sets = []
+    for quantise in ("round", "truncate"):
+        write(project, put(raw, "datasets.tiny.families.ddpm.quantise", quantise))
+        stages.make(grid.load().cell("sample", **cell))
+        sets.append(np.load(grid.load().cell("sample", **cell).outputs[0])["arr_0"].astype(int))
+    more = sets[0] - sets[1]
+    assert set(np.unique(more)) == {0, 1}
+    assert 0.3 < more[(sets[1] > 0) & (sets[1] < 254)].mean() < 0.7
+    write(project, put(raw, "datasets.tiny.sampling.precision", "bfloat16"))
+    dataset = config.load().dataset("tiny")
+    assert (dataset.compute.precision, dataset.sampling_compute.precision) == ("float32", "bfloat16")
+    if not compute.has_bfloat16():
+        with pytest.raises(UserError, match="the precision is bfloat16, but this CPU has no bfloat16 instructions"):
+            stages.make(grid.load().cell("sample", **cell))
+        return
+    stages.make(grid.load().cell("sample", **cell))
+    low = np.load(grid.load().cell("sample", **cell).outputs[0])["arr_0"].astype(int)
+    assert 0 < np.abs(low - sets[1]).mean() < 8
+
+
+def test_a_checkpoint_imported_before_decay_was_a_models_key_is_still_read(project: Path) -> None:
+    imported.import_checkpoint(save(project / "a.pt", weights(spec_of(IP))), IP)
+    now = spec_of(IP).to_json()
+    del now["objective"]["decay"]
+    for optimizer, decay in (("adam", "coupled"), ("adamw", "decoupled")):
+        before = RunSpec.from_json({**now, "training": {**now["training"], "optimizer": optimizer}})
+        assert before == change(spec_of(IP), decay=decay)
 
 
 def test_a_chain_changed_after_the_import_is_refused_where_it_is_sampled(project: Path) -> None:

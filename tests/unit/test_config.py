@@ -117,7 +117,8 @@ def test_a_key_like_no_other_gets_the_list_alone(tmp_path: Path) -> None:
     message = refusal(tmp_path, put(small(), "models.adm.xyzzy", 1))
     assert (
         message
-        == "params.yaml models.adm.xyzzy: unknown key; known: family, gamma, target, gp_weight, weight_decay, imported"
+        == "params.yaml models.adm.xyzzy: unknown key; known: family, gamma, target, gp_weight, weight_decay, decay, "
+        "imported"
     )
 
 
@@ -215,6 +216,12 @@ def test_a_name_that_yaml_reads_as_a_number(tmp_path: Path) -> None:
         (f"{TRAINING}.lr_decay", "cosine", TRAINING, "lr_decay needs lr_decay_steps > 0"),
         ("datasets.tiny.checkpoints", [8, 4], "datasets.tiny", "checkpoints [8, 4] must be positive, ascending"),
         ("datasets.tiny.final_step.default", 9, "datasets.tiny", "final_step.default is 9, not one of checkpoints"),
+        (
+            "datasets.tiny.sampling.precision",
+            "float16",
+            "datasets.tiny",
+            "sampling.precision is float16 with device cpu; float16 needs cuda",
+        ),
         ("models.adm-ip.gp_weight", "dataset", "models.adm-ip", "takes ['gamma', 'gp_weight'] from the data set"),
         ("studies.small.seeds", {"adm": [0]}, "studies.small", "seeds needs a `default`"),
     ],

@@ -152,6 +152,19 @@ def test_to_uint8_clamps_and_truncates():
     assert got[0, 0].T.ravel().tolist() == [0, 0, 127, 254, 255, 255]
 
 
+def test_the_ddim_codes_images_are_rounded():
+    """Torchvision's save_image after (x + 1) / 2: each grey level is that of the nearest value, ties go up."""
+    levels = torch.arange(256, dtype=torch.float64)
+    x = torch.stack([levels - 0.49, levels, levels + 0.49], 1) / 127.5 - 1
+    got = to_uint8(x.float().reshape(256, 3, 1, 1), "round")
+    assert (got.dtype, got.shape) == (np.uint8, (256, 1, 1, 3))
+    np.testing.assert_array_equal(got[:, 0, 0], np.repeat(np.arange(256)[:, None], 3, 1))
+    outside = torch.tensor([-7.0, -1.0, 0.0, 1.0, 3.0, 1 / 255]).reshape(1, 3, 1, 2)
+    assert to_uint8(outside, "round")[0, 0].T.ravel().tolist() == [0, 0, 128, 255, 255, 128]
+    images = np.arange(256, dtype=np.uint8).reshape(2, 8, 16, 1)
+    np.testing.assert_array_equal(to_uint8(to_network(images), "round"), images)
+
+
 def test_load_images_refusals(tmp_path):
     np.save(tmp_path / "float.npy", np.zeros((2, 4, 4, 1)))
     np.save(tmp_path / "flat.npy", np.zeros((2, 4), np.uint8))

@@ -44,7 +44,12 @@ RUN_PARAMS = (
     "datasets.tiny.families.adm.training",
     "datasets.tiny.compute",
 )
-SAMPLE_PARAMS = ("datasets.tiny.sampling", "datasets.tiny.families.adm.clip_denoised", "datasets.tiny.compute")
+SAMPLE_PARAMS = (
+    "datasets.tiny.sampling",
+    "datasets.tiny.families.adm.clip_denoised",
+    "datasets.tiny.families.adm.quantise",
+    "datasets.tiny.compute",
+)
 FLOAT32 = ("datasets.tiny.compute.device", "datasets.tiny.compute.threads")
 FEATURE_PARAMS = ("datasets.tiny.classifier", *FLOAT32)
 

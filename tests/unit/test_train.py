@@ -16,15 +16,18 @@ import pytest
 import torch
 from unit.tiny import ADM, DDIM, IMAGES, RUNS, change, files, flip_bit
 
-from ipdiff import optim, resume, rng, train
+from ipdiff import config, optim, resume, rng, train
 from ipdiff.data.batches import batch_indices, flips
 from ipdiff.data.images import to_network
+from ipdiff.data.readers.digits import read
 from ipdiff.diffusion import GaussianDiffusion
 from ipdiff.errors import Preempted, UserError
-from ipdiff.spec import RunSpec, Training, Work
+from ipdiff.spec import RunSpec, Source, Training, Work
 from ipdiff.states import States, tensors_of
 from ipdiff.timesteps import LossSecondMoment
 from ipdiff.trainer import Trainer, mean_of
+
+ROOT = Path(__file__).parents[2]
 
 
 def advanced(spec, steps, state=None):
@@ -483,10 +486,29 @@ def test_weight_decay_of_adamw_is_decoupled():
     assert np.abs(plain[moved][1] - (plain[moved][0] * (1 - lr * decay))).max() > 1e-3
 
 
-def test_weight_decay_of_adam_is_coupled():
-    plain = first_update(change(ADM, optimizer="adam"))
-    for name, (p0, _, grad) in first_update(change(ADM, optimizer="adam", weight_decay=0.5)).items():
+def test_coupled_weight_decay_is_part_of_the_gradient():
+    plain = first_update(ADM)
+    for name, (p0, _, grad) in first_update(change(ADM, decay="coupled", weight_decay=0.5)).items():
         np.testing.assert_allclose(grad, plain[name][2] + 0.5 * p0, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("decay", "kind"), [("decoupled", torch.optim.AdamW), ("coupled", torch.optim.Adam)])
+def test_a_run_with_weight_decay_is_updated_by_torchs_optimiser(decay, kind, monkeypatch):
+    """The weights of a training run beside those of torch's class, fed with the same gradients."""
+    trainer = Trainer(change(ADM, lr=0.01, weight_decay=0.3, decay=decay), IMAGES)
+    theirs = [p.detach().clone().requires_grad_() for p in trainer.params]
+    other, step = kind(theirs, lr=0.01, weight_decay=0.3, fused=True), trainer.optimizer.step
+
+    def both(rate):
+        for p, copy in zip(trainer.params, theirs, strict=True):
+            copy.grad = p.grad.clone()
+        step(rate)
+        other.step()
+
+    monkeypatch.setattr(trainer.optimizer, "step", both)
+    for _ in range(4):
+        trainer.advance()
+    assert all(torch.equal(p, copy) for p, copy in zip(trainer.params, theirs, strict=True))
 
 
 def test_gradients_are_clipped_to_the_global_norm():
@@ -517,6 +539,32 @@ def test_the_gradient_penalty_is_part_of_the_loss(monkeypatch):
         if name.startswith("optimizer.exp_avg."):
             differing += not np.allclose(value, without.state()[name], rtol=1e-3, atol=0)
     assert differing > 10
+
+
+def test_the_penalised_digits_network_keeps_the_norm_of_its_prediction():
+    """At the strength of params.yaml; with the penalty summed over the pixels the network answers with zeros."""
+    params, images = config.load(ROOT / "params.yaml"), digits()
+    x0 = to_network(images[:128])
+    eps = torch.from_numpy(rng.normals(0, rng.Purpose.EPS, range(128), tuple(x0.shape[1:])))
+    norms = {}
+    for model in ("adm", "adm-gp"):
+        spec = change(params.run_spec("digits", model, 0), batch_size=32, lr_warmup=50)
+        trainer = Trainer(spec, images)
+        for _ in range(200):
+            trainer.advance()
+        for t in (10, 30, 50):
+            with torch.no_grad():
+                predicted = trainer.net.eval()(trainer.diffusion.q_sample(x0, t, eps), torch.full((128,), t))
+            norms[model, t] = float(predicted.square().mean().sqrt())
+            trainer.net.train()
+    for t in (10, 30, 50):
+        assert norms["adm", t] > 0.6
+        assert 0.85 < norms["adm-gp", t] / norms["adm", t] < 1.1
+
+
+def digits():
+    """The digits data set as `prepare` makes it, [1797, 8, 8, 1] uint8."""
+    return next(read(Source("digits", 8, 1), (), Path()))[0]
 
 
 @pytest.mark.parametrize("name", ["adm", "ddim-ip"])

@@ -34,9 +34,7 @@ DDIM = dataclasses.replace(
     family="ddpm",
     network=DDPMNetwork(4, [1, 2], 1, [2], dropout=0.1, norm_groups=2),
     diffusion=Diffusion("linear", 25, fixed_variance="large"),
-    training=Training(
-        8, 1e-3, optimizer="adam", timesteps="antithetic", loss_reduction="sum", grad_clip=1.0, ema_warmup=True
-    ),
+    training=Training(8, 1e-3, timesteps="antithetic", loss_reduction="sum", grad_clip=1.0, ema_warmup=True),
 )
 
 
