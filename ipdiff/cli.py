@@ -194,7 +194,7 @@ def _add_checkpoint_verbs(verbs: argparse._SubParsersAction[_Parser]) -> None:
     text = "the run it becomes; MODEL has `imported: true` in params.yaml"
     into.add_argument("--as", dest="run", required=True, metavar="DATASET/MODEL", help=text)
     into.add_argument("--seed", type=int, default=0, help="the run's seed (default: 0); sampling draws noise by it")
-    into.add_argument("--step", type=int, help="its training step (default: the data set's final_step for the model)")
+    into.add_argument("--step", type=int, help="its training step (default: what the file or its name says)")
     text = "write a run's weights in a format of others"
     out = verbs.add_parser("export", help=text, description=text)
     text = "a checkpoint's folder or DATASET/MODEL[/sSEED[/STEP]] (default: seed 0, the final step)"

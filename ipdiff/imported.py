@@ -8,6 +8,7 @@ artifact.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ class Imported:
     format: str
     pointer: Path | None
     """The .dvc file to commit; None where there is no DVC."""
+    unread: str = ""
+    """What to write so that tables read this step, where they read another."""
 
     def __str__(self) -> str:
         kept = (
@@ -36,7 +39,8 @@ class Imported:
             if self.pointer
             else "there is no .dvc here, so nothing keeps track of it: dvc init, and import it again"
         )
-        return f"{self.directory}: {self.tensors} tensors, {self.parameters:,} parameters ({self.format}); {kept}"
+        found = f"{self.tensors} tensors, {self.parameters:,} parameters ({self.format})"
+        return f"{self.directory}: {found}; {kept}{self.unread}"
 
 
 def import_checkpoint(path: Path, run: str, *, seed: int = 0, step: int | None = None) -> Imported:
@@ -46,20 +50,26 @@ def import_checkpoint(path: Path, run: str, *, seed: int = 0, step: int | None =
         path: see `ipdiff.checkpoint.reading.read`.
         run: DATASET/MODEL; the model has `imported: true` in params.yaml.
         seed: the run's seed; sampling draws its noise by it.
-        step: the checkpoint's training step; the one that tables read if None.
+        step: the checkpoint's training step; the one that the file or its name tells if None.
 
     Raises:
-        UserError: the file is no checkpoint of this network, the model is not one to import, or other weights are
-            there already. Nothing is written then.
+        UserError: the file is no checkpoint of this network, its step is not known, the model is not one to import, or
+            other weights are there already. Nothing is written then.
     """
     from ipdiff import sync
     from ipdiff.checkpoint import checking, reading
 
     params = config.load()
-    cell = _cell(params, run, seed, step)
-    spec = params.run_spec(cell.bindings["dataset"], cell.bindings["model"], seed)
+    dataset, model = _names(params, run)
+    spec = params.run_spec(dataset, model, seed)
     found = reading.read(path)
     checking.check(found.tensors, spec, str(path), run)
+    if step is None and (step := found.step or named_step(path.name)) is None:
+        raise UserError(
+            f"{path}: its name does not say the training step, as ema_0.9999_460000.pt and model460000.pt do; give it "
+            f"with --step N (tables read step {params.dataset(dataset).last_step(model)} of {model})"
+        )
+    cell = grid.Grid(params).cell("import", dataset=dataset, model=model, seed=str(seed), step=str(step))
     source = {
         "name": path.name,
         "format": found.format,
@@ -84,14 +94,35 @@ def import_checkpoint(path: Path, run: str, *, seed: int = 0, step: int | None =
         parameters=sum(tensor.numel() for tensor in found.tensors.values()),
         format=found.format,
         pointer=sync.track(cell) if Path(".dvc").is_dir() else None,
+        unread=_unread(params, dataset, model, step),
     )
 
 
-def _cell(params: Params, run: str, seed: int, step: int | None) -> Cell:
+_STEP_IN_NAME = re.compile(
+    r"(?:^|[_-])(?:ema_\d*\.?\d+_(\d+)|model(\d{6,})|(?:ckpt_|model-)(\d+))(?:\.(?:pt|pth|ckpt|bin|safetensors))?$"
+)
+"""guided-diffusion's ema_RATE_STEP.pt and modelSTEP.pt (six digits or more), the DDIM code's ckpt_STEP.pth, and
+model-STEP.ckpt of the checkpoints converted for it."""
+
+
+def named_step(name: str) -> int | None:
+    """The training step in a checkpoint's file name; None where there is none."""
+    match = _STEP_IN_NAME.search(name)
+    return int(next(filter(None, match.groups()))) if match else None
+
+
+def _unread(params: Params, dataset: str, model: str, step: int) -> str:
+    read = params.dataset(dataset).last_step(model)
+    key = f"datasets.{dataset}.final_step.{model}: {step}"
+    return "" if read == step else f"; tables read step {read} of it, unless they name one: write {key} in {PARAMS}"
+
+
+def _names(params: Params, run: str) -> tuple[str, str]:
+    """Data set and model of DATASET/MODEL, one to import."""
     dataset, slash, model = run.partition("/")
     if not slash or not model or "/" in model:
         raise UserError(f"--as is '{run}'; write DATASET/MODEL, e.g. cifar10/adm-ip-official")
-    settings = params.dataset(dataset)
+    params.dataset(dataset)
     if model not in params.models:
         line = f"{model}: {{family: adm, imported: true}}"
         near = config.nearest(model, [name for name, known in params.models.items() if known.imported])
@@ -102,8 +133,7 @@ def _cell(params: Params, run: str, seed: int, step: int | None) -> Cell:
             f"model {model} is trained here; give the imported one a key of its own, e.g. add to {PARAMS} models: "
             f"{model}-official: {{family: {known.family}, imported: true}}"
         )
-    step = settings.last_step(model) if step is None else step
-    return grid.Grid(params).cell("import", dataset=dataset, model=model, seed=str(seed), step=str(step))
+    return dataset, model
 
 
 def _refuse_other(cell: Cell, source: dict[str, str]) -> None:

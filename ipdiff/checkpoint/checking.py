@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -59,15 +60,29 @@ def _problem(value: Any, shape: tuple[int, ...]) -> str | None:
     return None
 
 
+def common_prefix(names: Iterable[str]) -> str:
+    """The parts, each with its dot, with which every one of two names or more begins."""
+    paths = [name.split(".")[:-1] for name in names]
+    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False)) if len(paths) > 1 else ()
+    return "".join(f"{parts[0]}." for parts in shared)
+
+
 def check(tensors: Mapping[str, Any], spec: RunSpec, path: str, run: str) -> None:
     """Refuse tensors that are not exactly the weights of the run's network.
 
     Raises:
         UserError: one line with the first differences and their number.
     """
-    found = problems(tensors, shapes(spec))
+    expected = shapes(spec)
+    found = problems(tensors, expected)
     if not found:
         return
+    prefix = common_prefix(tensors)
+    if prefix and common_prefix(expected) != prefix:
+        raise UserError(
+            f"{path}: every name begins with '{prefix}', the network of {run} has names such as "
+            f"{next(iter(expected))}; take the prefix off (save the state dict of that part alone)"
+        )
     other = "ddpm" if spec.family == "adm" else "adm"
     if _FIRST[other] in tensors and _FIRST[spec.family] not in tensors:
         raise UserError(

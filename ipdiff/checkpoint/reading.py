@@ -18,19 +18,24 @@ from torch import Tensor
 
 from ipdiff.errors import UserError
 
-_PREFIX = "module."
-"""Of every name in a state dict that was saved from inside (Distributed)DataParallel."""
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""Parts of names that (Distributed)DataParallel, torch.compile, FSDP and activation checkpointing put in, one in the
+other and around inner modules too; no network here has a part of such a name."""
 
-_EMA = 4
-"""Place of the EMA weights in the DDIM code's list: model, optimiser, epoch, step, EMA."""
+_STEP, _EMA = 3, 4
+"""Places in the DDIM code's list: model, optimiser, epoch, step, EMA weights."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a file holds: tensors by name (values that are none are kept, to be named), and in which format."""
+    """What a file holds: tensors by name (values that are none are kept, to be named), in which format, at which step.
+
+    `step` is the training step that the file itself names, if it does.
+    """
 
     tensors: dict[str, Any]
     format: str
+    step: int | None = None
 
 
 def read(path: Path) -> Found:
@@ -41,7 +46,7 @@ def read(path: Path) -> Found:
             EMA weights, or the model's where it has none), or safetensors.
 
     Returns:
-        Tensors on the CPU, as they are in the file; their names without `module.`.
+        Tensors on the CPU, as they are in the file; their names without what wrappers put in (`module.` and others).
 
     Raises:
         UserError: the file is missing, truncated, or something else; one line.
@@ -49,7 +54,7 @@ def read(path: Path) -> Found:
     kind = _kind(path)
     if kind == "safetensors":
         try:
-            return Found(dict(load_file(path)), kind)
+            return Found(_unwrapped(load_file(path)), kind)
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"{path}: damaged or truncated safetensors: {_line(error)}") from None
     return _weights(path, _load(path, kind))
@@ -130,15 +135,16 @@ def _weights(path: Path, value: Any) -> Found:
     if not any(isinstance(entry, Tensor) for entry in value.values()):
         keys = ", ".join(map(str, list(value)[:8]))
         raise UserError(f"{path}: a mapping without a tensor (keys: {keys or 'none'}); expected a state dict")
-    return Found(_unprefixed(value), "state dict")
+    return Found(_unwrapped(value), "state dict")
 
 
 def _from_list(path: Path, value: list[Any]) -> Found:
     """The EMA weights of the DDIM code's list, or the model's where it has none."""
+    step = value[_STEP] if len(value) > _STEP and isinstance(value[_STEP], int) else None
     if len(value) > _EMA and _is_weights(value[_EMA]):
-        return Found(_unprefixed(value[_EMA]), "DDIM list, EMA weights")
+        return Found(_unwrapped(value[_EMA]), "DDIM list, EMA weights", step)
     if len(value) in (_EMA, _EMA + 1) and _is_weights(value[0]):
-        return Found(_unprefixed(value[0]), "DDIM list, model weights (it has no EMA)")
+        return Found(_unwrapped(value[0]), "DDIM list, model weights (it has no EMA)", step)
     kinds = ", ".join(type(entry).__name__ for entry in value[:8])
     raise UserError(
         f"{path}: a list of {kinds or 'nothing'}; expected the DDIM code's: model, optimiser, epoch, step, EMA"
@@ -149,11 +155,11 @@ def _is_weights(value: Any) -> bool:
     return isinstance(value, Mapping) and any(isinstance(entry, Tensor) for entry in value.values())
 
 
-def _unprefixed(tensors: Mapping[Any, Any]) -> dict[str, Any]:
+def _unwrapped(tensors: Mapping[Any, Any]) -> dict[str, Any]:
+    """The values by the names they have without wrappers, unless two would then have one name."""
     named = {str(name): value for name, value in tensors.items()}
-    if all(name.startswith(_PREFIX) for name in named):
-        return {name.removeprefix(_PREFIX): value for name, value in named.items()}
-    return named
+    bare = {".".join(part for part in name.split(".") if part not in _WRAPPERS): name for name in named}
+    return {short: named[name] for short, name in bare.items()} if len(bare) == len(named) else named
 
 
 def _line(error: Exception) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from unit.params_factory import put, small, write
 from unit.tiny import ADM, DDIM, change, flip_bit
@@ -65,7 +65,7 @@ def save(path: Path, value: Any, **options: Any) -> Path:
 def refused(path: Path, run: str = IP) -> str:
     """The one line with which an import is refused, after which nothing is there."""
     with pytest.raises(UserError) as caught:
-        imported.import_checkpoint(path, run)
+        imported.import_checkpoint(path, run, step=8)
     message = str(caught.value)
     assert "\n" not in message
     assert "Traceback" not in message
@@ -115,12 +115,96 @@ def test_every_format_gives_the_same_bytes(name: str, run: str, project: Path) -
     save, called = FORMATS[name]
     state = weights(spec_of(run))
     save(project / "file", state)
-    done = imported.import_checkpoint(project / "file", run)
+    done = imported.import_checkpoint(project / "file", run, step=8)
     assert (done.format, done.directory, done.pointer) == (called, f"runs/{run}/s0/8", None)
     assert done.parameters == sum(value.numel() for value in state.values())
     save_file(state, project / "expected")
     published = project / done.directory / "ema.safetensors"
     assert published.read_bytes() == (project / "expected").read_bytes()
+
+
+WRAPPED = ("module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "_fsdp_wrapped_module.module.")
+
+
+@pytest.mark.parametrize("kind", ["zip", "old", "safetensors", "list"])
+@pytest.mark.parametrize("prefix", WRAPPED)
+def test_what_wrappers_put_into_names_is_taken_off_in_every_format(prefix: str, kind: str, project: Path) -> None:
+    state = weights(spec_of(IP))
+    named = {f"{prefix}{name}": value for name, value in state.items()}
+    if kind == "safetensors":
+        save_file(named, project / "file")
+    else:
+        value = [named, {}, 3, 5000, named] if kind == "list" else named
+        save(project / "file", value, _use_new_zipfile_serialization=kind != "old")
+    done = imported.import_checkpoint(project / "file", IP, step=8)
+    found = load_file(project / done.directory / "ema.safetensors")
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+def test_a_wrapper_inside_the_network_is_taken_off_but_two_tensors_never_become_one(project: Path) -> None:
+    state = weights(spec_of(IP))
+    inner = {name.replace("middle_block.0.", "middle_block.0._orig_mod."): value for name, value in state.items()}
+    assert inner.keys() != state.keys()
+    imported.import_checkpoint(save(project / "inner.pt", inner), IP, step=8)
+    both = {**state, **{f"module.{name}": value + 1 for name, value in state.items()}}
+    with pytest.raises(UserError, match=r"differences: module\.\S+ is not in the network"):
+        imported.import_checkpoint(save(project / "both.pt", both), IP, step=4)
+
+
+@pytest.mark.parametrize("prefix", ["model.", "ema_model.unet."])
+@pytest.mark.parametrize("kind", ["zip", "safetensors"])
+def test_a_prefix_that_is_not_known_is_named_once(prefix: str, kind: str, project: Path) -> None:
+    named = {f"module.{prefix}{name}": value for name, value in weights(spec_of(IP)).items()}
+    path = project / "file"
+    save_file(named, path) if kind == "safetensors" else save(path, named)
+    message = refused(path)
+    assert f"every name begins with '{prefix}', the network of {IP} has names such as time_embed.0.weight;" in message
+    assert "is missing" not in message
+    assert len(message) < 300
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("ema_0.9999_460000.pt", 460000),
+        ("ema_0.9999_4000000.pt", 4000000),
+        ("ema_0.999_000020.pt", 20),
+        ("model460000.pt", 460000),
+        ("cifar10_ema_0.9999_460000.pt", 460000),
+        ("model-790000.ckpt", 790000),
+        ("ckpt_5000.pth", 5000),
+        ("ema_0.9999_460000", 460000),
+        ("ema_0.9999_460000.safetensors", 460000),
+    ],
+)
+def test_the_step_is_read_off_the_files_name(name: str, step: int, project: Path) -> None:
+    state, path = weights(spec_of(IP)), project / name
+    save_file(state, path) if name.endswith("safetensors") else save(path, state)
+    assert imported.import_checkpoint(path, IP).directory == f"runs/{IP}/s0/{step}"
+
+
+@pytest.mark.parametrize("name", ["ADM_IP_015.pt", "a.pt", "model.pt", "ema.pt", "ema_0.9999.pt", "model2.pt"])
+def test_a_name_without_a_step_is_asked_about(name: str, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(project / name, weights(spec_of(IP)))
+    assert cli.main(["import", name, "--as", IP]) == 2
+    said = capsys.readouterr().err
+    assert f"{name}: its name does not say the training step, as ema_0.9999_460000.pt and model460000.pt do; " in said
+    assert "give it with --step N (tables read step 8 of official)" in said
+    assert said.count("\n") == 1
+    assert not Path("runs").exists()
+    assert cli.main(["import", name, "--as", IP, "--step", "8"]) == 0
+    assert "tables read" not in capsys.readouterr().out
+
+
+def test_the_step_inside_the_ddim_codes_list_is_used_and_the_one_asked_for_comes_first(project: Path) -> None:
+    state = weights(spec_of(DDPM))
+    path = save(project / "ckpt.pth", [state, {}, 3, 5000, state])
+    done = imported.import_checkpoint(path, DDPM)
+    assert done.directory == f"runs/{DDPM}/s0/5000"
+    write = "write datasets.tiny.final_step.ddim-official: 5000 in params.yaml"
+    assert str(done).endswith(f"; tables read step 8 of it, unless they name one: {write}")
+    assert imported.import_checkpoint(path, DDPM, step=8).directory == f"runs/{DDPM}/s0/8"
 
 
 def test_the_recipe_names_the_source_and_the_run_and_nothing_of_this_machine(project: Path) -> None:
@@ -138,7 +222,7 @@ def test_the_recipe_names_the_source_and_the_run_and_nothing_of_this_machine(pro
 
 
 def test_the_sample_stage_takes_an_imported_checkpoint(project: Path) -> None:
-    imported.import_checkpoint(save(project / "a.pt", weights(spec_of(IP))), IP)
+    imported.import_checkpoint(save(project / "a.pt", weights(spec_of(IP))), IP, step=8)
     cell = grid.load().cell("sample", dataset="tiny", model="official", seed="0", step="8", sampler="ancestral-2")
     stages.make(cell)
     images = np.load(cell.outputs[0])["arr_0"]
@@ -151,7 +235,7 @@ def test_the_sample_stage_takes_an_imported_checkpoint(project: Path) -> None:
 
 def test_a_set_is_quantised_and_computed_as_params_yaml_says(project: Path) -> None:
     small_weights = {name: 0.1 * value for name, value in weights(spec_of(DDPM)).items()}
-    imported.import_checkpoint(save(project / "a.pt", small_weights), DDPM)
+    imported.import_checkpoint(save(project / "a.pt", small_weights), DDPM, step=8)
     raw = put(small(), "models.ddim-official", {"family": "ddpm", "imported": True})
     cell = {"dataset": "tiny", "model": "ddim-official", "seed": "0", "step": "8", "sampler": "exposure-2"}
     stages.make(grid.load().cell("prepare", dataset="tiny"))
@@ -176,7 +260,7 @@ def test_a_set_is_quantised_and_computed_as_params_yaml_says(project: Path) -> N
 
 
 def test_a_checkpoint_imported_before_decay_was_a_models_key_is_still_read(project: Path) -> None:
-    imported.import_checkpoint(save(project / "a.pt", weights(spec_of(IP))), IP)
+    imported.import_checkpoint(save(project / "a.pt", weights(spec_of(IP))), IP, step=8)
     now = spec_of(IP).to_json()
     del now["objective"]["decay"]
     for optimizer, decay in (("adam", "coupled"), ("adamw", "decoupled")):
@@ -185,7 +269,7 @@ def test_a_checkpoint_imported_before_decay_was_a_models_key_is_still_read(proje
 
 
 def test_a_chain_changed_after_the_import_is_refused_where_it_is_sampled(project: Path) -> None:
-    imported.import_checkpoint(save(project / "a.pt", weights(spec_of(IP))), IP)
+    imported.import_checkpoint(save(project / "a.pt", weights(spec_of(IP))), IP, step=8)
     raw = put(small(), "models.official", {"family": "adm", "gamma": 0.15, "imported": True})
     write(project, put(raw, "datasets.tiny.families.adm.diffusion.T", 30))
     cell = grid.load().cell("sample", dataset="tiny", model="official", seed="0", step="8", sampler="ancestral-2")
@@ -197,13 +281,13 @@ def test_a_chain_changed_after_the_import_is_refused_where_it_is_sampled(project
 def test_importing_again_changes_nothing_and_another_file_is_refused(project: Path) -> None:
     state = weights(spec_of(IP))
     path = save(project / "a.pt", state)
-    folder = Path(imported.import_checkpoint(path, IP).directory)
+    folder = Path(imported.import_checkpoint(path, IP, step=8).directory)
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    imported.import_checkpoint(path, IP)
+    imported.import_checkpoint(path, IP, step=8)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     other = save(project / "b.pt", {name: value + 1 for name, value in state.items()})
     with pytest.raises(UserError, match=r"runs/tiny/official/s0/8 holds the checkpoint of a\.pt; delete that folder"):
-        imported.import_checkpoint(other, IP)
+        imported.import_checkpoint(other, IP, step=8)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
@@ -414,7 +498,7 @@ def test_export_and_import_give_the_same_bytes(form: str, project: Path) -> None
     first = exported.export_checkpoint("tiny/adm", form, project / "a.pt")
     second = exported.export_checkpoint("runs/tiny/adm/s0/8/ema.safetensors", form, project / "b.pt")
     assert first.read_bytes() == second.read_bytes()
-    done = imported.import_checkpoint(first, IP)
+    done = imported.import_checkpoint(first, IP, step=8)
     ours = project / "runs/tiny/adm/s0/8/ema.safetensors"
     assert (project / done.directory / "ema.safetensors").read_bytes() == ours.read_bytes()
 
