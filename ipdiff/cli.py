@@ -359,7 +359,7 @@ def _import(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     from ipdiff import exported
 
-    print(exported.export_checkpoint(args.source, args.format, args.to))
+    print(exported.export_checkpoint(args.source, args.format, args.to, lambda line: print(line, file=sys.stderr)))
     return 0
 
 

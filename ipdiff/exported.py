@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ FORMATS = ("safetensors", "guided-diffusion", "diffusers")
 _WEIGHTS = grid.IMPORT.files[0]
 
 
-def export_checkpoint(source: str, form: str, to: Path) -> Path:
+def export_checkpoint(source: str, form: str, to: Path, say: Callable[[str], None] = lambda line: None) -> Path:
     """Write a run's EMA weights in another format, in one step.
 
     Args:
@@ -27,6 +27,7 @@ def export_checkpoint(source: str, form: str, to: Path) -> Path:
             tables read where they are left out).
         form: one of `FORMATS`.
         to: a file, or for diffusers a folder; it must not exist.
+        say: told, a line each, what the format cannot express of the run.
 
     Returns:
         `to`.
@@ -51,7 +52,10 @@ def export_checkpoint(source: str, form: str, to: Path) -> Path:
     with _appearing(to) as staged:
         if form == "diffusers":
             staged.mkdir()
-            diffusers.write(staged, tensors, spec, clip_denoised=_clips(recipe, spec))
+            clip = _clips(recipe, spec)
+            diffusers.write(staged, tensors, spec, clip_denoised=clip)
+            for line in diffusers.unsaid(spec, clip):
+                say(line)
         elif form == "guided-diffusion":
             writing.write_guided_diffusion(staged, tensors, spec)
         else:

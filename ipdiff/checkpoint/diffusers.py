@@ -123,14 +123,17 @@ _DDPM_CONFIG = {
 def scheduler_config(spec: RunSpec, clip_denoised: bool) -> dict[str, Any]:
     """The run's noise schedule and reverse process: DDPM with ADM's spacing of steps, or DDIM with the DDIM code's.
 
-    Where x0 is clamped, DDIM's step is ours with `use_clipped_model_output=True`, an argument of diffusers' `step`.
+    A step is ours where it starts from the same timestep; the spacing of shorter chains may differ from ADM's by one
+    timestep in places (never for T' = 60, 80, 100, 200, 300, 1000 of 1000). See `unsaid` for what has no word there.
     """
     diffusion = spec.diffusion
-    common = {
+    schedule = (
+        {"beta_schedule": "squaredcos_cap_v2"}
+        if diffusion.schedule == "cosine"
+        else {"beta_schedule": "linear", "beta_start": 0.1 / diffusion.T, "beta_end": 20 / diffusion.T}
+    )
+    common = schedule | {
         "_diffusers_version": WRITTEN_FOR,
-        "beta_schedule": "squaredcos_cap_v2" if diffusion.schedule == "cosine" else "linear",
-        "beta_start": 0.1 / diffusion.T,
-        "beta_end": 20 / diffusion.T,
         "clip_sample": clip_denoised,
         "clip_sample_range": 1.0,
         "num_train_timesteps": diffusion.T,
@@ -141,6 +144,22 @@ def scheduler_config(spec: RunSpec, clip_denoised: bool) -> dict[str, Any]:
         return common | more | {"_class_name": "DDIMScheduler"}
     variance = "learned_range" if diffusion.learn_sigma else f"fixed_{diffusion.fixed_variance}"
     return common | {"_class_name": "DDPMScheduler", "variance_type": variance, "timestep_spacing": "linspace"}
+
+
+def unsaid(spec: RunSpec, clip_denoised: bool) -> list[str]:
+    """What of the run's sampling these files cannot say, a line each."""
+    lines = []
+    if spec.objective.target == "eps_prime":
+        lines.append(
+            "the network predicts eps', the noise of its perturbed input scaled to unit variance (target: eps_prime); "
+            "diffusers knows no such prediction: `epsilon` is written, which gives the steps of this project's samplers"
+        )
+    if spec.family == "ddpm" and clip_denoised:
+        lines.append(
+            "x0 is clamped and eps derived anew from it; diffusers has no key for that: call step with "
+            "use_clipped_model_output=True"
+        )
+    return lines
 
 
 # Names

@@ -658,21 +658,28 @@ def test_the_papers_networks_have_their_names_and_shapes_in_diffusers(name: str,
 
 
 @pytest.mark.parametrize(
-    "spec",
+    ("spec", "grid"),
     [
-        change(ADM, T=40, learn_sigma=True),
-        change(ADM, T=40, fixed_variance="large"),
-        change(ADM, T=40, fixed_variance="small"),
-        change(DDIM, T=40),
+        (change(ADM, T=40, learn_sigma=True), "40"),
+        (change(ADM, T=40, learn_sigma=True), "10"),
+        (change(ADM, T=1000, learn_sigma=True), "100"),
+        (change(ADM, T=40, schedule="linear"), "8"),
+        (change(ADM, T=40, fixed_variance="large"), "40"),
+        (change(ADM, T=40, fixed_variance="small"), "10"),
+        (change(ADM, T=40, gamma=0.15, target="eps_prime"), "10"),
+        (change(DDIM, T=40), "uniform10"),
+        (change(DDIM, T=1000), "uniform100"),
     ],
 )
-def test_a_step_of_the_exported_scheduler_is_ours(spec: RunSpec, library: Any, project: Path) -> None:
+def test_a_step_of_the_exported_scheduler_is_ours(spec: RunSpec, grid: str, library: Any, project: Path) -> None:
     state = trained(spec)
     folder = exported.export_checkpoint(f"tiny/{MODEL[spec.family]}", "diffusers", project / "net")
     kind = library.DDIMScheduler if spec.family == "ddpm" else library.DDPMScheduler
     scheduler = kind.from_pretrained(folder)
-    np.testing.assert_allclose(scheduler.betas.numpy(), make_betas(spec.diffusion.schedule, 40), rtol=1e-5)
-    kept = respace(40, "uniform10" if spec.family == "ddpm" else "40")
+    T = spec.diffusion.T
+    np.testing.assert_allclose(scheduler.betas.numpy(), make_betas(spec.diffusion.schedule, T), rtol=2e-5)
+    assert scheduler.config["prediction_type"] == "epsilon"
+    kept = respace(T, grid)
     scheduler.set_timesteps(len(kept))
     assert scheduler.timesteps.tolist() == kept[::-1].tolist()
     model = build.network(spec)
@@ -684,14 +691,33 @@ def test_a_step_of_the_exported_scheduler_is_ours(spec: RunSpec, library: Any, p
     for i in (len(kept) - 1, len(kept) // 2, 1, 0):
         x = torch.randn(3, 1, 4, 4, generator=generator)
         noise = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(i))
+        draw, t = {"generator": torch.Generator().manual_seed(i)}, int(kept[i])
         with torch.inference_mode():
-            out = model.eval()(x, torch.full((3,), int(kept[i])))
-            if spec.family == "ddpm":
-                expected = diffusion.ddim_step(model, x, i, noise, eta=0.0, clip_denoised=clip)
+            out = model.eval()(x, torch.full((3,), t))
+            if spec.family == "adm":
+                pairs = [(scheduler.step(out, t, x, **draw), diffusion.ancestral_step(model, x, i, noise, clip))]
             else:
-                expected = diffusion.ancestral_step(model, x, i, noise, clip_denoised=clip)
-        stepped = scheduler.step(out, int(kept[i]), x, generator=torch.Generator().manual_seed(i)).prev_sample
-        torch.testing.assert_close(stepped, expected, rtol=1e-4, atol=1e-4)
+                pairs = [
+                    (scheduler.step(out, t, x, eta=eta, **draw), diffusion.ddim_step(model, x, i, noise, eta, clip))
+                    for eta in (0.0, 0.5 if i else 0.0)  # ours is 0 in the last step, where there is no noise
+                ]
+        for theirs, ours in pairs:
+            torch.testing.assert_close(theirs.prev_sample, ours, rtol=1e-3, atol=1e-3)
+
+
+def test_what_diffusers_has_no_word_for_is_said(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained(change(ADM, gamma=0.1, target="eps_prime"))
+    assert cli.main(["export", "tiny/adm", "--format", "diffusers", "--to", "net"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "net\n"
+    assert said.err.startswith("the network predicts eps', the noise of its perturbed input")
+    assert said.err.count("\n") == 1
+    assert cli.main(["export", "tiny/adm", "--format", "safetensors", "--to", "file"]) == 0
+    assert capsys.readouterr().err == ""
+    write(project, put(small(), "datasets.tiny.families.ddpm.clip_denoised", True))
+    trained(DDIM)
+    assert cli.main(["export", "tiny/ddim", "--format", "diffusers", "--to", "clamped"]) == 0
+    assert "use_clipped_model_output=True" in capsys.readouterr().err
 
 
 def test_the_pipeline_of_diffusers_loads_the_folder(library: Any, project: Path) -> None:
