@@ -1,6 +1,6 @@
 """How fast a run trains and samples on this machine, against the machine's own convolutions in the same minutes.
 
-The limit is the fastest of a few 3x3 convolutions in the run's precision; on a GPU a large matrix product stands beside
+The limit is the fastest of a few 3x3 convolutions in the same precision; on a GPU a large matrix product stands beside
 it, whose rate is nearer to what the maker promises. Both are measured in turns with the work, so that all meet the same
 other processes; a rate is that of the quicker quarter of its turns.
 """
@@ -29,7 +29,7 @@ from ipdiff.errors import UserError
 from ipdiff.resident import EVERY, ResidentTrainer, trainer_for
 from ipdiff.rng import Purpose
 from ipdiff.sample import ImageSampler
-from ipdiff.spec import RunSpec, Sampler
+from ipdiff.spec import Compute, RunSpec, Sampler
 from ipdiff.trainer import Trainer
 
 SHAPES = ((128, 32), (256, 16), (256, 8))
@@ -90,10 +90,13 @@ def run(dataset: str, model: str | None, seconds: float) -> list[Measured]:
     if model is None and not trained:
         raise UserError(f"no model of params.yaml is trained on {dataset}; name one with --model")
     spec = params.run_spec(dataset, model or trained[0], 0)
-    return measure(f"{dataset} {model or trained[0]}", spec, settings.sampling.batch_size, seconds)
+    name = f"{dataset} {model or trained[0]}"
+    return measure(name, spec, settings.sampling.batch_size, seconds, settings.sampling_compute)
 
 
-def measure(name: str, spec: RunSpec, sample_batch: int, seconds: float) -> list[Measured]:
+def measure(
+    name: str, spec: RunSpec, sample_batch: int, seconds: float, sampling: Compute | None = None
+) -> list[Measured]:
     """Training (an update of the whole batch) and ancestral sampling of a run.
 
     Args:
@@ -101,7 +104,10 @@ def measure(name: str, spec: RunSpec, sample_batch: int, seconds: float) -> list
         spec: the run; its `compute` says on what.
         sample_batch: images a network call of sampling.
         seconds: time to measure, after one call of everything.
+        sampling: what samples are drawn on, on the device of the run; the run's `compute` if None.
     """
+    computes = {"train": spec.compute, "sample": sampling or spec.compute}
+    precisions = {compute.precision: compute for compute in computes.values()}
     device = configure(spec.compute)
     trainer = trainer_for(spec, _images(spec))
     batch = spec.training.batch_size
@@ -113,22 +119,31 @@ def measure(name: str, spec: RunSpec, sample_batch: int, seconds: float) -> list
 
     with closing(trainer):
         train()  # half the weights start at zero, and a GPU multiplies zeros with less power
-        sampler = _sampler(spec, trainer)
+        sampler = _sampler(spec, trainer, computes["sample"])
         calls = {
             "train": train,
             "sample": lambda: sampler.draw(range(sample_batch)),
-            **_convolutions(spec, device),
-            **(_matmul(spec, device) if device.type == "cuda" else {}),
         }
+        for precision, compute in precisions.items():
+            calls |= {f"{precision} {key}": call for key, call in _convolutions(compute, device).items()}
+            if device.type == "cuda":
+                calls[f"{precision} matmul"] = _matmul(compute, device)
         rates = _rates(calls, seconds, device)
-    limit = max(rates[key] * work for key, work in _convolution_work(device).items())
-    matmul = rates.get("matmul", 0.0) * CALLS * 2 * MATMUL**3 / 1e9
+
+    def limits(what: str) -> tuple[float, float]:
+        """GFLOP/s of the fastest convolution and of the matrix product in the precision of `what`."""
+        precision = computes[what].precision
+        convolution = max(rates[f"{precision} {key}"] * work for key, work in _convolution_work(device).items())
+        return convolution, rates.get(f"{precision} matmul", 0.0) * CALLS * 2 * MATMUL**3 / 1e9
+
     flops = plan.network(json.dumps(spec.to_json()))[0] / 1e9
     train_rate, sample_rate = rates["train"] * updates * batch, rates["sample"] * sample_batch * sampler.nfe
     train_flops, sample_flops = train_rate * flops * plan.TRAIN_FACTOR, sample_rate * flops
     return [
-        Measured(f"{name} training, batch {batch}", train_rate, "images/s", train_flops, limit, matmul),
-        Measured(f"{name} sampling, batch {sample_batch}", sample_rate, "image-steps/s", sample_flops, limit, matmul),
+        Measured(f"{name} training, batch {batch}", train_rate, "images/s", train_flops, *limits("train")),
+        Measured(
+            f"{name} sampling, batch {sample_batch}", sample_rate, "image-steps/s", sample_flops, *limits("sample")
+        ),
     ]
 
 
@@ -171,19 +186,19 @@ def _images(spec: RunSpec) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
-def _sampler(spec: RunSpec, trainer: Trainer) -> ImageSampler:
+def _sampler(spec: RunSpec, trainer: Trainer, compute: Compute) -> ImageSampler:
     steps = Sampler.parse(f"ancestral-{min(4, spec.diffusion.T)}")
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "ema.safetensors"
         save_file(trainer.ema_weights(), weights)
-        return ImageSampler(spec, weights, steps, clip_denoised=True, compute=spec.compute, images=None)
+        return ImageSampler(spec, weights, steps, clip_denoised=True, compute=compute, images=None)
 
 
-def _convolutions(spec: RunSpec, device: torch.device) -> dict[str, Callable[[], object]]:
+def _convolutions(compute: Compute, device: torch.device) -> dict[str, Callable[[], object]]:
     """The convolutions of the limit, by name."""
 
     def call(channels: int, size: int) -> Callable[[], object]:
-        layout = {"dtype": dtype(spec.compute), "device": device, "memory_format": torch.channels_last}
+        layout = {"dtype": dtype(compute), "device": device, "memory_format": torch.channels_last}
         x = torch.randn(_conv_batch(device), channels, size, size, generator=torch.Generator().manual_seed(0)).to(
             **layout
         )
@@ -199,16 +214,16 @@ def _convolutions(spec: RunSpec, device: torch.device) -> dict[str, Callable[[],
     return {f"conv {shape}": call(*shape) for shape in SHAPES}
 
 
-def _matmul(spec: RunSpec, device: torch.device) -> dict[str, Callable[[], object]]:
-    """The matrix product beside the limit, by name."""
-    a, b = torch.randn(2, MATMUL, MATMUL, device=device).to(dtype(spec.compute)).unbind()
+def _matmul(compute: Compute, device: torch.device) -> Callable[[], object]:
+    """The matrix product beside the limit."""
+    a, b = torch.randn(2, MATMUL, MATMUL, device=device).to(dtype(compute)).unbind()
 
     @torch.inference_mode()
     def several() -> None:
         for _ in range(CALLS):
             torch.mm(a, b)
 
-    return {"matmul": several}
+    return several
 
 
 def _convolution_work(device: torch.device) -> dict[str, float]:

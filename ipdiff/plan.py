@@ -100,11 +100,14 @@ class Plan:
         verbs: verb -> what its cells need, in the order of the pipeline.
         states: bytes of train states that lie in work/ meanwhile.
         unknown: data sets whose number of images is not known yet: their data is not counted.
+        otherwise: data sets whose samples are drawn in another precision than those of the known speed: their hours of
+            sampling are too few or too many.
     """
 
     verbs: dict[str, Cost]
     states: int
     unknown: list[str] = field(default_factory=list)
+    otherwise: list[str] = field(default_factory=list)
 
     @property
     def total(self) -> Cost:
@@ -156,7 +159,14 @@ class Planner:
         for cell in cells.values():
             verbs[cell.stage.verb].add(self._cost(cell))
         found = {verb: cost for verb, cost in verbs.items() if cost.cells}
-        return Plan(found, self._states(cells.values()), sorted(self.unknown))
+        return Plan(found, self._states(cells.values()), sorted(self.unknown), self._otherwise(cells.values()))
+
+    def _otherwise(self, cells: Iterable[Cell]) -> list[str]:
+        if self.speed is None:
+            return []
+        names = sorted({cell.bindings["dataset"] for cell in cells if cell.stage.verb == "sample"})
+        known = self.params.dataset(self.speed.dataset).sampling_compute.precision
+        return [name for name in names if self.params.dataset(name).sampling_compute.precision != known]
 
     def _cost(self, cell: Cell) -> Cost:
         missing = self.fresh.state(cell) is not State.HOLDS
@@ -292,6 +302,11 @@ def describe(plan: Plan, speed: Speed | None) -> str:
             f"hours: one device that trains {speed.train:g} images/s and samples {speed.sample:g} image-steps/s of "
             f"{speed.dataset}; others by the arithmetic of their networks"
         )
+    if plan.otherwise and speed is not None:
+        lines.append(
+            f"sampled in another precision than {speed.dataset}, so that the hours of their samples are not known: "
+            f"{', '.join(plan.otherwise)}"
+        )
     if plan.unknown:
         lines.append(f"not counted, since their number of images is not known yet: {', '.join(plan.unknown)}")
     return "\n".join(lines)
@@ -326,4 +341,9 @@ def run(names: Sequence[str], speed: Speed | None) -> tuple[Plan, dict[str, Any]
         fresh.grid.params.dataset(speed.dataset)
     plan = Planner(fresh, speed).plan(names)
     data = {verb: vars(cost) for verb, cost in {**plan.verbs, "total": plan.total}.items()}
-    return plan, {"verbs": data, "train_states_bytes": plan.states, "unknown_datasets": plan.unknown}
+    return plan, {
+        "verbs": data,
+        "train_states_bytes": plan.states,
+        "unknown_datasets": plan.unknown,
+        "other_precision": plan.otherwise,
+    }

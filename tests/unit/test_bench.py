@@ -14,8 +14,9 @@ from benchmarks import metrics
 from benchmarks.configurations import CIFAR10, FFHQ128
 from benchmarks.rows import Row, as_json, describe
 from ipdiff import bench, cli, plan
-from ipdiff.bench import Measured
+from ipdiff.bench import SHAPES, Measured
 from ipdiff.metrics import manifold
+from ipdiff.spec import Compute
 
 
 def test_rates_are_those_of_the_quicker_quarter(monkeypatch):
@@ -42,6 +43,18 @@ def test_rows_count_arithmetic_and_feed_a_plan():
     assert rows[0].limit == rows[1].limit > 0
     option = bench.for_plan("small", rows).removeprefix("--speed ")
     assert plan.Speed.parse(option).sample == pytest.approx(rows[1].speed, rel=1e-3)
+
+
+def test_sampling_is_held_against_convolutions_of_its_own_precision(monkeypatch):
+    rates = {"train": 1.0, "sample": 1.0}
+    rates |= {
+        f"{kind} conv {shape}": speed for kind, speed in (("float32", 1.0), ("bfloat16", 8.0)) for shape in SHAPES
+    }
+    monkeypatch.setattr(bench, "_rates", lambda calls, *_: {key: rates[key] for key in calls})
+    low = Compute(precision="bfloat16")
+    same, other = (bench.measure("small", RUNS["adm"], 4, 1.0, sampling) for sampling in (None, low))
+    assert same[0].limit == same[1].limit == other[0].limit
+    assert other[1].limit == 8 * other[0].limit
 
 
 def test_the_paper_s_networks_have_their_published_arithmetic():

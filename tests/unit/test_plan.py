@@ -53,6 +53,19 @@ def test_sampling_counts_an_evaluation_for_each_step(planner: Planner) -> None:
     assert (cost.cells, cost.images, cost.evaluations) == (1, count, 4 * count)
 
 
+def test_sampling_in_another_precision_has_no_hours_from_that_speed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    raw = params_factory.put(params_factory.small(), "datasets.photos.sampling.precision", "bfloat16")
+    params_factory.write(tmp_path, raw)
+    for name, other in (("tiny", ["photos"]), ("photos", [])):
+        speed = Speed(name, train=10.0, sample=100.0)
+        found, data = plan.run(["samples/photos/adm/s0/4/ancestral-4"], speed)
+        assert found.otherwise == data["other_precision"] == other
+        assert ("sampled in another precision than tiny" in plan.describe(found, speed)) == bool(other)
+
+
 def test_hours_follow_from_a_speed(planner: Planner) -> None:
     planner.speed = Speed("tiny", train=10.0, sample=100.0)
     found = planner.plan(["samples/tiny/adm/s0/8/ancestral-4"])
