@@ -51,7 +51,8 @@ class ImageSampler:
         images: NDArray[np.uint8] | None = None,
     ) -> None:
         self.spec, self.sampler, self.images = spec, sampler, images
-        self.clip, self.quantise = clip_denoised, quantise
+        self.clip = clip_denoised
+        self.quantise: Quantise = quantise
         self.device = configure(compute)
         T = spec.diffusion.T
         if sampler.kind == "exposure" and images is None:

@@ -460,8 +460,8 @@ class Model:
     weight_decay: Annotated[float | Literal["dataset"], "lambda_WD, handed to the optimiser"] = 0.0
     decay: Annotated[
         Decay,
-        "of the weights beside the gradient (AdamW, the official code), or coupled: added to the gradient that Adam "
-        "sees (and clips), as an L2 term of the loss is",
+        "of the weights beside the gradient (AdamW, the official code), or coupled: weight_decay times the weights is "
+        "added to the gradient that Adam sees, after clipping, as an L2 term of the loss would be",
     ] = "decoupled"
     imported: Annotated[bool, "its checkpoints come from `ipdiff import`; nothing trains it"] = False
 
