@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 CORES ?= all
+SEED ?= $(shell date +%s)
 
 .PHONY: help install demo demo-pull test test-unit test-all lint raw-tiny graph clean
 help:
@@ -34,9 +35,9 @@ demo-pull: install
 test: lint test-unit
 	pytest -q -n 2 --dist loadfile tests/workflow -m "not slow"
 
-## make test-unit  unit, parity and integration tests alone
+## make test-unit  unit, parity and integration tests alone, in random order (make test-unit SEED=... is that order again)
 test-unit: install
-	pytest -q -n 2 tests/unit tests/parity tests/integration -m "not slow"
+	pytest -q -n 2 --random-order --random-order-seed=$(SEED) tests/unit tests/parity tests/integration -m "not slow"
 
 ## make test-all   the slow tests as well
 test-all: install

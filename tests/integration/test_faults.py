@@ -9,7 +9,6 @@ import random
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pytest
 import yaml
 from integration import workers
 from integration.workers import Crew, Worker, crew, publish_two_files, save_a_state, save_a_unit
+from patience import wait_until
 from unit.tiny import files, flip_bit
 
 from ipdiff import artifact, cli
@@ -328,12 +328,9 @@ def test_of_two_processes_on_a_cell_one_waits_and_takes_what_the_other_made(
 
 def test_a_killed_rival_leaves_its_work_to_the_one_who_waits(undisturbed: Path, fresh: Crew) -> None:
     first = fresh.start(TRAIN, at={"update 10": signal.SIGSTOP})
-    while "10" not in first.did("update"):
-        time.sleep(0.01)
+    wait_until(lambda: "10" in first.did("update") or not first.process.is_alive(), first.said)
     second = fresh.start(TRAIN)
-    while "waiting for it" not in second.said():
-        assert second.process.is_alive(), second.said()
-        time.sleep(0.01)
+    wait_until(lambda: "waiting for it" in second.said() or not second.process.is_alive(), second.said)
     first.process.kill()
     assert second.end() == 0, second.said()
     assert second.did("update")[0] == "9"

@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from patience import PATIENCE_S, wait_until
 from PIL import Image
 from unit.tiny import flip_bit
 
@@ -240,11 +240,9 @@ def test_a_terminated_training_goes_on_and_ends_at_the_same_bytes(empty):
     assert ipdiff(*prepare) == 0
     program = "import sys; from ipdiff.cli import main; sys.exit(main())"
     job = subprocess.Popen([sys.executable, "-c", program, *training], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not list(Path("work").glob("states/**/0*")) and job.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: list(Path("work").glob("states/**/0*")) or job.poll() is not None)
     os.kill(job.pid, signal.SIGTERM)
-    said = job.communicate(timeout=60)[1]
+    said = job.communicate(timeout=PATIENCE_S)[1]
     assert job.returncode == 75, said
     assert "run me again" in said
     assert not Path("runs").exists()

@@ -7,14 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from integration.workers import PATIENCE_S, Crew, Worker, crew
+from integration.workers import Crew, Worker, crew
+from patience import PATIENCE_S, wait_until
 from unit.tiny import files
 
 from ipdiff import artifact, cli
@@ -71,10 +71,7 @@ def ends(team: list[Worker]) -> list[int]:
 
 
 def wait_for(what: Callable[[], bool], *workers: Worker) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not what():
-        assert time.monotonic() < deadline, [worker.said() for worker in workers]
-        time.sleep(0.01)
+    wait_until(what, lambda: [worker.said() for worker in workers])
 
 
 # Training

@@ -6,11 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE_S, wait_until
 from unit import params_factory
 
 from ipdiff import warm
@@ -62,13 +62,6 @@ def workers(project: Path) -> list[int]:
         except OSError:
             continue
     return found
-
-
-def wait(what: Callable[[], object], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "did not come"
-        time.sleep(0.05)
 
 
 @pytest.mark.usefixtures("served")
@@ -140,9 +133,9 @@ def test_without_a_server_the_command_does_the_work(project: Path, monkeypatch: 
 @pytest.mark.usefixtures("served")
 def test_a_signal_reaches_the_stage_and_its_exit_code_comes_back(project: Path) -> None:
     client = train_for_long()
-    wait(lambda: any("20" in path.name for path in project.glob("work/states/**/0*")))  # the handlers are in place
+    wait_until(lambda: any("20" in path.name for path in project.glob("work/states/**/0*")))  # handlers are in place
     client.send_signal(signal.SIGTERM)
-    out, err = client.communicate(timeout=60)
+    out, err = client.communicate(timeout=PATIENCE_S)
     assert client.returncode == 75, (out, err)
     assert "run me again" in err
 
@@ -150,10 +143,10 @@ def test_a_signal_reaches_the_stage_and_its_exit_code_comes_back(project: Path) 
 @pytest.mark.usefixtures("served")
 def test_a_killed_client_takes_its_stage_with_it(project: Path) -> None:
     client = train_for_long()
-    wait(lambda: workers(project))
+    wait_until(lambda: workers(project))
     os.kill(client.pid, signal.SIGKILL)
     client.communicate()
-    wait(lambda: not workers(project))
+    wait_until(lambda: not workers(project))
     assert not (project / "runs/tiny/adm/s0/1000000").exists()
 
 

@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from patience import PATIENCE_S
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     ["ipdiff.stages", "ipdiff.train", "ipdiff.sample", "ipdiff.evaluate", "ipdiff.grid", "torch._inductor"]
 )
-PATIENCE_S = 120
-"""A worker that takes longer hangs."""
 
 
 @dataclass

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from patience import wait_until
 from unit.tiny import IMAGES, RUNS, Looks, change
 
 from ipdiff import optim, resident, train
@@ -367,10 +368,8 @@ def test_batches_come_in_order():
 def test_no_more_batches_are_gathered_than_may_be_under_way():
     asked = []
     batches = prefetch(lambda step: asked.append(step) or np.arange(3))
-    deadline = time.monotonic() + 5
-    while len(asked) < DEPTH and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.1)
+    wait_until(lambda: len(asked) == DEPTH)
+    time.sleep(0.1)  # one more would come now
     assert asked == list(range(DEPTH))
     batches.close()
 

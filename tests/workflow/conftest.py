@@ -87,13 +87,13 @@ def origin(by_snakemake: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return once(tmp_path_factory, "published", lambda folder: publish(by_snakemake, folder)) / "origin"
 
 
-def publish(made: Path, folder: Path) -> None:
-    """Commit and push a copy of a project."""
+def publish(made: Path, folder: Path, lock: str = "workflow/mini/dvc.lock") -> None:
+    """Commit and push a copy of a project: what its `lock` records."""
     project, store = folder / "origin", folder / "store"
     shutil.copytree(made, project, symlinks=True)
     run(project, "dvc", "remote", "add", "--default", "store", str(store))
-    run(project, "git", "add", "workflow/mini/dvc.lock", ".dvc/config")
-    run(project, "git", "commit", "--quiet", "-m", "the mini study")
+    run(project, "git", "add", lock, ".dvc/config")
+    run(project, "git", "commit", "--quiet", "-m", "the study")
     run(project, "dvc", "push", "--quiet", "--run-cache")
 
 

@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from patience import PATIENCE_S, wait_until
 
 
 def _free_port() -> int:
@@ -27,15 +27,16 @@ def _free_port() -> int:
 
 
 def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(300):
-        if server.poll() is not None:
-            break
+    def answers() -> bool:
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
+            socket.create_connection(("127.0.0.1", port)).close()
         except OSError:
-            time.sleep(0.1)
-    raise OSError(f"the server on port {port} did not start")
+            return False
+        return True
+
+    wait_until(lambda: server.poll() is not None or answers())
+    if server.poll() is not None:
+        raise OSError(f"the server on port {port} did not start")
 
 
 @contextmanager
@@ -46,7 +47,7 @@ def _running(command: list[str], port: int) -> Iterator[None]:
         yield
     finally:
         server.terminate()
-        server.wait(timeout=20)
+        server.wait(timeout=PATIENCE_S)
 
 
 @contextmanager

@@ -77,7 +77,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-KillWait=10
+KillWait=120
 MinJobAge=600
 DefMemPerCPU=500
 NodeName=$node NodeAddr=127.0.0.1 CPUs=2 Boards=1 SocketsPerBoard=1 CoresPerSocket=2 ThreadsPerCore=1 RealMemory=200000 State=UNKNOWN
@@ -103,7 +103,7 @@ start() {
     slurmctld -f "$dir/slurm.conf"
     slurmd -f "$dir/slurm.conf" -N "$node"
   } </dev/null >>"$dir/start.log" 2>&1
-  for _ in $(seq 300); do
+  for _ in $(seq 1500); do
     if [[ $(sinfo --noheader --partition=main --format=%T 2>/dev/null) == idle ]]; then
       return 0
     fi
@@ -111,7 +111,7 @@ start() {
   done
   tail -n 5 "$dir"/*.log >&2
   stop "$dir"
-  unavailable "the node did not become idle within a minute"
+  unavailable "the node did not become idle within five minutes"
 }
 
 stop() {

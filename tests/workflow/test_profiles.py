@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE_S
 from workflow.conftest import ROOT
 from workflow.engines import environment, run
 
@@ -136,11 +137,11 @@ def test_lsf_gives_the_number_of_the_job_alone(programs: Path) -> None:
     run(ROOT, str(PROFILES / "lsf/submit.sh"), "job.sh", code=255, **found_first(programs))
 
 
-JOB = """
+JOB = f"""
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 print("ready", flush=True)
-time.sleep(60)
+time.sleep({PATIENCE_S})
 """
 
 
@@ -157,9 +158,9 @@ def test_a_warning_to_the_jobscript_reaches_the_job_and_its_exit_code_comes_back
         if "python" in job:
             assert process.stdout.readline() == "ready\n"
             process.send_signal(warning)
-            assert process.wait(timeout=30) == 75
+            assert process.wait(timeout=PATIENCE_S) == 75
         else:
-            assert process.wait(timeout=30) == 3
+            assert process.wait(timeout=PATIENCE_S) == 3
 
 
 def test_the_container_definition_is_one() -> None:

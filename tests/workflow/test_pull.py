@@ -8,12 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import wait_until
 from PIL import Image
 from workflow.engines import cells, environment, run
 
@@ -212,15 +214,22 @@ def test_a_killed_pull_goes_on_where_it_was(origin: Path, clone: Path) -> None:
     def cached_objects() -> int:
         return sum(len(path.name) == 30 for path in cache.glob("*/*"))
 
-    with servers.http(store_of(origin), lambda path: time.sleep(0.1)) as url:
+    asked: list[str] = []
+    killed = threading.Event()
+
+    def stall(path: str) -> None:
+        asked.append(path)
+        if len(asked) > 30:
+            killed.wait()
+
+    with servers.http(store_of(origin), stall) as url:
         use_remote(clone, url)
         command = [sys.executable, "-m", "ipdiff.cli", "pull", "--jobs", "1"]
         pulling = subprocess.Popen(command, cwd=clone, env=environment(clone), stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while cached_objects() < 10 and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until(lambda: len(asked) > 30 or pulling.poll() is not None)
         pulling.send_signal(signal.SIGKILL)
         pulling.wait()
+        killed.set()
         first = cached_objects()
         said = run(clone, "ipdiff", "pull").stdout
     objects = len(set(recorded(clone).values()))

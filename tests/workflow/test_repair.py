@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE_S
 from workflow.engines import cells, changed, damaged, environment, outputs, planned, run, stale
 from workflow.test_stale import edit
 
@@ -48,7 +49,7 @@ from ipdiff import cli
 code = cli.main()
 if sys.argv[1] in ("table", "figure"):
     Path("work/done-" + sys.argv[-1]).touch()
-    patience = time.monotonic() + 120
+    patience = time.monotonic() + {patience_s}
     while len(list(Path("work").glob("done-*"))) < {views}:
         if time.monotonic() > patience:
             raise SystemExit("the others did not come")
@@ -129,7 +130,7 @@ def test_the_head_process_is_killed(redrawn: Path, verb: str) -> None:
 
 def test_jobs_that_end_together_are_all_recorded(redrawn: Path) -> None:
     views = [name for name, cell in cells(redrawn).items() if cell.stage.verb in ("table", "figure")]
-    snakemake(redrawn, ENDING_TOGETHER.format(views=len(views)), code=0)
+    snakemake(redrawn, ENDING_TOGETHER.format(views=len(views), patience_s=PATIENCE_S), code=0)
     assert_whole(redrawn)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE_S, wait_until
 from workflow.conftest import make_project
 from workflow.engines import MINI, environment, outputs, planned, run
 
@@ -81,13 +82,10 @@ class NodeJob:
         for pid in (_parent(self.pid), self.pid):
             os.kill(pid, signal.SIGKILL)
 
-    def ended(self, within_s: float) -> str:
+    def ended(self) -> str:
         """Wait for the end of the process; return what it had said."""
-        for _ in range(int(within_s * 20)):
-            if not Path(f"/proc/{self.pid}").exists():
-                return self.log.read_text()
-            time.sleep(0.05)
-        raise AssertionError(f"ipdiff is still there after {within_s} s")
+        wait_until(lambda: not Path(f"/proc/{self.pid}").exists())
+        return self.log.read_text()
 
 
 def _parent(pid: int) -> int:
@@ -99,11 +97,11 @@ def _status(pid: int) -> dict[str, str]:
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
-def catch(project: Path, model: str, step: int, driver: subprocess.Popen[str], within_s: float = 600) -> NodeJob:
+def catch(project: Path, model: str, step: int, driver: subprocess.Popen[str]) -> NodeJob:
     """Wait until a training has saved a state, and stop its process."""
     wanted = ["train", "--dataset", "digits_mini", "--model", model, "--seed", "0", "--step", str(step)]
     log = project / f"logs/runs/digits_mini/{model}/s0/{step}.log"
-    end = time.monotonic() + within_s
+    end = time.monotonic() + PATIENCE_S
     before: dict[int, set[Path]] = {}
     while time.monotonic() < end and driver.poll() is None:
         for process in Path("/proc").glob("[0-9]*"):
@@ -132,12 +130,12 @@ def states_of(project: Path, model: str) -> set[Path]:
 
 def start_again(project: Path, slurm_id: str) -> None:
     """Let a requeued job start: Slurm itself would wait for two minutes."""
-    for _ in range(300):
-        if run(project, "squeue", "--noheader", f"--jobs={slurm_id}", "--format=%T").stdout.strip() == "PENDING":
-            run(project, "scontrol", "update", f"JobId={slurm_id}", "StartTime=now")
-            return
-        time.sleep(0.2)
-    raise AssertionError(f"Slurm has not requeued job {slurm_id}")
+
+    def state() -> str:
+        return run(project, "squeue", "--noheader", f"--jobs={slurm_id}", "--format=%T").stdout.strip()
+
+    wait_until(lambda: state() == "PENDING", state)
+    run(project, "scontrol", "update", f"JobId={slurm_id}", "StartTime=now")
 
 
 def snakemake(project: Path, disturb: Callable[[subprocess.Popen[str]], None], *options: str, **more: str) -> str:
@@ -150,7 +148,7 @@ def snakemake(project: Path, disturb: Callable[[subprocess.Popen[str]], None], *
         )  # fmt: skip
         try:
             disturb(driver)
-            code = driver.wait(timeout=1200)
+            code = driver.wait(timeout=PATIENCE_S)
         finally:
             driver.kill()
             driver.wait()
@@ -183,10 +181,10 @@ def test_the_slurm_profile_with_a_kill_a_warning_and_a_time_limit(
         warned = catch(project, "adm-ip", 600, driver)
         run(project, "scancel", "--signal=TERM", warned.slurm_id)  # what --signal=TERM@120 does
         warned.go_on()
-        assert "saved, run me again to go on" in warned.ended(30)
+        assert "saved, run me again to go on" in warned.ended()
         timed_out = catch(project, "adm", 700, driver)
         run(project, "scontrol", "update", f"JobId={timed_out.slurm_id}", "EndTime=now")
-        assert "saved, run me again to go on" in timed_out.ended(120)
+        assert "saved, run me again to go on" in timed_out.ended()
 
     said = snakemake(
         project, disturb, "--profile", "profiles/slurm", "--slurm-status-command", "squeue",
@@ -207,7 +205,7 @@ def test_the_sbatch_profile_with_a_kill_and_a_preemption(
         preempted = catch(project, "adm", 700, driver)
         other = ["--partition=main", "--ntasks=2", "--mem=10", "--output=/dev/null", "--wrap=sleep 3"]
         run(project, "sbatch", *other)
-        assert "saved, run me again to go on" in preempted.ended(60)
+        assert "saved, run me again to go on" in preempted.ended()
         start_again(project, preempted.slurm_id)
 
     said = snakemake(
