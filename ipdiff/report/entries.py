@@ -57,6 +57,11 @@ class Entry:
         """What it was measured with."""
         return Protocol(self.features, self.features_digest, self.n, self.reference_n, self.reference_digest)
 
+    def mean_over(self, seeds: Sequence[int]) -> float:
+        """The mean over some of its training seeds."""
+        found = dict(zip(self.seeds, self.values, strict=True))
+        return statistics.fmean(found[seed] for seed in seeds)
+
     @property
     def same_sampler(self) -> bool:
         """Whether both sides of a difference were drawn by the same sampler."""

@@ -175,9 +175,10 @@ def _panel(axis: Axes, figure: Figure, made: list[Entry], theirs: paper.PaperTab
         lines.setdefault(Line(entry.model, _part(figure, entry)), []).append(entry)
     parts = list(dict.fromkeys(line.part for line in lines))
     several = any(entry.sd is not None for entry in made)
+    unequal = len({entry.seeds for entry in made}) > 1
     for line, entries in lines.items():
         entries = sorted(entries, key=lambda entry: _x(figure, entry))
-        _line(axis, figure, line, entries, parts)
+        _line(axis, figure, line, entries, parts, seeds=unequal)
         _paper_line(axis, line, entries, theirs)
     axis.set_title(labels.dataset(made[0].dataset), loc="left", pad=16)
     axis.text(0, 1.015, made[0].protocol.text(), transform=axis.transAxes, fontsize=7, color="#5b6270")
@@ -186,7 +187,9 @@ def _panel(axis: Axes, figure: Figure, made: list[Entry], theirs: paper.PaperTab
     _x_axis(axis, figure, sorted({_x(figure, entry) for entry in made}), made)
 
 
-def _line(axis: Axes, figure: Figure, line: Line, entries: list[Entry], parts: list[str]) -> None:
+def _line(axis: Axes, figure: Figure, line: Line, entries: list[Entry], parts: list[str], *, seeds: bool) -> None:
+    """One curve; `seeds`: its legend names its training seeds, for they are not those of the others."""
+    over = f" ({_seeds(entries)})" if seeds else ""
     x, mean = [_x(figure, entry) for entry in entries], [entry.mean for entry in entries]
     shade, dash = colours.colour(line.model), DASHES[parts.index(line.part) % len(DASHES)]
     axis.plot(
@@ -197,7 +200,7 @@ def _line(axis: Axes, figure: Figure, line: Line, entries: list[Entry], parts: l
         marker=colours.marker(line.model),
         markersize=4.5,
         linewidth=1.6,
-        label=line.text(len(parts)),
+        label=line.text(len(parts)) + over,
         zorder=3,
     )
     if any(entry.sd is not None for entry in entries):
@@ -221,6 +224,11 @@ def _line(axis: Axes, figure: Figure, line: Line, entries: list[Entry], parts: l
             linewidths=0,
             zorder=2,
         )
+
+
+def _seeds(entries: list[Entry]) -> str:
+    found = dict.fromkeys(entry.seeds for entry in entries)
+    return " or ".join(f"seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, seeds))}" for seeds in found)
 
 
 def _paper_line(axis: Axes, line: Line, entries: list[Entry], theirs: paper.PaperTable | None) -> None:

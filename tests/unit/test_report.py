@@ -316,6 +316,50 @@ def test_cells_show_spread_sign_and_best() -> None:
     assert difference == layout.Text("\u22121.50 \u00b1 0.71", "better", card="digits/adm-ip/1000/ancestral-100")
 
 
+def bold(frame: table.Frame) -> list[tuple[str, ...]]:
+    return [row.labels for panel in frame.panels for row in panel.rows if any(cell and cell.best for cell in row.cells)]
+
+
+def test_best_is_over_the_seeds_that_all_have() -> None:
+    """DDPM-y is ahead of ADM's mean, but behind on the one seed that both have."""
+    view = product(models=["adm", "ddpm-y"], compare={})
+    frame = build(view, records("digits", "adm", {0: 3.0, 1: 9.0}), records("digits", "ddpm-y", {0: 4.0}))
+    assert bold(frame) == [("ADM",)]
+    assert "over the training seeds that they have in common (0)." in " ".join(frame.notes)
+    for text in (render.markdown("t", frame.panels, []), render.tex("n", "t", frame.panels, [])):
+        assert [line for line in text.splitlines() if "**6.00" in line or r"\textbf{6.00" in line]
+        assert "**4.00" not in text
+        assert r"\textbf{4.00" not in text
+    read = table.frame(view, frame.entries, PAPER)
+    assert read.panels == frame.panels
+
+
+def test_where_no_seed_is_common_none_is_best() -> None:
+    view = product(compare={})
+    frame = build(view, records("digits", "adm", {0: 3.0}), records("digits", "adm-ip", {1: 4.0}))
+    assert bold(frame) == []
+    assert "None is in bold: the models have no training seed in common." in " ".join(frame.notes)
+
+
+def test_equal_means_are_both_best_and_equal_seeds_need_no_word() -> None:
+    frame = build(product(compare={}), records("digits", "adm", {0: 4.0}), records("digits", "adm-ip", {0: 4.0}))
+    assert bold(frame) == [("ADM",), ("ADM-IP",)]
+    assert "in common" not in " ".join(frame.notes)
+
+
+@pytest.mark.parametrize("metric", ["fid", "recall"])
+def test_a_model_further_down_decides_which_seeds_count(metric: str) -> None:
+    """Three models, of which two have two seeds: all three are held against each other on the common one alone."""
+    sign = -1 if metric == "recall" else 1
+    found = [
+        record(model=model, seed=seed, **{metric: 10 + sign * value})
+        for model, values in {"adm": (2, 9), "adm-ip": (3, 1), "ddpm-y": (4,)}.items()
+        for seed, value in enumerate(values)
+    ]
+    frame = build(product(models=["adm", "adm-ip", "ddpm-y"], metrics=[metric], compare={}), found)
+    assert bold(frame) == [("ADM",)]
+
+
 def test_notes_say_the_number_of_seeds() -> None:
     frame = build(product(), records("digits", "adm", {0: 5.0, 1: 7.0}), records("digits", "adm-ip", {0: 4.0}))
     text = " ".join(frame.notes)

@@ -114,6 +114,21 @@ def test_the_papers_curve_stands_beside_comparable_ones_only(tmp_path: Path, fea
     assert names.count("ADM, paper") == curves
 
 
+@pytest.mark.parametrize(
+    ("fewer", "names"), [(True, ["ADM (seeds 0, 1)", "ADM-IP (seed 0)"]), (False, ["ADM", "ADM-IP"])]
+)
+def test_lines_over_different_seeds_say_so(tmp_path: Path, fewer: bool, names: list[str]) -> None:
+    files = [
+        path
+        for path in metrics(tmp_path, FIDS)
+        if not (fewer and path.name.startswith("adm-ip") and "-1-" in path.name)
+    ]
+    cells = figure.Cells("f", figure.records.aggregate(figure.records.load(files)))
+    made = [figure.value(cells.get(Point("digits", *at, 1000)), "fid", None) for at in FIDS]
+    canvas = figure._draw(LINES, made, None)
+    assert [str(text) for text in canvas.axes[0].get_legend_handles_labels()[1]] == names
+
+
 def test_a_model_has_one_colour() -> None:
     assert len({colours.colour(name) for name in colours.COLOURS}) == len(colours.COLOURS)
     assert colours.colour("adm-ip-g005") == colours.colour("adm-ip-g005")
