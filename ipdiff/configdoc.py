@@ -19,7 +19,9 @@ Written by `ipdiff grid --write` from `ipdiff/spec.py`; do not edit.
 `params.yaml` in the project's root is the only file to edit: data sets, models, and studies (named sets of
 tables and figures). An unknown key is an error. The grid derives from the tables what must be sampled and
 trained, and nothing else; after an edit of lists (T', checkpoints, seeds, models, tables) run
-`ipdiff grid --write`, which rewrites the dvc.yaml files. Edits of values need nothing.
+`ipdiff grid --write`, which rewrites the dvc.yaml files. Edits of values need nothing. What YAML 1.1 (PyYAML) and
+YAML 1.2 (DVC) read differently (`yes`, `off`, `010`, `1_000`, `1:30`, tags) is an error: write `true`, a decimal
+number, or text in quotes.
 
 Snakemake and DVC compare the keys of a cell as they are written, so every key that decides an artifact's bytes
 must be written out, even where it has its default: `source`, `classifier`, `compute`, `sampling`, each

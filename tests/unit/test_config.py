@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from unit.params_factory import drop, put, small, write
 
 from ipdiff import config
@@ -241,7 +243,7 @@ def test_a_missing_key(tmp_path: Path, key: str) -> None:
         ("", "params.yaml: found nothing; expected a mapping with datasets, models and studies"),
         (
             "a: !!python/name:os.system x\n",
-            "params.yaml line 1, column 4: could not determine a constructor for the tag",
+            "params.yaml line 1, column 4: the tag !!python/name:os.system has no meaning here; write",
         ),
     ],
 )
@@ -424,3 +426,102 @@ def test_dvc_can_write_the_projects_own_file_back() -> None:
     text = (ROOT / "params.yaml").read_text()
     again = dumps_yaml(parse_yaml_for_update(text, "params.yaml"))
     assert parse_yaml(again, "again") == parse_yaml(text, "params.yaml")
+
+
+# YAML as DVC reads it -----------------------------------------------------------------------------------------
+
+TWO_WAYS = (
+    "yes No on OFF 010 -010 08 0o10 -0o7 1_000 1_0.5 1:30 -1:30 1:30.5 190:20:30 ._5 1_ 0x1F 0b11 00 = -_ "
+    "2026-11-25 2026-11-25T10:00:00Z"
+).split()
+ONE_WAY = (
+    "true False null ~ 0 -1 +7 12 0.5 .5 -.5 +.5 1. 1e-4 2E+1 1.5e3 -3.5e0 -.5 1e400 .inf -.Inf .nan y n tRue adm-ip "
+    "ancestral-100 5e19355f 0.1.2 .5e3 2026-1-1 _1 <a "
+).split()
+
+
+def both(text: str) -> tuple[Any, Any]:
+    """What is read here, and by DVC."""
+    from dvc.utils.serialize import parse_yaml
+
+    return config._parse(Path("params.yaml"), text), parse_yaml(text, "params.yaml")
+
+
+@pytest.mark.parametrize("word", TWO_WAYS)
+@pytest.mark.parametrize("text", ["a: {}", "a: [{}, 1]", "{}: a", "a:\n- - {}"])
+def test_what_two_versions_of_yaml_read_differently_is_refused(word: str, text: str) -> None:
+    written = text.replace("{}", word)
+    with pytest.raises(ConfigError) as caught:
+        config._parse(Path("params.yaml"), written)
+    line = written[: written.index(word)].count("\n") + 1
+    assert str(caught.value).startswith(f"params.yaml line {line}, column ")
+    assert f"'{word}' means different things to YAML 1.1 and 1.2; write " in str(caught.value)
+    for quoted in (f"'{word}'", f'"{word}"'):
+        ours, theirs = both(text.replace("{}", quoted))
+        assert word in repr(ours)
+        assert repr(ours) == repr(theirs)
+
+
+@pytest.mark.parametrize("word", ONE_WAY)
+def test_what_they_read_alike_is_read(word: str) -> None:
+    ours, theirs = both(f"a: {word}\nb: [{word}, {{c: {word}}}]")
+    assert repr(ours) == repr(theirs)
+    assert "tag" not in repr(ours)
+
+
+def test_yes_in_params_is_refused_by_name(tmp_path: Path) -> None:
+    path = write(tmp_path, put(small(), f"{TRAINING}.flip", "FLIP"))
+    for word, value in (("yes", "true"), ("Off", "false")):
+        path.write_text(text := path.read_text().replace("FLIP", word))
+        assert f"'{word}' means different things to YAML 1.1 and 1.2; write {value}, or text in quotes" in refused(path)
+        path.write_text(text.replace(word, "FLIP"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("%YAML 1.1\n---\na: 1\n", "leave out the directive"),
+        ("%TAG ! tag:x,1:\n---\na: 1\n", "leave out the directive"),
+        ("a: !!bool yes\n", "the tag !!bool has no meaning here"),
+        ("a: !!set {b, c}\n", "the tag !!set has no meaning here"),
+        ("a: !!omap [b: 1]\n", "the tag !!omap has no meaning here"),
+        ("a: b\u2028c\n", "line 1: U\\+2028 is a line break in YAML 1.1 alone"),
+        ("a: 'b\x85 c'\n", "U\\+0085 is a line break in YAML 1.1 alone"),
+        ("downloads: {a.zip: {url: https://a/a.zip}}\n", "DVC does not read 'https://a/a.zip' within"),
+        ("a: [b:c]\n", "DVC does not read 'b:c' within"),
+        ("a: [b: 1]\n", "a pair in \\[...\\] without braces"),
+        ("a: 1\n---\nb: 1\n", "but found another document"),
+    ],
+)
+def test_parts_of_yaml_that_have_two_meanings(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        config._parse(Path("params.yaml"), text)
+
+
+SCALARS = st.one_of(
+    st.text("0123456789+-_.:eExXoObBnNaAiIfF~<=TZ ", min_size=1, max_size=8),
+    st.text("01:.?,-_eya ~<='\"#&*!|>%@`{}[]\t\n", min_size=1, max_size=6),
+    st.sampled_from(
+        [case(word) for word in ("yes", "true", "null", "off", ".inf", ".nan") for case in (str, str.upper)]
+    ),
+    st.floats().map(repr),
+    st.integers().map(str),
+    st.dates().map(str),
+    st.text(st.characters(exclude_categories=("Cs",)), max_size=6),
+)
+
+
+@given(
+    SCALARS, st.sampled_from(["a: {}\n", "- {}\n- 1\n", "a: {b: {}, c: [{}]}\n", "{}: 1\n", "a: '{}'\n", 'a: "{}"\n'])
+)
+@settings(deadline=None)
+@example("<<", "a: {}\n")
+@example("\ufeff", "a: {}\n")
+def test_whatever_is_read_here_dvc_reads_alike(word: str, text: str) -> None:
+    text = text.replace("{}", word)
+    try:
+        ours = config._parse(Path("params.yaml"), text)
+    except ConfigError:
+        return
+    theirs = both(text)[1]
+    assert repr(ours or {}) == repr(theirs)
