@@ -19,13 +19,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from ipdiff.errors import ConfigError
 from ipdiff.schedule import make_betas, respace
-from ipdiff.shapes import level_sizes
+from ipdiff.shapes import check_widths, level_sizes
 from ipdiff.spec import (
     FORBID,
     ADMFamily,
+    ADMNetwork,
     Archive,
     Dataset,
     DDPMFamily,
+    DDPMNetwork,
     Download,
     Figure,
     Model,
@@ -175,6 +177,8 @@ def _parse(path: Path, text: str) -> Any:
         raise ConfigError(f"{path}{where}: {' '.join((error.problem or 'not YAML').split())}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:  # Python reads whole numbers of some thousand digits only
+        raise ConfigError(f"{path}: {error}") from None
 
 
 _BREAK = re.compile("[\x85\u2028\u2029]")
@@ -275,6 +279,7 @@ _EXPECTED = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
+    "finite_number": "a whole number",
     "float_type": "a number",
     "float_parsing": "a number",
     "bool_type": "true or false",
@@ -389,10 +394,9 @@ def _check(params: Params) -> None:
         for model, seeds in study.seeds.items():
             if model != "default":
                 _known(f"studies.{name}.seeds", model, params.models)
-            if not seeds or min(seeds) < 0 or max(seeds) >= 2**64 or len(set(seeds)) < len(seeds):
+            if not seeds or len(set(seeds)) < len(seeds):
                 raise ConfigError(
-                    f"{PARAMS} studies.{name}.seeds.{model}: found {seeds}; expected one seed or more, 0..2**64-1, "
-                    "without repeats"
+                    f"{PARAMS} studies.{name}.seeds.{model}: found {seeds}; expected one seed or more, without repeats"
                 )
         for kind, views in (("tables", study.tables), ("figures", study.figures)):
             _well_formed(f"studies.{name}.{kind}", views)
@@ -406,15 +410,30 @@ def _check_families(name: str, dataset: Dataset) -> None:
         family: ADMFamily | DDPMFamily | None = getattr(dataset.families, kind)
         if family is None:
             continue
-        where, net = f"{PARAMS} datasets.{name}.families.{kind}", family.network
+        where = f"{PARAMS} datasets.{name}.families.{kind}"
         try:
-            level_sizes(dataset.source.image_size, net.channel_mult, net.num_res_blocks, net.attention_resolutions)
+            _check_network(family.network, dataset.source.image_size)
         except ValueError as error:
             raise ConfigError(f"{where}.network: {error}") from None
         try:
             make_betas(family.diffusion.schedule, family.diffusion.T)
         except ValueError as error:
             raise ConfigError(f"{where}.diffusion: {error}") from None
+
+
+def _check_network(net: ADMNetwork | DDPMNetwork, image_size: int) -> None:
+    """Raise ValueError for a network that cannot be built for images of this size."""
+    sizes = level_sizes(image_size, net.channel_mult, net.num_res_blocks, net.attention_resolutions)
+    attended = [size in net.attention_resolutions for size in sizes]
+    if isinstance(net, ADMNetwork):
+        mult = net.channel_mult
+        unit = net.num_head_channels
+        heads = ("num_heads", net.num_heads) if unit is None else ("num_head_channels", unit)
+    else:  # its first convolution has the base width, which is a level's of its own to the norms
+        mult, attended, heads = [1, *net.channel_mult], [False, *attended], None
+        if net.model_channels < 4:
+            raise ValueError(f"model_channels={net.model_channels} is not an even number >= 4")
+    check_widths(net.model_channels, mult, net.norm_groups, heads, attended)
 
 
 def _well_formed(where: str, names: Iterable[str]) -> None:
@@ -456,6 +475,10 @@ def _check_view(params: Params, study: Study, where: str, view: Table | Figure) 
                 _known(f"{where}.compare", model, dict.fromkeys(point.model for point in found))
     for point in found:
         _check_point(params, where, point)
+        if isinstance(view, Figure) and view.kind == "samples":
+            count = params.dataset(point.dataset).sampling.count(Sampler.parse(point.sampler))
+            if view.images > count:
+                raise ConfigError(f"{PARAMS} {where}.images: {view.images} of the {count} that {point.dataset} draws")
     metrics = view.metrics if isinstance(view, Table) else [view.metric] if view.kind == "lines" else []
     for dataset in dict.fromkeys(point.dataset for point in found):
         _check_metrics(params.dataset(dataset), dataset, where, metrics)
@@ -515,9 +538,10 @@ def sampler_of(params: Params, dataset: str, model: str, name: str) -> Sampler:
     sampler = Sampler.parse(name)
     if (canonical := _canonical(name, sampler)) != name:
         raise ValueError(f"sampler '{name}': write it as '{canonical}' (one name, one artifact)")
-    if not 1 <= sampler.steps <= T:
-        more = "less than 1" if sampler.steps < 1 else f"more than T = {T} of {dataset}/{model}"
-        raise ValueError(f"sampler {name} asks for T' = {sampler.steps}, {more}; use 1..{T}")
+    if sampler.steps > T:
+        raise ValueError(
+            f"sampler {name} asks for T' = {sampler.steps}, more than T = {T} of {dataset}/{model}; use 1..{T}"
+        )
     if sampler.kind != "exposure":
         respace(T, sampler.spacing)
     return sampler

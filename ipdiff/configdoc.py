@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ipdiff.config import Params
+from ipdiff.spec import Range
 
 PATH = Path("config/README.md")
 INTRO = """\
@@ -62,18 +63,19 @@ def _section(kind: type[Any]) -> str:
         "",
         (kind.__doc__ or "").strip().splitlines()[0],
         "",
-        "| key | type | default | meaning |",
-        "|---|---|---|---|",
+        "| key | type | range | default | meaning |",
+        "|---|---|---|---|---|",
     ]
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
-        meaning = ""
+        meaning = allowed = ""
         if hasattr(hint, "__metadata__"):
+            allowed = " and ".join(part.text() for part in hint.__metadata__ if isinstance(part, Range))
             hint, meaning = hint.__origin__, hint.__metadata__[0]
         elif dataclasses.is_dataclass(hint):
             meaning = "see below"
-        lines.append(f"| `{field.name}` | {_type(hint)} | {_default(field)} | {meaning} |")
+        lines.append(f"| `{field.name}` | {_type(hint)} | {allowed} | {_default(field)} | {meaning} |")
     return "\n".join([*lines, ""])
 
 
