@@ -710,7 +710,17 @@ class Figure(Record):
     metric: Annotated[Metric, "what the lines show"] = "fid"
     x: Annotated[Literal["step", "sample_steps"], "x axis of lines"] = "sample_steps"
     images: Annotated[int, "images a row of a sample grid", Range(1)] = 16
+    paper: Annotated[
+        str | None, "key of ipdiff/paper_values.yaml whose curves stand beside lines over training steps"
+    ] = None
     note: Annotated[str, "a sentence under the figure"] = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(
+            self.paper is None or (self.kind, self.x) == ("lines", "step"),
+            f"paper is {self.paper}, but the paper's curves are over training steps; use kind: lines and x: step",
+        )
 
 
 @dataclass(frozen=True)

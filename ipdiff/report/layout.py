@@ -371,12 +371,18 @@ def _protocol_note(entries: list[Entry]) -> str:
 
 
 def _paper_note(entries: list[Entry], paper: PaperTable | None) -> str:
-    if paper is None or not any(entry.comparable for entry in entries):
+    shown = [entry for entry in entries if entry.kind == "value" and entry.comparable]
+    if paper is None or not shown:
         return ""
-    shown = {entry.dataset for entry in entries if entry.comparable}
-    concerned = not paper.caveat_datasets or bool(shown & set(paper.caveat_datasets))
-    caveat = f" {paper.caveat}" if paper.caveat and concerned else ""
-    return f"In brackets: the paper's value ({paper.source}).{caveat}"
+    caveats = [paper.caveat, *(paper.caveats.get(name, "") for name in _in_order(e.dataset for e in shown))]
+    unknown: dict[str, list[str]] = {}
+    for entry in shown:
+        if entry.unknown:
+            unknown.setdefault(entry.unknown, []).append(labels.model(entry.model))
+    if unknown:
+        parts = (f"{what} of {' and '.join(_in_order(models))}" for what, models in unknown.items())
+        caveats.append(f"Not known of the paper's figures, and not compared: {'; '.join(parts)}.")
+    return " ".join([f"In brackets: the paper's value ({paper.source}).", *(text for text in caveats if text)])
 
 
 def _missing_note(entries: list[Entry], paper: PaperTable | None) -> str:
