@@ -292,8 +292,7 @@ def _doctor(args: argparse.Namespace) -> int:
     from ipdiff import doctor
 
     findings = doctor.examine(args.study)
-    for finding in findings:
-        print(finding)
+    print("\n".join(doctor.lines(findings)))
     return 2 if any(finding.mark == doctor.WRONG for finding in findings) else 0
 
 

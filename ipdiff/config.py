@@ -19,13 +19,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from ipdiff.errors import ConfigError
 from ipdiff.schedule import make_betas, respace
-from ipdiff.shapes import level_sizes
+from ipdiff.shapes import check_widths, level_sizes
 from ipdiff.spec import (
     FORBID,
     ADMFamily,
+    ADMNetwork,
     Archive,
     Dataset,
     DDPMFamily,
+    DDPMNetwork,
     Download,
     Figure,
     Model,
@@ -151,14 +153,7 @@ def _read(path: Path) -> str:
 
 @lru_cache(maxsize=4)
 def _load(path: Path, text: str) -> tuple[Params, dict[str, Any]]:
-    try:
-        raw = yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path}{where}: {' '.join((error.problem or 'not YAML').split())}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    raw = _parse(path, text)
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: {_quoted(raw)}; expected a mapping with datasets, models and studies")
     try:
@@ -169,8 +164,69 @@ def _load(path: Path, text: str) -> tuple[Params, dict[str, Any]]:
     return params, raw
 
 
+def _parse(path: Path, text: str) -> Any:
+    """The plain data of a YAML text that DVC reads in the same way."""
+    if found := _BREAK.search(text):
+        line = text.count("\n", 0, found.start()) + 1
+        raise ConfigError(f"{path} line {line}: U+{ord(found[0]):04X} is a line break in YAML 1.1 alone; leave it out")
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path}{where}: {' '.join((error.problem or 'not YAML').split())}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:  # Python reads whole numbers of some thousand digits only
+        raise ConfigError(f"{path}: {error}") from None
+
+
+_BREAK = re.compile("[\x85\u2028\u2029]")
+
+
+def _tag(name: str) -> str:
+    return f"tag:yaml.org,2002:{name}"
+
+
 class _Loader(yaml.SafeLoader):
-    """The safe loader, with a repeated key an error instead of silently the last one, and 1e-4 a number."""
+    """The part of YAML that its versions 1.1 (PyYAML) and 1.2 (DVC) read alike; anything else is an error.
+
+    So is a repeated key, which PyYAML takes for the last one.
+    """
+
+    _flow = 0
+    """How many brackets and braces are open."""
+
+    def compose_document(self) -> Any:
+        event = self.peek_event()
+        if event.version or event.tags:
+            self._refuse("leave out the directive; the file is read without", event)
+        return super().compose_document()
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        if getattr(event, "tag", None) is not None:
+            name = event.tag.replace(_tag(""), "!!")
+            self._refuse(f"the tag {name} has no meaning here; write the value without", event)
+        flow = bool(getattr(event, "flow_style", False))
+        if isinstance(event, yaml.MappingStartEvent) and flow and not event.anchor and _begins(event) != "{":
+            self._refuse("DVC does not read a pair in [...] without braces; write {key: value}", event)
+        self._flow += flow
+        node = super().compose_node(parent, index)
+        self._flow -= flow
+        return node
+
+    def compose_scalar_node(self, anchor: Any) -> Any:
+        event = self.peek_event()
+        node = super().compose_scalar_node(anchor)
+        plain, value = event.implicit[0], event.value
+        if plain and node.tag == _tag("str") and _otherwise(value):
+            word = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(value.lower())
+            instead = f"write {word}" if word else "write a plain decimal number"
+            self._refuse(f"'{value}' means different things to YAML 1.1 and 1.2; {instead}, or text in quotes", event)
+        if plain and self._flow and ":" in value:
+            self._refuse(f"DVC does not read '{value}' within [...] or {{...}}; put it in quotes", event)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set[str]()
@@ -183,16 +239,47 @@ class _Loader(yaml.SafeLoader):
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    @staticmethod
+    def _refuse(problem: str, event: yaml.Event) -> None:
+        raise yaml.constructor.ConstructorError(None, None, problem, event.start_mark)
 
-_Loader.add_implicit_resolver(  # YAML 1.1 wants a dot before the exponent and reads 1e-4 as text; DVC does not
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+
+def _begins(event: yaml.Event) -> str:
+    """The character at which something begins."""
+    mark = event.start_mark
+    return mark.buffer[mark.pointer] if mark.buffer else ""
+
+
+_ALIKE = {
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?(0|[1-9][0-9]*)",
+    "float": r"[-+]?([0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?|[-+]?\.[0-9]+([eE][-+][0-9]+)?"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+    "merge": r"<<",
+}
+"""What a word without quotes is, where both versions agree that it is no text."""
+_Loader.yaml_implicit_resolvers = {}
+for _name, _pattern in _ALIKE.items():
+    _Loader.add_implicit_resolver(_tag(_name), re.compile(rf"(?:{_pattern})\Z"), None)
+
+_NUMBER_OF_1_2 = re.compile(
+    r"(?=[-+.0-9])[-+]?(0o[0-7_]+|[0-9_]+(\.[0-9_]*)?([eE][-+]?[0-9]+)?|\.[0-9_]+([eE][-+][0-9]+)?)"
 )
+"""What ruamel.yaml takes for a number in YAML 1.2, beside what YAML 1.1 does."""
+
+
+def _otherwise(value: str) -> bool:
+    """Whether a version of YAML takes a word without quotes for something else than text."""
+    known = yaml.SafeLoader.yaml_implicit_resolvers.get(value[:1], [])
+    return bool(_NUMBER_OF_1_2.fullmatch(value)) or any(pattern.match(value) for _, pattern in known)
 
 
 _EXPECTED = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
+    "finite_number": "a whole number",
     "float_type": "a number",
     "float_parsing": "a number",
     "bool_type": "true or false",
@@ -307,10 +394,9 @@ def _check(params: Params) -> None:
         for model, seeds in study.seeds.items():
             if model != "default":
                 _known(f"studies.{name}.seeds", model, params.models)
-            if not seeds or min(seeds) < 0 or max(seeds) >= 2**64 or len(set(seeds)) < len(seeds):
+            if not seeds or len(set(seeds)) < len(seeds):
                 raise ConfigError(
-                    f"{PARAMS} studies.{name}.seeds.{model}: found {seeds}; expected one seed or more, 0..2**64-1, "
-                    "without repeats"
+                    f"{PARAMS} studies.{name}.seeds.{model}: found {seeds}; expected one seed or more, without repeats"
                 )
         for kind, views in (("tables", study.tables), ("figures", study.figures)):
             _well_formed(f"studies.{name}.{kind}", views)
@@ -324,15 +410,30 @@ def _check_families(name: str, dataset: Dataset) -> None:
         family: ADMFamily | DDPMFamily | None = getattr(dataset.families, kind)
         if family is None:
             continue
-        where, net = f"{PARAMS} datasets.{name}.families.{kind}", family.network
+        where = f"{PARAMS} datasets.{name}.families.{kind}"
         try:
-            level_sizes(dataset.source.image_size, net.channel_mult, net.num_res_blocks, net.attention_resolutions)
+            _check_network(family.network, dataset.source.image_size)
         except ValueError as error:
             raise ConfigError(f"{where}.network: {error}") from None
         try:
             make_betas(family.diffusion.schedule, family.diffusion.T)
         except ValueError as error:
             raise ConfigError(f"{where}.diffusion: {error}") from None
+
+
+def _check_network(net: ADMNetwork | DDPMNetwork, image_size: int) -> None:
+    """Raise ValueError for a network that cannot be built for images of this size."""
+    sizes = level_sizes(image_size, net.channel_mult, net.num_res_blocks, net.attention_resolutions)
+    attended = [size in net.attention_resolutions for size in sizes]
+    if isinstance(net, ADMNetwork):
+        mult = net.channel_mult
+        unit = net.num_head_channels
+        heads = ("num_heads", net.num_heads) if unit is None else ("num_head_channels", unit)
+    else:  # its first convolution has the base width, which is a level's of its own to the norms
+        mult, attended, heads = [1, *net.channel_mult], [False, *attended], None
+        if net.model_channels < 4:
+            raise ValueError(f"model_channels={net.model_channels} is not an even number >= 4")
+    check_widths(net.model_channels, mult, net.norm_groups, heads, attended)
 
 
 def _well_formed(where: str, names: Iterable[str]) -> None:
@@ -374,6 +475,10 @@ def _check_view(params: Params, study: Study, where: str, view: Table | Figure) 
                 _known(f"{where}.compare", model, dict.fromkeys(point.model for point in found))
     for point in found:
         _check_point(params, where, point)
+        if isinstance(view, Figure) and view.kind == "samples":
+            count = params.dataset(point.dataset).sampling.count(Sampler.parse(point.sampler))
+            if view.images > count:
+                raise ConfigError(f"{PARAMS} {where}.images: {view.images} of the {count} that {point.dataset} draws")
     metrics = view.metrics if isinstance(view, Table) else [view.metric] if view.kind == "lines" else []
     for dataset in dict.fromkeys(point.dataset for point in found):
         _check_metrics(params.dataset(dataset), dataset, where, metrics)
@@ -433,9 +538,10 @@ def sampler_of(params: Params, dataset: str, model: str, name: str) -> Sampler:
     sampler = Sampler.parse(name)
     if (canonical := _canonical(name, sampler)) != name:
         raise ValueError(f"sampler '{name}': write it as '{canonical}' (one name, one artifact)")
-    if not 1 <= sampler.steps <= T:
-        more = "less than 1" if sampler.steps < 1 else f"more than T = {T} of {dataset}/{model}"
-        raise ValueError(f"sampler {name} asks for T' = {sampler.steps}, {more}; use 1..{T}")
+    if sampler.steps > T:
+        raise ValueError(
+            f"sampler {name} asks for T' = {sampler.steps}, more than T = {T} of {dataset}/{model}; use 1..{T}"
+        )
     if sampler.kind != "exposure":
         respace(T, sampler.spacing)
     return sampler

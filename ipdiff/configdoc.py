@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ipdiff.config import Params
+from ipdiff.spec import Range
 
 PATH = Path("config/README.md")
 INTRO = """\
@@ -19,7 +20,9 @@ Written by `ipdiff grid --write` from `ipdiff/spec.py`; do not edit.
 `params.yaml` in the project's root is the only file to edit: data sets, models, and studies (named sets of
 tables and figures). An unknown key is an error. The grid derives from the tables what must be sampled and
 trained, and nothing else; after an edit of lists (T', checkpoints, seeds, models, tables) run
-`ipdiff grid --write`, which rewrites the dvc.yaml files. Edits of values need nothing.
+`ipdiff grid --write`, which rewrites the dvc.yaml files. Edits of values need nothing. What YAML 1.1 (PyYAML) and
+YAML 1.2 (DVC) read differently (`yes`, `off`, `010`, `1_000`, `1:30`, tags) is an error: write `true`, a decimal
+number, or text in quotes.
 
 Snakemake and DVC compare the keys of a cell as they are written, so every key that decides an artifact's bytes
 must be written out, even where it has its default: `source`, `classifier`, `compute`, `sampling`, each
@@ -60,18 +63,19 @@ def _section(kind: type[Any]) -> str:
         "",
         (kind.__doc__ or "").strip().splitlines()[0],
         "",
-        "| key | type | default | meaning |",
-        "|---|---|---|---|",
+        "| key | type | range | default | meaning |",
+        "|---|---|---|---|---|",
     ]
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
-        meaning = ""
+        meaning = allowed = ""
         if hasattr(hint, "__metadata__"):
+            allowed = " and ".join(part.text() for part in hint.__metadata__ if isinstance(part, Range))
             hint, meaning = hint.__origin__, hint.__metadata__[0]
         elif dataclasses.is_dataclass(hint):
             meaning = "see below"
-        lines.append(f"| `{field.name}` | {_type(hint)} | {_default(field)} | {meaning} |")
+        lines.append(f"| `{field.name}` | {_type(hint)} | {allowed} | {_default(field)} | {meaning} |")
     return "\n".join([*lines, ""])
 
 

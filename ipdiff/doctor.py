@@ -11,30 +11,39 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
 from ipdiff import config, dvcfile, inception
 from ipdiff.data.raw import place
 from ipdiff.errors import UserError
-from ipdiff.spec import Archive, Dataset
+from ipdiff.spec import Archive, Inception
 
 FINE, NOTE, WRONG = "ok", "note", "lacks"
+MISSING = "missing"
+"""Of a data set: a note, or what a study lacks."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, how it stands, and what to do where something is lacking."""
+    """One line: what was looked at, how it stands, and what to do where something is lacking.
+
+    `subject` is what the text begins with, where the rest is true of other data sets' files too.
+    """
 
     mark: str
     about: str
     text: str
+    subject: str = ""
 
-    def __str__(self) -> str:
-        """As it is printed."""
-        return f"{self.mark:<6}{self.about:<14}{self.text}"
+
+def lines(findings: Sequence[Finding]) -> list[str]:
+    """Findings as they are printed, in columns that are as wide as their longest entry."""
+    mark = max((len(finding.mark) for finding in findings), default=0)
+    about = max((len(finding.about) for finding in findings), default=0)
+    return [f"{finding.mark:<{mark}}  {finding.about:<{about}}  {finding.text}" for finding in findings]
 
 
 def examine(study: str | None = None) -> list[Finding]:
@@ -55,10 +64,40 @@ def examine(study: str | None = None) -> list[Finding]:
     text = f"{len(params.datasets)} data sets; studies {', '.join(params.studies)}"
     findings += [Finding(FINE, "params.yaml", text), *_store(params)]
     needed = set(params.study(study or dvcfile.DEFAULT_STUDY).datasets)
+    networks: dict[Inception, list[Finding]] = {}
+    found: list[Finding] = []
     for name, dataset in params.datasets.items():
-        missing = WRONG if name in needed else NOTE
-        findings += [*_data(params, name, missing), *_network(name, dataset, missing)]
-    return findings
+        found += _data(params, name)
+        if dataset.features == "inception":
+            if dataset.inception not in networks:
+                networks[dataset.inception] = list(_network(dataset.inception))
+            found += [replace(finding, about=name) for finding in networks[dataset.inception]]
+    return [*findings, *_together(replace(one, mark=_mark(one, one.about in needed)) for one in found)]
+
+
+def _mark(finding: Finding, needed: bool) -> str:
+    """What is missing stands in the way only of a study that needs it."""
+    return finding.mark if finding.mark != MISSING else WRONG if needed else NOTE
+
+
+def _together(findings: Iterable[Finding]) -> list[Finding]:
+    """What is found of several data sets, once: with all their names, and the gravest of their marks."""
+    groups: dict[str, list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault(finding.text.removeprefix(finding.subject), []).append(finding)
+    return [group[0] if len(group) == 1 else _joined(text, group) for text, group in groups.items()]
+
+
+def _joined(text: str, group: list[Finding]) -> Finding:
+    names: dict[str, list[str]] = {}
+    for finding in group:
+        names.setdefault(finding.subject, []).append(finding.about)
+    mark = max((finding.mark for finding in group), key=(FINE, NOTE, WRONG).index)
+    about = f"{len({finding.about for finding in group})} data sets"
+    subjects = ", ".join(f"{subject} ({', '.join(of)})" for subject, of in names.items())
+    if len(names) == 1:  # one thing of all of them
+        return Finding(mark, about, f"{group[0].text} ({', '.join(names[group[0].subject])})")
+    return Finding(mark, about, f"each of {subjects}{text}")
 
 
 def _python() -> Iterator[Finding]:
@@ -145,53 +184,51 @@ def _store(params: config.Params) -> Iterator[Finding]:
     yield Finding(FINE if recorded else NOTE, "store", text)
 
 
-def _data(params: config.Params, name: str, missing: str) -> Iterator[Finding]:
+def _data(params: config.Params, name: str) -> Iterator[Finding]:
     """Whether a data set is made, or can be made from what is here."""
     source = params.dataset(name).source
     raw, archives = source.raw, params.archives(source)
     if Path(f"data/{name}/recipe.json").exists():
         yield Finding(FINE, name, "images are prepared")
     elif archives:
-        yield from (_archive(name, archive, missing) for archive in archives)
+        yield from (_archive(name, archive) for archive in archives)
     elif raw is None:
         yield Finding(FINE, name, "images come with a package: nothing to get")
     elif Path(raw).exists():
-        yield Finding(FINE, name, f"{raw} is here")
+        yield Finding(FINE, name, f"{raw} is here", raw)
     else:
-        yield Finding(missing, name, f"{raw} is not here: put it there, or `ipdiff pull` the data set")
+        yield Finding(MISSING, name, f"{raw} is not here: put it there, or `ipdiff pull` the data set", raw)
 
 
-def _archive(name: str, archive: Archive, missing: str) -> Finding:
+def _archive(name: str, archive: Archive) -> Finding:
     """Whether a published file is here, with the right size; `prepare` also looks at its digest."""
     path = place(archive)
     if path.exists():
         if archive.size in (None, path.stat().st_size):
-            return Finding(FINE, name, f"{path} is here")
+            return Finding(FINE, name, f"{path} is here", str(path))
         return Finding(WRONG, name, f"{path} has {path.stat().st_size} bytes of {archive.size}; get it again")
     if archive.url is not None:
         return Finding(NOTE, name, f"{path} is not here: `ipdiff prepare` downloads it from {archive.url}")
-    return Finding(missing, name, f"{path} is not here: {archive.how}")
+    return Finding(MISSING, name, f"{path} is not here: {archive.how}")
 
 
-def _network(name: str, dataset: Dataset, missing: str) -> Iterator[Finding]:
-    """Whether a data set's Inception network is here, and the right one."""
-    if dataset.features != "inception":
-        return
-    spec = dataset.inception
+def _network(spec: Inception) -> Iterator[Finding]:
+    """Whether an Inception network is here, and the right one."""
+    about = "Inception"
     try:
         path = inception.find(spec)
         with path.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        yield Finding(missing, name, f"its Inception network {spec.raw} cannot be read: {error.strerror}")
+        yield Finding(MISSING, about, f"the Inception network {spec.raw} cannot be read: {error.strerror}")
     except UserError as error:
-        yield Finding(missing, name, f"its Inception network {error}")
+        yield Finding(MISSING, about, f"the Inception network {error}")
     else:
         if spec.raw is None and found != spec.sha256:
-            text = f"{path} is not its Inception network: sha256 {found}, expected {spec.sha256}; get it again"
-            yield Finding(WRONG, name, text)
+            text = f"{path} is not the Inception network: sha256 {found}, expected {spec.sha256}; get it again"
+            yield Finding(WRONG, about, text)
         else:
-            yield Finding(FINE, name, f"its Inception network is {path}" + ("" if spec.raw else ", verified"))
+            yield Finding(FINE, about, f"the Inception network is {path}" + ("" if spec.raw else ", verified"))
 
 
 def _disk() -> Iterator[Finding]:

@@ -347,6 +347,16 @@ class Grid:
         for point in config.points(self.params, view):
             for seed in study.seeds_of(point.model):
                 yield self._point_cell(verb, point, seed).outputs[0]
+                if view.paper is not None:
+                    yield from self._recipes_of(point, seed)
+
+    def _recipes_of(self, point: Point, seed: int) -> Iterator[str]:
+        """What a figure is held against the paper's by: how it was measured, drawn, trained, and what with."""
+        made = "import" if self.is_imported(point.model) else "train"
+        names = {"dataset": point.dataset, "model": point.model, "seed": str(seed), "step": str(point.step)}
+        cells = [self._point_cell(verb, point, seed) for verb in ("evaluate", "sample")]
+        cells += [self.cell(verb, **names) for verb in (made, "reference", "prepare")]
+        yield from (cell.outputs[-1] for cell in cells)
 
     def _recipes_behind(self, views: list[Cell]) -> list[str]:
         """Recipes of all that the numbers of tables and figures were made from: their cards."""

@@ -25,3 +25,36 @@ def level_sizes(
     if absent:
         raise ValueError(f"attention_resolutions has {absent}, but the image sizes of the levels are {sizes}")
     return sizes
+
+
+def check_widths(
+    model_channels: int,
+    channel_mult: Sequence[int],
+    norm_groups: int,
+    heads: tuple[str, int] | None,
+    attended: Sequence[bool],
+) -> None:
+    """Refuse a U-Net whose channels its time embedding, group norms or attention cannot divide.
+
+    Args:
+        model_channels: base width; the first convolution's and the time embedding's.
+        channel_mult: width of each level as a multiple of the base.
+        norm_groups: groups of every norm.
+        heads: what must divide the channels of an attention block, by name; None for a single head.
+        attended: which levels carry attention; the middle block, as wide as the last level, always does.
+
+    Raises:
+        ValueError: it says which number does not fit.
+    """
+    if model_channels % 2:
+        raise ValueError(f"model_channels={model_channels} is not even; time is embedded in pairs")
+    widths = [model_channels * mult for mult in channel_mult]
+    for width in widths:
+        if width % norm_groups:
+            raise ValueError(f"norm_groups={norm_groups} does not divide a layer's {width} channels")
+    if heads is None:
+        return
+    name, unit = heads
+    for width, attends in zip(widths, [*attended[:-1], True], strict=True):
+        if attends and width % unit:
+            raise ValueError(f"{name}={unit} does not divide the {width} channels of an attention block")

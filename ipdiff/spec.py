@@ -7,9 +7,12 @@ text beside each field is its documentation in config/README.md.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+import typing
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
 
 FORBID: dict[str, Any] = {"extra": "forbid"}
@@ -29,12 +32,88 @@ def _check(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _check_gamma(gamma: Strength | str) -> None:
-    values = gamma if isinstance(gamma, list) else [gamma]
-    _check(
-        bool(values) and all(isinstance(value, str) or value >= 0 for value in values),
-        f"gamma is {gamma}; use 0 or more, or a list of such values",
-    )
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a field may hold, finite ones always; it stands in the field's annotation."""
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    values: tuple[int, ...] = ()
+
+    def holds(self, value: float) -> bool:
+        """Whether a number is within; whole numbers without an upper end must fit into 64 bits."""
+        if isinstance(value, float) and not math.isfinite(value):
+            return False
+        if isinstance(value, int) and self.most is None and value >= 2**63:
+            return False
+        return (
+            (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+            and (not self.values or value in self.values)
+        )
+
+    def text(self) -> str:
+        """In words, e.g. `1 or more`, `0..1`, `more than 0 and less than 1`."""
+        if self.values:
+            return " or ".join(map(str, self.values))
+        if self.least is not None and self.most is not None:
+            return f"{self.least}..{'2**64-1' if self.most == 2**64 - 1 else self.most}"
+        ends = [
+            text.format(end)
+            for text, end in (
+                ("{} or more", self.least),
+                ("more than {}", self.above),
+                ("{} or less", self.most),
+                ("less than {}", self.below),
+            )
+            if end is not None
+        ]
+        return " and ".join(ends)
+
+
+SEED = Range(0, 2**64 - 1)
+
+
+class Record:
+    """A record whose numbers are all held against the ranges that its annotations state."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for the first number out of its range."""
+        for name, (allowed, optional) in _ranges(type(self)).items():
+            held = getattr(self, name)
+            for value in _numbers(held):
+                digits = str(value)
+                number = digits if len(digits) < 30 else f"{digits[:20]}..."
+                _check(
+                    allowed.holds(value),
+                    f"{name} {'is' if held is value else 'has'} {number}; use {allowed.text()}"
+                    + (" and less than 2**63" if value >= 2**63 and allowed.most is None else "")
+                    + (", or leave it out" if optional else ""),
+                )
+
+
+@cache
+def _ranges(kind: type[Record]) -> dict[str, tuple[Range, bool]]:
+    """Of a record's fields that have one: the range, and whether the field may be empty."""
+    found: dict[str, tuple[Range, bool]] = {}
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        for part in getattr(hint, "__metadata__", ()):
+            if isinstance(part, Range):
+                found[name] = part, type(None) in typing.get_args(hint.__origin__)
+    return found
+
+
+def _numbers(held: Any) -> Iterator[float]:
+    """The numbers of a field: itself, or what its lists and mappings hold."""
+    if isinstance(held, int | float) and not isinstance(held, bool):
+        yield held
+    elif isinstance(held, list | dict):
+        for item in held.values() if isinstance(held, dict) else held:
+            yield from _numbers(item)
 
 
 Reader = Literal["digits", "folder", "cifar10", "imagenet32", "lsun", "celeba", "ffhq", "fashion_mnist"]
@@ -61,16 +140,13 @@ PREPROCESSINGS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Download:
+class Download(Record):
     """How a published file is got. Changes no byte of any artifact."""
 
     __pydantic_config__: ClassVar = FORBID
-    size: Annotated[int | None, "its size in bytes"] = None
+    size: Annotated[int | None, "its size in bytes", Range(1)] = None
     url: Annotated[str | None, "where it may be downloaded from without asking anybody"] = None
     how: Annotated[str, "a sentence that says how to get it, where there is no url"] = ""
-
-    def __post_init__(self) -> None:
-        _check(self.size is None or self.size > 0, f"size is {self.size}; use 1 or more, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,15 +158,15 @@ class Archive(Download):
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(Record):
     """Where a data set comes from and what its images are."""
 
     __pydantic_config__: ClassVar = FORBID
     reader: Annotated[Reader, "which reader of `ipdiff.data` opens the raw data"]
-    image_size: Annotated[int, "height and width in pixels"]
-    channels: Annotated[int, "1 (grey) or 3 (RGB)"]
+    image_size: Annotated[int, "height and width in pixels", Range(1)]
+    channels: Annotated[int, "1 (grey) or 3 (RGB)", Range(values=(1, 3))]
     raw: Annotated[str | None, "path of the raw archive or directory, an input of both engines"] = None
-    limit: Annotated[int | None, "use only the first so many images; all if empty"] = None
+    limit: Annotated[int | None, "use only the first so many images; all if empty", Range(2)] = None
     archives: Annotated[
         dict[str, str | None],
         "instead of `raw`: published files by name, each with its sha256 (unknown if empty); `downloads` says how "
@@ -100,12 +176,10 @@ class Source:
         Preprocessing | None,
         "what is made of images of another size; the reader's first choice if empty",
     ] = None
-    num_images: Annotated[int | None, "how many images the raw data must hold; not checked if empty"] = None
+    num_images: Annotated[int | None, "how many images the raw data must hold; not checked if empty", Range(1)] = None
 
     def __post_init__(self) -> None:
-        _check(self.channels in (1, 3), f"channels is {self.channels}; use 1 or 3")
-        _check(self.image_size >= 1, f"image_size is {self.image_size}; use 1 or more")
-        _check(self.limit is None or self.limit > 1, f"limit is {self.limit}; use 2 or more, or leave it out")
+        super().__post_init__()
         size, channels = IMAGES[self.reader]
         _check(size in (None, self.image_size), f"image_size is {self.image_size}; images of {self.reader} have {size}")
         _check(
@@ -148,23 +222,26 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Classifier:
+class Classifier(Record):
     """A small CNN trained on the labelled data, whose activations are the features of FID and sFID."""
 
     __pydantic_config__: ClassVar = FORBID
-    width: Annotated[int, "channels of the first convolution; the second has twice as many"] = 32
-    features: Annotated[int, "width of the penultimate layer: the dimension of the FID features"] = 64
-    spatial_channels: Annotated[int, "channels of the second convolution's map that sFID uses"] = 7
-    steps: Annotated[int, "optimiser updates"] = 300
-    batch_size: Annotated[int, "images an update"] = 128
-    lr: Annotated[float, "AdamW learning rate, decayed to 0 by a cosine"] = 2e-3
-    seed: Annotated[int, "seed of its initialisation and data order"] = 0
-    holdout: Annotated[float, "share of the images kept out to measure its accuracy, 0..0.5"] = 0.2
+    width: Annotated[int, "channels of the first convolution; the second has twice as many", Range(1)] = 32
+    features: Annotated[int, "width of the penultimate layer: the dimension of the FID features", Range(1)] = 64
+    spatial_channels: Annotated[int, "channels of the second convolution's map that sFID uses", Range(1)] = 7
+    steps: Annotated[int, "optimiser updates", Range(1)] = 300
+    batch_size: Annotated[int, "images an update", Range(1)] = 128
+    lr: Annotated[float, "AdamW learning rate, decayed to 0 by a cosine", Range(above=0)] = 2e-3
+    seed: Annotated[int, "seed of its initialisation and data order", SEED] = 0
+    holdout: Annotated[float, "share of the images kept out to measure its accuracy", Range(0, 0.5)] = 0.2
 
     def __post_init__(self) -> None:
-        _check(self.steps >= 1, f"steps is {self.steps}; use 1 or more")
-        _check(self.batch_size >= 1, f"batch_size is {self.batch_size}; use 1 or more")
-        _check(0 <= self.holdout <= 0.5, f"holdout is {self.holdout}; use 0..0.5")
+        super().__post_init__()
+        most = 2 * self.width
+        _check(
+            self.spatial_channels <= most,
+            f"spatial_channels is {self.spatial_channels}; the second convolution has {most} (2 * width)",
+        )
 
 
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
@@ -172,7 +249,7 @@ INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e9
 
 
 @dataclass(frozen=True)
-class Inception:
+class Inception(Record):
     """Where the file of the Inception network is whose activations are compared."""
 
     __pydantic_config__: ClassVar = FORBID
@@ -184,6 +261,7 @@ class Inception:
     raw: Annotated[str | None, "instead: path of a network that the engines watch; `sha256` is then not asked"] = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check(
             re.fullmatch("[0-9a-f]{64}", self.sha256) is not None,
             f"sha256 is '{self.sha256}'; use 64 digits 0-9a-f",
@@ -191,26 +269,24 @@ class Inception:
 
 
 @dataclass(frozen=True)
-class Reference:
+class Reference(Record):
     """The real images that samples are compared with."""
 
     __pydantic_config__: ClassVar = FORBID
-    images: Annotated[int | None, "a random subset of so many; all if empty"] = None
-    seed: Annotated[int, "seed of that subset"] = 0
+    images: Annotated[int | None, "a random subset of so many; all if empty", Range(2)] = None
+    seed: Annotated[int, "seed of that subset", SEED] = 0
     neighbours: Annotated[bool, "also measure precision and recall: distances of all images to each other"] = False
-
-    def __post_init__(self) -> None:
-        _check(self.images is None or self.images > 1, f"images is {self.images}; use 2 or more, or leave it out")
-        _check(0 <= self.seed < 2**64, f"seed is {self.seed}; use 0..2**64-1")
 
 
 @dataclass(frozen=True)
-class Compute:
+class Compute(Record):
     """What the numbers are computed on; part of every artifact computed by a network."""
 
     __pydantic_config__: ClassVar = FORBID
     device: Annotated[Literal["cpu", "cuda"], "cpu or cuda"] = "cpu"
-    threads: Annotated[int, "intra-op threads on the CPU; sums differ in the last bit between 1 and 2"] = 1
+    threads: Annotated[
+        int, "intra-op threads on the CPU; sums differ in the last bit between 1 and 2", Range(1, 1024)
+    ] = 1
     precision: Annotated[
         Precision,
         "of a U-Net's convolutions and attention, in training, in `analyse`, and where `sampling.precision` is empty "
@@ -221,6 +297,7 @@ class Compute:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check(
             self.precision != "float16" or self.device == "cuda",
             f"precision is float16 with device {self.device}; float16 needs cuda, use bfloat16 or float32",
@@ -229,67 +306,65 @@ class Compute:
             not self.compile or self.device == "cuda",
             "compile is true with device cpu, where it does not pay; leave it out",
         )
-        _check(self.threads >= 1, f"threads is {self.threads}; use 1 or more")
 
 
 @dataclass(frozen=True)
-class ADMNetwork:
+class ADMNetwork(Record):
     """The ADM U-Net's architecture (guided-diffusion's UNetModel)."""
 
     __pydantic_config__: ClassVar = FORBID
-    model_channels: Annotated[int, "base width"]
-    channel_mult: Annotated[list[int], "width of each level as a multiple of the base"]
-    num_res_blocks: Annotated[int, "residual blocks a level"]
-    attention_resolutions: Annotated[list[int], "image sizes at which blocks carry attention"]
-    num_heads: Annotated[int, "attention heads, where num_head_channels is empty"] = 4
-    num_head_channels: Annotated[int | None, "channels an attention head"] = None
-    dropout: Annotated[float, "dropout before the last convolution of a residual block"] = 0.0
+    model_channels: Annotated[int, "base width", Range(1)]
+    channel_mult: Annotated[list[int], "width of each level as a multiple of the base", Range(1)]
+    num_res_blocks: Annotated[int, "residual blocks a level", Range(1)]
+    attention_resolutions: Annotated[list[int], "image sizes at which blocks carry attention", Range(1)]
+    num_heads: Annotated[int, "attention heads, where num_head_channels is empty", Range(1)] = 4
+    num_head_channels: Annotated[int | None, "channels an attention head", Range(1)] = None
+    dropout: Annotated[float, "dropout before the last convolution of a residual block", Range(0, below=1)] = 0.0
     use_scale_shift_norm: Annotated[bool, "time embedding scales and shifts the second norm"] = True
     resblock_updown: Annotated[bool, "resample inside residual blocks, not by strided convolutions"] = True
     new_attention_order: Annotated[bool, "split q, k, v before splitting heads"] = True
-    norm_groups: Annotated[int, "groups of every group norm; 32 in all published nets"] = 32
+    norm_groups: Annotated[int, "groups of every group norm; 32 in all published nets", Range(1)] = 32
 
 
 @dataclass(frozen=True)
-class DDPMNetwork:
+class DDPMNetwork(Record):
     """The DDIM code base's U-Net."""
 
     __pydantic_config__: ClassVar = FORBID
-    model_channels: Annotated[int, "base width"]
-    channel_mult: Annotated[list[int], "width of each level as a multiple of the base"]
-    num_res_blocks: Annotated[int, "residual blocks a level"]
-    attention_resolutions: Annotated[list[int], "image sizes at which blocks carry attention"]
-    dropout: Annotated[float, "dropout inside residual blocks"] = 0.1
-    norm_groups: Annotated[int, "groups of every group norm; 32 in all published nets"] = 32
+    model_channels: Annotated[int, "base width", Range(1)]
+    channel_mult: Annotated[list[int], "width of each level as a multiple of the base", Range(1)]
+    num_res_blocks: Annotated[int, "residual blocks a level", Range(1)]
+    attention_resolutions: Annotated[list[int], "image sizes at which blocks carry attention", Range(1)]
+    dropout: Annotated[float, "dropout inside residual blocks", Range(0, below=1)] = 0.1
+    norm_groups: Annotated[int, "groups of every group norm; 32 in all published nets", Range(1)] = 32
 
 
 @dataclass(frozen=True)
-class Diffusion:
+class Diffusion(Record):
     """The noise process and the reverse process' variance."""
 
     __pydantic_config__: ClassVar = FORBID
     schedule: Annotated[Literal["cosine", "linear"], "beta schedule"]
-    T: Annotated[int, "length of the chain trained on"]
+    T: Annotated[int, "length of the chain trained on", Range(2)]
     learn_sigma: Annotated[bool, "the network also outputs the interpolation of the log variance"] = False
     fixed_variance: Annotated[Literal["small", "large"], "beta tilde or beta, where sigma is not learned"] = "small"
 
-    def __post_init__(self) -> None:
-        _check(self.T >= 2, f"T is {self.T}; the chain needs 2 steps or more")
-
 
 @dataclass(frozen=True)
-class Training:
+class Training(Record):
     """Optimiser, batches and the choice of timesteps."""
 
     __pydantic_config__: ClassVar = FORBID
-    batch_size: Annotated[int, "images an optimiser update (global)"]
-    lr: Annotated[float, "learning rate"]
-    micro_batch: Annotated[int | None, "images a backward pass; part of the artifact; default batch_size"] = None
-    lr_warmup: Annotated[int, "updates of linear warm-up from 0"] = 0
+    batch_size: Annotated[int, "images an optimiser update (global)", Range(1)]
+    lr: Annotated[float, "learning rate", Range(above=0)]
+    micro_batch: Annotated[int | None, "images a backward pass; part of the artifact; default batch_size", Range(1)] = (
+        None
+    )
+    lr_warmup: Annotated[int, "updates of linear warm-up from 0", Range(0)] = 0
     lr_decay: Annotated[Literal["none", "linear", "cosine"], "how the rate falls to 0 at lr_decay_steps"] = "none"
-    lr_decay_steps: Annotated[int, "update at which the decay has reached 0"] = 0
-    grad_clip: Annotated[float | None, "clip the global gradient norm"] = None
-    ema_decay: Annotated[float, "decay of the moving average of the weights"] = 0.9999
+    lr_decay_steps: Annotated[int, "update at which the decay has reached 0", Range(0)] = 0
+    grad_clip: Annotated[float | None, "clip the global gradient norm", Range(above=0)] = None
+    ema_decay: Annotated[float, "decay of the moving average of the weights", Range(0, below=1)] = 0.9999
     ema_warmup: Annotated[bool, "cap the decay at (1 + step) / (10 + step)"] = False
     timesteps: Annotated[Literal["uniform", "antithetic", "loss-second-moment"], "how t is drawn for each image"] = (
         "uniform"
@@ -304,14 +379,14 @@ class Training:
     ] = "exact"
 
     def __post_init__(self) -> None:
-        _check(self.batch_size >= 1, f"batch_size is {self.batch_size}; use 1 or more")
+        super().__post_init__()
         size = self.micro_batch or self.batch_size
         _check(self.batch_size % size == 0, f"micro_batch {size} does not divide batch_size {self.batch_size}")
         _check(self.lr_decay == "none" or self.lr_decay_steps > 0, "lr_decay needs lr_decay_steps > 0")
 
 
 @dataclass(frozen=True)
-class ADMFamily:
+class ADMFamily(Record):
     """How the ADM models (adm, adm-ip, adm-gp, adm-wd, ddpm-y) are built and trained on a data set."""
 
     __pydantic_config__: ClassVar = FORBID
@@ -323,7 +398,7 @@ class ADMFamily:
 
 
 @dataclass(frozen=True)
-class DDPMFamily:
+class DDPMFamily(Record):
     """How the DDIM code base's models (ddim, ddim-ip) are built and trained on a data set."""
 
     __pydantic_config__: ClassVar = FORBID
@@ -335,7 +410,7 @@ class DDPMFamily:
 
 
 @dataclass(frozen=True)
-class Families:
+class Families(Record):
     """The network families a data set can be trained with."""
 
     __pydantic_config__: ClassVar = FORBID
@@ -344,39 +419,35 @@ class Families:
 
 
 @dataclass(frozen=True)
-class Strengths:
+class Strengths(Record):
     """Strengths of the regularisers, chosen for each data set; models ask for them with the word `dataset`."""
 
     __pydantic_config__: ClassVar = FORBID
-    gamma: Annotated[Strength, "input perturbation, Eq. 6: a constant, or values over t"] = 0.1
+    gamma: Annotated[Strength, "input perturbation, Eq. 6: a constant, or values over t", Range(0)] = 0.1
     gp_weight: Annotated[
         float,
         "lambda_GP of the gradient penalty, reduced like the squared error: acts as extra input noise of this variance "
         "(the paper's value is not published)",
+        Range(0),
     ] = 3e-3
-    weight_decay: Annotated[float, "lambda_WD (the paper's value is not published)"] = 1e-2
+    weight_decay: Annotated[float, "lambda_WD (the paper's value is not published)", Range(0)] = 1e-2
 
     def __post_init__(self) -> None:
-        _check_gamma(self.gamma)
+        super().__post_init__()
+        _check(self.gamma != [], "gamma is an empty list; use 0 or more, or a list of such values")
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(Record):
     """A sample set."""
 
     __pydantic_config__: ClassVar = FORBID
-    num_samples: Annotated[int, "images in a set"]
-    batch_size: Annotated[int, "images a network call; part of the artifact"]
-    exposure_samples: Annotated[int | None, "images of an exposure-bias set; default num_samples"] = None
+    num_samples: Annotated[int, "images in a set", Range(2)]
+    batch_size: Annotated[int, "images a network call; part of the artifact", Range(1)]
+    exposure_samples: Annotated[int | None, "images of an exposure-bias set; default num_samples", Range(2)] = None
     precision: Annotated[
         Precision | None, "of a U-Net's convolutions and attention in sampling; `compute.precision` if empty"
     ] = None
-
-    def __post_init__(self) -> None:
-        for name in ("num_samples", "batch_size", "exposure_samples"):
-            value = getattr(self, name)
-            least = 1 if name == "batch_size" else 2
-            _check(value is None or value >= least, f"{name} is {value}; use {least} or more")
 
     def count(self, sampler: Sampler) -> int:
         """Images of a sampler's set: exposure sets may be smaller."""
@@ -385,34 +456,33 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Analysis:
+class Analysis(Record):
     """Statistics of the prediction error e_t = predicted x0 - x0 (section 5 of the paper)."""
 
     __pydantic_config__: ClassVar = FORBID
-    images: Annotated[int, "images whose error is taken at each t; all if there are fewer (official code: 100 batches)"]
-    batch_size: Annotated[int, "images a network call; part of the artifact"]
-    timesteps: Annotated[int, "how many t, evenly spaced from 0 (official code: 100 of 1000)"] = 100
-    normality_samples: Annotated[int, "errors of one pixel that are tested (paper: 50, official code: 100)"] = 50
-    alpha: Annotated[float, "normality is rejected where Shapiro-Wilk's p is below this"] = 0.05
-
-    def __post_init__(self) -> None:
-        _check(self.images >= 2, f"images is {self.images}; use 2 or more")
-        _check(self.batch_size >= 1, f"batch_size is {self.batch_size}; use 1 or more")
-        _check(self.timesteps >= 1, f"timesteps is {self.timesteps}; use 1 or more")
-        _check(self.normality_samples >= 3, f"normality_samples is {self.normality_samples}; the test needs 3 or more")
-        _check(0 < self.alpha < 1, f"alpha is {self.alpha}; use a number between 0 and 1")
+    images: Annotated[
+        int, "images whose error is taken at each t; all if there are fewer (official code: 100 batches)", Range(2)
+    ]
+    batch_size: Annotated[int, "images a network call; part of the artifact", Range(1)]
+    timesteps: Annotated[int, "how many t, evenly spaced from 0 (official code: 100 of 1000)", Range(1)] = 100
+    normality_samples: Annotated[
+        int, "errors of one pixel that are tested (paper: 50, official code: 100)", Range(3)
+    ] = 50
+    alpha: Annotated[float, "normality is rejected where Shapiro-Wilk's p is below this", Range(above=0, below=1)] = (
+        0.05
+    )
 
 
 @dataclass(frozen=True)
-class Dataset:
+class Dataset(Record):
     """One data set: images, features, networks, training, sampling."""
 
     __pydantic_config__: ClassVar = FORBID
     source: Source
     families: Families
     sampling: Sampling
-    checkpoints: Annotated[list[int], "training steps that publish a checkpoint, ascending"]
-    final_step: Annotated[dict[str, int], "the checkpoint a table means, by model; `default` for the others"]
+    checkpoints: Annotated[list[int], "training steps that publish a checkpoint, ascending", Range(1)]
+    final_step: Annotated[dict[str, int], "the checkpoint a table means, by model; `default` for the others", Range(1)]
     strengths: Strengths = field(default_factory=Strengths)
     features: Annotated[
         Literal["classifier", "inception"], "the network whose activations are compared; the paper's is inception"
@@ -424,10 +494,20 @@ class Dataset:
     analysis: Annotated[Analysis | None, "prediction-error statistics; needed by figures of kind errors"] = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         steps = self.checkpoints
         _check(
-            bool(steps) and steps == sorted(set(steps)) and steps[0] > 0,
-            f"checkpoints {steps} must be positive, ascending and without repeats",
+            bool(steps) and steps == sorted(set(steps)),
+            f"checkpoints {steps} must be one or more, ascending and without repeats",
+        )
+        known, asked = self.source.expected_images, self.reference.images
+        _check(
+            known is None or asked is None or asked <= known,
+            f"reference.images is {asked}, more than the {known} images",
+        )
+        _check(
+            self.features != "classifier" or self.source.image_size >= 2,
+            "features is classifier, which needs source.image_size of 2 or more",
         )
         _check("default" in self.final_step, "final_step needs a `default`")
         last = self.final_step["default"]
@@ -449,15 +529,15 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Record):
     """A training objective on a network family. The word `dataset` takes the data set's own strength."""
 
     __pydantic_config__: ClassVar = FORBID
     family: Annotated[Family, "adm (guided-diffusion's network and training) or ddpm (the DDIM code base's)"]
-    gamma: Annotated[Strength | Literal["dataset"], "input perturbation (official flag --input_pertub)"] = 0.0
+    gamma: Annotated[Strength | Literal["dataset"], "input perturbation (official flag --input_pertub)", Range(0)] = 0.0
     target: Annotated[Literal["eps", "eps_prime"], "eps (Alg. 3) or eps' (DDPM-y)"] = "eps"
-    gp_weight: Annotated[float | Literal["dataset"], "lambda_GP of the gradient penalty"] = 0.0
-    weight_decay: Annotated[float | Literal["dataset"], "lambda_WD, handed to the optimiser"] = 0.0
+    gp_weight: Annotated[float | Literal["dataset"], "lambda_GP of the gradient penalty", Range(0)] = 0.0
+    weight_decay: Annotated[float | Literal["dataset"], "lambda_WD, handed to the optimiser", Range(0)] = 0.0
     decay: Annotated[
         Decay,
         "of the weights beside the gradient (AdamW, the official code), or coupled: weight_decay times the weights is "
@@ -466,7 +546,8 @@ class Model:
     imported: Annotated[bool, "its checkpoints come from `ipdiff import`; nothing trains it"] = False
 
     def __post_init__(self) -> None:
-        _check_gamma(self.gamma)
+        super().__post_init__()
+        _check(self.gamma != [], "gamma is an empty list; use 0 or more, or a list of such values")
         _check(len(self.borrowed) <= 1, f"takes {self.borrowed} from the data set; one at most")
 
     @property
@@ -476,13 +557,13 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Objective:
+class Objective(Record):
     """A model's objective with every strength resolved."""
 
-    gamma: Strength
+    gamma: Annotated[Strength, Range(0)]
     target: Literal["eps", "eps_prime"]
-    gp_weight: float
-    weight_decay: float
+    gp_weight: Annotated[float, Range(0)]
+    weight_decay: Annotated[float, Range(0)]
     decay: Decay = "decoupled"
 
     @staticmethod
@@ -496,7 +577,7 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class RunSpec:
+class RunSpec(Record):
     """Everything that decides the bytes of a training run: a run is this, a data set and a step."""
 
     family: Family
@@ -505,9 +586,9 @@ class RunSpec:
     training: Training
     objective: Objective
     compute: Compute
-    image_size: int
-    channels: int
-    seed: int
+    image_size: Annotated[int, Range(1)]
+    channels: Annotated[int, Range(values=(1, 3))]
+    seed: Annotated[int, SEED]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, for a recipe."""
@@ -531,27 +612,24 @@ class RunSpec:
 
 
 @dataclass(frozen=True)
-class Work:
+class Work(Record):
     """How work is saved while it is done. Changes no byte of any artifact."""
 
     __pydantic_config__: ClassVar = FORBID
-    save_every: Annotated[int, "optimiser updates after which a train state is saved in work/"] = 5000
-    save_seconds: Annotated[float, "seconds after which one is saved, if that is sooner"] = 300.0
+    save_every: Annotated[int, "optimiser updates after which a train state is saved in work/", Range(1)] = 5000
+    save_seconds: Annotated[float, "seconds after which one is saved, if that is sooner", Range(0)] = 300.0
     states_kept: Annotated[
-        int, "newest train states of a run that are kept in work/, and newest versions of it (parameters, code)"
+        int,
+        "newest train states of a run that are kept in work/, and newest versions of it (parameters, code)",
+        Range(1),
     ] = 2
-
-    def __post_init__(self) -> None:
-        _check(self.save_every >= 1, f"save_every is {self.save_every}; use 1 or more")
-        _check(self.save_seconds >= 0, f"save_seconds is {self.save_seconds:g}; use 0 or more")
-        _check(self.states_kept >= 1, f"states_kept is {self.states_kept}; use 1 or more")
 
 
 SAMPLER = re.compile(r"(ancestral)-(\d+)|ddim(\d+(?:\.\d+)?)-((?:uniform|quad|ddim)?\d+)|(exposure)-(\d+)")
 
 
 @dataclass(frozen=True)
-class Sampler:
+class Sampler(Record):
     """A sampler as it stands in paths: `ancestral-100`, `ddim0.5-quad20`, `exposure-300`.
 
     ancestral-N: N respaced steps of guided-diffusion's rule. ddim{eta}-{grid}: DDIM with that eta over
@@ -560,9 +638,9 @@ class Sampler:
     """
 
     kind: Literal["ancestral", "ddim", "exposure"]
-    steps: int
+    steps: Annotated[int, Range(1)]
     spacing: str
-    eta: float = 1.0
+    eta: Annotated[float, Range(0, 1)] = 1.0
 
     @staticmethod
     def parse(text: str) -> Sampler:
@@ -573,13 +651,14 @@ class Sampler:
                 f"sampler '{text}' is unknown; use ancestral-N, ddimETA-N, ddimETA-uniformN, "
                 "ddimETA-quadN or exposure-t, e.g. ancestral-100 or ddim0.5-quad20"
             )
-        if match[1]:
-            return Sampler("ancestral", int(match[2]), match[2])
-        if match[3]:
-            if float(match[3]) > 1:
-                raise ValueError(f"sampler '{text}' has eta = {match[3]}; use 0..1")
-            return Sampler("ddim", int(match[4].lstrip("adfimnoqru")), match[4], float(match[3]))
-        return Sampler("exposure", int(match[6]), match[6])
+        try:
+            if match[1]:
+                return Sampler("ancestral", int(match[2]), match[2])
+            if match[3]:
+                return Sampler("ddim", int(match[4].lstrip("adfimnoqru")), match[4], float(match[3]))
+            return Sampler("exposure", int(match[6]), match[6])
+        except ValueError as error:
+            raise ValueError(f"sampler '{text}': {error}") from None
 
     def label(self) -> str:
         """How a table names it: T' and, for DDIM, eta and the grid."""
@@ -598,14 +677,14 @@ Axis = Literal["dataset", "model", "step", "sampler", "metric"]
 
 
 @dataclass(frozen=True)
-class Point:
+class Point(Record):
     """One measured point: a checkpoint of a model and a sampler; every seed of the model is measured there."""
 
     __pydantic_config__: ClassVar = FORBID
     dataset: str
     model: str
     sampler: str
-    step: Annotated[int | None, "training step; the data set's final_step for the model if empty"] = None
+    step: Annotated[int | None, "training step; the data set's final_step for the model if empty", Range(1)] = None
 
 
 def wanted(steps: list[int], until: Mapping[str, int], model: str) -> list[int]:
@@ -614,7 +693,7 @@ def wanted(steps: list[int], until: Mapping[str, int], model: str) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(Record):
     """A table: a product of data sets, models, samplers and steps, or an explicit list of points."""
 
     __pydantic_config__: ClassVar = FORBID
@@ -628,12 +707,12 @@ class Table:
     datasets: Annotated[list[str], "data sets of the product"] = field(default_factory=list)
     models: Annotated[list[str], "models of the product"] = field(default_factory=list)
     samplers: Annotated[list[str], "samplers of the product"] = field(default_factory=list)
-    steps: Annotated[list[int], "training steps of the product; each model's final step if empty"] = field(
+    steps: Annotated[list[int], "training steps of the product; each model's final step if empty", Range(1)] = field(
         default_factory=list
     )
-    until: Annotated[dict[str, int], "model: its last training step, where the product's steps go further"] = field(
-        default_factory=dict
-    )
+    until: Annotated[
+        dict[str, int], "model: its last training step, where the product's steps go further", Range(1)
+    ] = field(default_factory=dict)
     points: Annotated[list[Point], "explicit points instead of a product"] = field(default_factory=list)
     compare: Annotated[dict[str, str], "model: baseline; adds difference rows, paired by seed"] = field(
         default_factory=dict
@@ -643,7 +722,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Figure:
+class Figure(Record):
     """Lines over training steps or over T', a grid of sample images, or the prediction error over t."""
 
     __pydantic_config__: ClassVar = FORBID
@@ -654,29 +733,42 @@ class Figure:
     samplers: Annotated[list[str], "samplers; over T' they make the x axis; none for prediction errors"] = field(
         default_factory=list
     )
-    steps: Annotated[list[int], "training steps; each model's final step if empty"] = field(default_factory=list)
-    until: Annotated[dict[str, int], "model: its last training step, where `steps` go further"] = field(
+    steps: Annotated[list[int], "training steps; each model's final step if empty", Range(1)] = field(
+        default_factory=list
+    )
+    until: Annotated[dict[str, int], "model: its last training step, where `steps` go further", Range(1)] = field(
         default_factory=dict
     )
     metric: Annotated[Metric, "what the lines show"] = "fid"
     x: Annotated[Literal["step", "sample_steps"], "x axis of lines"] = "sample_steps"
-    images: Annotated[int, "images a row of a sample grid"] = 16
+    images: Annotated[int, "images a row of a sample grid", Range(1)] = 16
+    paper: Annotated[
+        str | None, "key of ipdiff/paper_values.yaml whose curves stand beside lines over training steps"
+    ] = None
     note: Annotated[str, "a sentence under the figure"] = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(
+            self.paper is None or (self.kind, self.x) == ("lines", "step"),
+            f"paper is {self.paper}, but the paper's curves are over training steps; use kind: lines and x: step",
+        )
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(Record):
     """A named set of tables and figures over its own data sets."""
 
     __pydantic_config__: ClassVar = FORBID
     title: Annotated[str, "headline of the report"]
     datasets: Annotated[list[str], "its data sets; a data set belongs to one study only"]
-    seeds: Annotated[dict[str, list[int]], "training seeds by model; `default` for the others"]
+    seeds: Annotated[dict[str, list[int]], "training seeds by model; `default` for the others", SEED]
     tables: Annotated[dict[str, Table], "tables by name"]
     figures: Annotated[dict[str, Figure], "figures by name"] = field(default_factory=dict)
     note: Annotated[str, "opening paragraph of the report"] = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check("default" in self.seeds, "seeds needs a `default`")
 
     def seeds_of(self, model: str) -> list[int]:

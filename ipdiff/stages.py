@@ -52,6 +52,10 @@ class Job:
         """The recipe among the inputs."""
         return artifact.read_recipe(self.path(artifact.RECIPE))
 
+    def recipes(self) -> list[dict[str, Any]]:
+        """All recipes among the inputs."""
+        return [artifact.read_recipe(path) for path in self.paths(artifact.RECIPE)]
+
     def network(self) -> Network:
         """The data set's feature network."""
         from ipdiff import inception
@@ -309,7 +313,7 @@ def _table(job: Job, made: Publication) -> None:
 
     name = job.names["table"]
     view = job.params.study(job.names["study"]).tables[name]
-    table.run(name, view, job.paths("metrics.json"), made.staging)
+    table.run(name, view, job.paths("metrics.json"), made.staging, job.recipes())
 
 
 def _figure(job: Job, made: Publication) -> None:
@@ -317,7 +321,8 @@ def _figure(job: Job, made: Publication) -> None:
 
     name = job.names["figure"]
     view = job.params.study(job.names["study"]).figures[name]
-    figure.run(name, view, [Path(path) for path in job.inputs], made.staging)
+    shown = [Path(path) for path in job.inputs if not path.endswith(f"/{artifact.RECIPE}")]
+    figure.run(name, view, shown, made.staging, job.recipes())
 
 
 def _report(job: Job, made: Publication) -> None:
@@ -330,7 +335,7 @@ def _report(job: Job, made: Publication) -> None:
         study,
         {table: Path("tables") / name / table for table in study.tables},
         {figure: Path("figures") / name / figure for figure in study.figures},
-        [artifact.read_recipe(path) for path in job.paths(artifact.RECIPE)],
+        job.recipes(),
         made.staging,
     )
 

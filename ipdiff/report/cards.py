@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 
-from ipdiff.errors import UserError
-from ipdiff.report import labels
+from ipdiff.report import labels, origin
 from ipdiff.report.entries import Entry
+from ipdiff.report.origin import CHAIN, RECIPE, Link, Recipe
 from ipdiff.report.style import page
 
 LEAD = (
@@ -25,20 +23,6 @@ LEAD = (
     "many seconds. The command makes the number again from what is missing; <code>ipdiff pull</code> with the same "
     "path brings it from a remote, and <code>ipdiff verify</code> hashes it."
 )
-Recipe = Mapping[str, Any]
-RECIPE = "recipe.json"
-"""Its file's name, beside the artifact's files."""
-CHAIN = (("samples", "samples.npz"), ("checkpoint", "ema.safetensors"), ("data", "images.npy"))
-"""What a number was made from, each found in the recipe of the one before."""
-
-
-@dataclass(frozen=True)
-class Link:
-    """One artifact of a chain: its directory, the file that was used, and the file's md5."""
-
-    directory: str
-    file: str
-    digest: str
 
 
 def anchor(dataset: str, model: str, step: int, sampler: str) -> str:
@@ -58,7 +42,7 @@ def run(title: str, entries: Iterable[Entry], recipes: Iterable[Recipe], out: Pa
     Raises:
         UserError: the recipe of a number, or of what it was made from, was not given.
     """
-    read = {str(recipe["cell"]): recipe for recipe in recipes}
+    read = origin.by_cell(recipes)
     points: dict[str, dict[str, Entry]] = {}
     for entry in entries:
         if entry.kind == "value":
@@ -73,32 +57,6 @@ def run(title: str, entries: Iterable[Entry], recipes: Iterable[Recipe], out: Pa
 </header>
 {cards}"""
     (out / "cards.html").write_bytes(page(f"{title}: numbers", body).encode())
-
-
-def chain(recipe: Recipe, recipes: Mapping[str, Recipe]) -> dict[str, Link]:
-    """What a number was made from: samples, checkpoint, data; and the reference it was held against."""
-    links: dict[str, Link] = {}
-    for name, file in CHAIN:
-        found = _input(recipe, file)
-        if found is None:  # an imported checkpoint was made from no data here
-            break
-        links[name] = found
-        recipe = _recipe(found.directory, recipes)
-    return links
-
-
-def _input(recipe: Recipe, file: str) -> Link | None:
-    for path, digest in recipe["inputs"].items():
-        directory, _, name = path.rpartition("/")
-        if name == file:
-            return Link(directory, file, digest)
-    return None
-
-
-def _recipe(directory: str, recipes: Mapping[str, Recipe]) -> Recipe:
-    if directory not in recipes:
-        raise UserError(f"report: {directory}/{RECIPE} was not given; make that artifact first")
-    return recipes[directory]
 
 
 def _card(at: str, entries: list[Entry], recipes: Mapping[str, Recipe]) -> str:
@@ -116,15 +74,16 @@ def _card(at: str, entries: list[Entry], recipes: Mapping[str, Recipe]) -> str:
 
 def _row(place: int, seed: int, entries: list[Entry], recipes: Mapping[str, Recipe]) -> str:
     entry = entries[0]
-    directory = f"metrics/{entry.dataset}/{entry.model}/s{seed}/{entry.step}/{entry.sampler}"
-    recipe = _recipe(directory, recipes)
+    directory = origin.metrics_of(entry.dataset, entry.model, seed, entry.step, entry.sampler)
+    recipe = origin.get(directory, recipes)
     links: dict[str, Link | None] = {"metrics": Link(directory, "metrics.json", recipe["outputs"]["metrics.json"])}
-    links |= {name: None for name, _ in CHAIN} | chain(recipe, recipes)
-    links["reference"] = _input(recipe, "stats.npz")
+    behind = origin.chain(recipe, recipes)
+    links |= {name: None for name, _ in CHAIN} | behind
+    links["reference"] = origin.source_of(recipe, origin.REFERENCE)
     values = "".join(f'<td class="n">{number.values[place]:.6g}</td>' for number in entries)
     fields = "".join(f"<td>{_link(link)}</td>" for link in links.values())
     span = len(entries) + len(links)
-    made_from = [recipe, *(recipes[link.directory] for link in chain(recipe, recipes).values())]
+    made_from = [recipe, *(recipes[link.directory] for link in behind.values())]
     parameters = {key: value for one in made_from for key, value in one["params"].items()}
     parameters |= {f"imported {one['cell']}": one["source"] for one in made_from if "source" in one}
     return (

@@ -22,7 +22,8 @@ Verdict = Literal["", "better", "worse", "within spread", "one seed"]
 class Entry:
     """A mean over seeds (`value`), or a difference between two models, paired by seed (`difference`).
 
-    For a difference, `model` minus `baseline`; `step`, `sampler` and `nfe` are the model's, `baseline_step`
+    `reason` says why the paper's value is not comparable, `unknown` what of it the paper does not say. For a
+    difference, `model` minus `baseline`; `step`, `sampler` and `nfe` are the model's, `baseline_step`
     and `baseline_sampler` the baseline's. `values` holds one number for each seed of `seeds`.
     """
 
@@ -51,11 +52,17 @@ class Entry:
     minus_paper: float | None
     comparable: bool
     reason: str
+    unknown: str
 
     @property
     def protocol(self) -> Protocol:
         """What it was measured with."""
         return Protocol(self.features, self.features_digest, self.n, self.reference_n, self.reference_digest)
+
+    def mean_over(self, seeds: Sequence[int]) -> float:
+        """The mean over some of its training seeds."""
+        found = dict(zip(self.seeds, self.values, strict=True))
+        return statistics.fmean(found[seed] for seed in seeds)
 
     @property
     def same_sampler(self) -> bool:
@@ -85,7 +92,7 @@ def verdict(differences: Sequence[float], *, higher: bool = False) -> Verdict:
 
 def value(cell: Cell, metric: str, table: paper.PaperTable | None) -> Entry:
     """The mean over seeds of one cell, with the paper's value where there is one."""
-    found = paper.match(table, cell.dataset, cell.model, cell.step, cell.sampler, metric, cell.how(metric))
+    found = paper.match(table, cell, metric)
     mean = cell.mean(metric)
     return Entry(
         "value",
@@ -190,13 +197,15 @@ def _common(cell: Cell, metric: str, mean: float, found: paper.Match) -> tuple[A
         beyond,
         found.comparable,
         found.reason,
+        ", ".join(found.unknown),
     )
 
 
 def _paper_difference(ours: Entry, theirs: Entry) -> paper.Match:
     if ours.paper is None or theirs.paper is None or not (ours.comparable and theirs.comparable):
         return paper.Match(None, False, ours.reason or theirs.reason)
-    return paper.Match(round(ours.paper - theirs.paper, 6), True, "")
+    unknown = tuple(dict.fromkeys(name for side in (ours, theirs) for name in side.unknown.split(", ") if name))
+    return paper.Match(round(ours.paper - theirs.paper, 6), True, "", unknown)
 
 
 def _dump(item: object) -> str:

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
 from ipdiff.errors import UserError
-from ipdiff.report import colours, errors, labels, paper, records
+from ipdiff.report import colours, errors, labels, origin, paper, records
 from ipdiff.report.cells import Cells
 from ipdiff.report.entries import Entry, value, write_csv
+from ipdiff.report.origin import Recipe
 from ipdiff.spec import Figure, Point, Sampler, wanted
 
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
@@ -61,7 +62,7 @@ class Samples:
     path: Path
 
 
-def run(name: str, figure: Figure, inputs: list[Path], out: Path) -> None:
+def run(name: str, figure: Figure, inputs: list[Path], out: Path, recipes: Sequence[Recipe] = ()) -> None:
     """Write out/figure.png and out/figure.csv.
 
     Args:
@@ -70,6 +71,7 @@ def run(name: str, figure: Figure, inputs: list[Path], out: Path) -> None:
         inputs: metrics files (kind lines) or samples.npz files in the order of their rows (kind samples), as
             samples/{dataset}/{model}/s{seed}/{step}/{sampler}/samples.npz.
         out: directory to write into.
+        recipes: of every artifact behind the metrics, where a figure of the paper is named (see `table.run`).
 
     Raises:
         UserError: a point that was asked for has no record, a file is malformed, or figures that were
@@ -79,8 +81,12 @@ def run(name: str, figure: Figure, inputs: list[Path], out: Path) -> None:
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
-        draw = {"samples": _samples, "lines": _lines, "errors": errors.draw}[figure.kind]
-        draw(name, figure, inputs, out)
+        if figure.kind == "lines":
+            found = records.load(inputs)
+            _lines(name, figure, origin.attach(found, recipes) if recipes else found, out)
+        else:
+            draw = _samples if figure.kind == "samples" else errors.draw
+            draw(name, figure, inputs, out)
 
 
 def identify(path: Path) -> Samples:
@@ -107,9 +113,9 @@ class Line:
         return labels.model(self.model) + (f", {self.part}" if parts > 1 and self.part else "")
 
 
-def _lines(name: str, figure: Figure, inputs: list[Path], out: Path) -> None:
-    cells = Cells(f"figure '{name}'", records.aggregate(records.load(inputs)))
-    theirs = _paper(figure)
+def _lines(name: str, figure: Figure, found: list[records.Record], out: Path) -> None:
+    cells = Cells(f"figure '{name}'", records.aggregate(found))
+    theirs = paper.select(figure.paper, paper.values())
     made = [
         value(cells.get(Point(dataset, model, sampler, step)), figure.metric, theirs)
         for dataset in figure.datasets
@@ -122,14 +128,6 @@ def _lines(name: str, figure: Figure, inputs: list[Path], out: Path) -> None:
     _check_panels(name, made)
     _draw(figure, made, theirs).savefig(out / "figure.png", dpi=DPI, metadata={"Software": None})
     write_csv(made, out / "figure.csv")
-
-
-def _paper(figure: Figure) -> paper.PaperTable | None:
-    """The paper's curves over training steps: its Figure 3, and its ablation of gamma for CIFAR-10."""
-    if (figure.x, figure.metric) != ("step", "fid"):
-        return None
-    curves, ablation = paper.values()["figure3"], paper.values()["ablation"]
-    return replace(curves, entries=curves.entries + ablation.entries)
 
 
 def _check_panels(name: str, made: list[Entry]) -> None:
@@ -175,10 +173,11 @@ def _panel(axis: Axes, figure: Figure, made: list[Entry], theirs: paper.PaperTab
         lines.setdefault(Line(entry.model, _part(figure, entry)), []).append(entry)
     parts = list(dict.fromkeys(line.part for line in lines))
     several = any(entry.sd is not None for entry in made)
+    unequal = len({entry.seeds for entry in made}) > 1
     for line, entries in lines.items():
         entries = sorted(entries, key=lambda entry: _x(figure, entry))
-        _line(axis, figure, line, entries, parts)
-        _paper_line(axis, line, entries, theirs)
+        _line(axis, figure, line, entries, parts, seeds=unequal)
+        _paper_line(axis, figure, line, entries, theirs)
     axis.set_title(labels.dataset(made[0].dataset), loc="left", pad=16)
     axis.text(0, 1.015, made[0].protocol.text(), transform=axis.transAxes, fontsize=7, color="#5b6270")
     spread = ", mean \N{PLUS-MINUS SIGN} sd over seeds" if several else ""
@@ -186,7 +185,9 @@ def _panel(axis: Axes, figure: Figure, made: list[Entry], theirs: paper.PaperTab
     _x_axis(axis, figure, sorted({_x(figure, entry) for entry in made}), made)
 
 
-def _line(axis: Axes, figure: Figure, line: Line, entries: list[Entry], parts: list[str]) -> None:
+def _line(axis: Axes, figure: Figure, line: Line, entries: list[Entry], parts: list[str], *, seeds: bool) -> None:
+    """One curve; `seeds`: its legend names its training seeds, for they are not those of the others."""
+    over = f" ({_seeds(entries)})" if seeds else ""
     x, mean = [_x(figure, entry) for entry in entries], [entry.mean for entry in entries]
     shade, dash = colours.colour(line.model), DASHES[parts.index(line.part) % len(DASHES)]
     axis.plot(
@@ -197,7 +198,7 @@ def _line(axis: Axes, figure: Figure, line: Line, entries: list[Entry], parts: l
         marker=colours.marker(line.model),
         markersize=4.5,
         linewidth=1.6,
-        label=line.text(len(parts)),
+        label=line.text(len(parts)) + over,
         zorder=3,
     )
     if any(entry.sd is not None for entry in entries):
@@ -223,16 +224,22 @@ def _line(axis: Axes, figure: Figure, line: Line, entries: list[Entry], parts: l
         )
 
 
-def _paper_line(axis: Axes, line: Line, entries: list[Entry], theirs: paper.PaperTable | None) -> None:
+def _seeds(entries: list[Entry]) -> str:
+    found = dict.fromkeys(entry.seeds for entry in entries)
+    return " or ".join(f"seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, seeds))}" for seeds in found)
+
+
+def _paper_line(axis: Axes, figure: Figure, line: Line, entries: list[Entry], theirs: paper.PaperTable | None) -> None:
     """The paper's whole curve, where one of its points at least may stand beside ours."""
     if theirs is None or not any(entry.comparable for entry in entries):
         return
     sampler = Sampler.parse(entries[0].sampler)
     points = sorted(
-        (point.step, point.metrics["fid"])
+        (point.step, point.metrics[figure.metric])
         for point in theirs.entries
         if point.same_sampler(sampler)
         and point.step is not None
+        and figure.metric in point.metrics
         and (point.dataset, point.model) == (entries[0].dataset, line.model)
     )
     axis.plot(

@@ -259,8 +259,8 @@ def _cell(cell: Text | None) -> str:
 
 
 CAPTIONS = {
-    "lines": "Lines: mean over training seeds; bars: standard deviation; faint dots: single seeds; dashed with "
-    "crosses: the paper's curve, where it is comparable.",
+    "lines": "Lines: mean over training seeds, which the legend names where they differ; bars: standard deviation; "
+    "faint dots: single seeds; dashed with crosses: the paper's curve, where it is comparable.",
     "samples": "The first images of each set, not chosen.",
     "errors": "One line for each training seed. Left: the standard deviation of the error of one network call's "
     "prediction of x0, averaged over pixels. Right: in how many pixels the Shapiro-Wilk test rejects a normal error.",

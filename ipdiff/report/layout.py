@@ -129,7 +129,7 @@ class _Style:
             metric: labels.decimals(e.mean for e in entries if e.metric == metric and e.kind == "value")
             for metric in _in_order(entry.metric for entry in entries)
         }
-        self.best = _best(table, entries)
+        self.best = [entry for contest in _contests(table, entries) for entry in contest.best()]
 
     def row(self, entry: Entry) -> Key:
         """Labels of the entry's row."""
@@ -246,15 +246,30 @@ def _sorted(entries: list[Entry], key: Callable[[Entry], Key], listed: bool) -> 
     return sorted(keys, key=lambda item: [rank[label] for rank, label in zip(ranks, item, strict=True)])
 
 
-def _best(table: Table, entries: list[Entry]) -> list[Entry]:
-    """The best mean among different models under otherwise equal conditions."""
+@dataclass(frozen=True)
+class _Contest:
+    """Values of different models under otherwise equal conditions, and the training seeds that all of them have."""
+
+    entries: list[Entry]
+    seeds: tuple[int, ...]
+
+    def best(self) -> list[Entry]:
+        """Those of the best mean over the common seeds; none without a common seed."""
+        means = [entry.mean_over(self.seeds) for entry in self.entries] if self.seeds else []
+        if not means:
+            return []
+        best = max(means) if self.entries[0].metric in HIGHER_IS_BETTER else min(means)
+        return [entry for entry, mean in zip(self.entries, means, strict=True) if mean == best]
+
+
+def _contests(table: Table, entries: list[Entry]) -> list[_Contest]:
     groups: dict[tuple[object, ...], list[Entry]] = {}
     for entry in entries:
         if entry.kind == "value":
             where = () if table.points else (entry.sampler, entry.step if table.steps else None)
             groups.setdefault((entry.dataset, entry.metric, entry.protocol, *where), []).append(entry)
     return [
-        min(group, key=lambda entry: -entry.mean if entry.metric in HIGHER_IS_BETTER else entry.mean)
+        _Contest(group, tuple(seed for seed in group[0].seeds if all(seed in entry.seeds for entry in group)))
         for group in groups.values()
         if len({entry.model for entry in group}) > 1
     ]
@@ -294,11 +309,22 @@ def _difference_note(entries: list[Entry]) -> str:
 
 
 def _best_note(table: Table, entries: list[Entry]) -> str:
-    where = "of a data set" if table.points else "under equal conditions"
     text = labels.better(entry.metric for entry in entries)
+    direction = f"{text[0].upper()}{text[1:]}."
+    contests = _contests(table, entries)
+    judged = [contest for contest in contests if contest.seeds]
+    if not contests:
+        return direction
+    if not judged:
+        return f"{direction} None is in bold: the models have no training seed in common."
+    where = "of a data set" if table.points else "under equal conditions"
     best = {"lower is better": "lowest", "higher is better": "highest"}.get(text, "best")
-    bold = f" Bold: the {best} mean among the models {where}." if _best(table, entries) else ""
-    return f"{text[0].upper()}{text[1:]}.{bold}"
+    bold = f"Bold: the {best} mean among the models {where}"
+    if any(set(entry.seeds) != set(contest.seeds) for contest in judged for entry in contest.entries):
+        common = " or ".join(_in_order(", ".join(map(str, contest.seeds)) for contest in judged))
+        bold += f", over the training seeds that they have in common ({common})"
+    without = ", none where they have no training seed in common" if len(judged) < len(contests) else ""
+    return f"{direction} {bold}{without}."
 
 
 def _constant_note(entries: list[Entry], axes: Axes) -> str:
@@ -345,12 +371,18 @@ def _protocol_note(entries: list[Entry]) -> str:
 
 
 def _paper_note(entries: list[Entry], paper: PaperTable | None) -> str:
-    if paper is None or not any(entry.comparable for entry in entries):
+    shown = [entry for entry in entries if entry.kind == "value" and entry.comparable]
+    if paper is None or not shown:
         return ""
-    shown = {entry.dataset for entry in entries if entry.comparable}
-    concerned = not paper.caveat_datasets or bool(shown & set(paper.caveat_datasets))
-    caveat = f" {paper.caveat}" if paper.caveat and concerned else ""
-    return f"In brackets: the paper's value ({paper.source}).{caveat}"
+    caveats = [paper.caveat, *(paper.caveats.get(name, "") for name in _in_order(e.dataset for e in shown))]
+    unknown: dict[str, list[str]] = {}
+    for entry in shown:
+        if entry.unknown:
+            unknown.setdefault(entry.unknown, []).append(labels.model(entry.model))
+    if unknown:
+        parts = (f"{what} of {' and '.join(_in_order(models))}" for what, models in unknown.items())
+        caveats.append(f"Not known of the paper's figures, and not compared: {'; '.join(parts)}.")
+    return " ".join([f"In brackets: the paper's value ({paper.source}).", *(text for text in caveats if text)])
 
 
 def _missing_note(entries: list[Entry], paper: PaperTable | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,15 +12,34 @@ import yaml
 
 from ipdiff.errors import UserError
 from ipdiff.report import labels
-from ipdiff.report.records import Protocol
+from ipdiff.report.records import Cell, Protocol
 from ipdiff.spec import Sampler
 
 FILE = Path(__file__).parent.parent / "paper_values.yaml"
+UNKNOWN = "unknown"
+"""What the file says where the paper and its code do not."""
+CONDITIONS = {
+    "gamma": "gamma",
+    "gp_weight": "gradient penalty",
+    "weight_decay": "weight decay",
+    "batch_size": "batch size",
+    "T": "T",
+    "schedule": "noise schedule",
+    "dropout": "dropout",
+    "sampling_precision": "sampling precision",
+    "reference_n": "size of the reference set",
+    "reference": "reference set",
+    "preprocessing": "preprocessing",
+}
+"""What a figure was made with, besides what names it, and how a reason calls that."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One cell the paper reports. A sampler kind or step of None is one the paper does not state."""
+    """One cell the paper reports. A sampler kind or step of None is one the paper does not state.
+
+    `made_with` holds a value or UNKNOWN for each of CONDITIONS.
+    """
 
     dataset: str
     model: str
@@ -28,6 +48,14 @@ class Entry:
     sample_steps: int | None
     step: int | None
     metrics: dict[str, float]
+    made_with: Mapping[str, Any]
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """What the paper does not say of it, and is not compared."""
+        names = [CONDITIONS[key] for key, value in self.made_with.items() if value == UNKNOWN]
+        names += ["training steps"] if self.step is None else []
+        return (*names, *(["grid of timesteps"] if self.kind == "ddim" else []))
 
     def same_sampler(self, sampler: Sampler) -> bool:
         """Whether it was drawn by this kind of sampler with this T' (and eta); the grid is not compared."""
@@ -37,12 +65,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """One of the paper's tables or figures; the caveat concerns `caveat_datasets`, or all if empty."""
+    """One of the paper's tables or figures, with a caveat to all of it and others to some data sets' figures."""
 
     key: str
     source: str
     caveat: str
-    caveat_datasets: tuple[str, ...]
+    caveats: Mapping[str, str]
     features: str
     n: int
     entries: tuple[Entry, ...]
@@ -55,13 +83,15 @@ class Match:
     value: float | None
     comparable: bool
     reason: str
+    unknown: tuple[str, ...] = ()
 
 
 def load(path: Path = FILE) -> dict[str, PaperTable]:
     """Read the paper's figures by table key; UserError if the file is malformed."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return {key: _table(key, value) for key, value in data.items()}
+        made_with = data.pop("made_with")
+        return {key: _table(key, value, made_with) for key, value in data.items()}
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: not a file of the paper's figures ({type(error).__name__}: {error})") from error
 
@@ -79,76 +109,93 @@ def select(key: str | None, tables: dict[str, PaperTable]) -> PaperTable | None:
     return tables[key] if key is not None else None
 
 
-def match(
-    table: PaperTable | None,
-    dataset: str,
-    model: str,
-    step: int,
-    sampler: str,
-    metric: str,
-    protocol: Protocol,
-) -> Match:
+def match(table: PaperTable | None, cell: Cell, metric: str) -> Match:
     """Find the paper's value for a cell of ours.
 
     It is comparable when data set, model, kind of sampler, T' (and eta) are the same, the features and the
-    number of samples are the same, and the training steps agree wherever the paper states them.
+    number of samples are the same, the training steps agree, and each of CONDITIONS, wherever they are known
+    of the paper's figure.
 
     Returns:
-        The value (None if the paper has none), whether it is comparable, and the reason if it is not.
+        The value (None if the paper has none), whether it is comparable, and the reasons if it is not.
     """
     if table is None:
         return Match(None, False, "no table of the paper was named")
-    found = [entry for entry in table.entries if entry.dataset == dataset]
+    found = [entry for entry in table.entries if entry.dataset == cell.dataset]
     if not found:
-        return Match(None, False, f"the paper has no figure for the data set {labels.dataset(dataset)}")
-    found = [entry for entry in found if entry.model == model]
+        return Match(None, False, f"the paper has no figure for the data set {labels.dataset(cell.dataset)}")
+    found = [entry for entry in found if entry.model == cell.model]
     if not found:
-        return Match(None, False, f"the paper has no figure for {labels.model(model)} on this data set")
-    found = [entry for entry in found if entry.same_sampler(Sampler.parse(sampler))]
+        return Match(None, False, f"the paper has no figure for {labels.model(cell.model)} on this data set")
+    if all(entry.sample_steps is None for entry in found):
+        return Match(None, False, "the paper does not say with which T' it was drawn")
+    found = [entry for entry in found if entry.same_sampler(Sampler.parse(cell.sampler))]
     if not found:
-        return Match(None, False, f"the paper has no figure for this sampler ({labels.sampler(sampler)})")
+        return Match(None, False, f"the paper has no figure for this sampler ({labels.sampler(cell.sampler)})")
     found = [entry for entry in found if metric in entry.metrics]
     if not found:
         return Match(None, False, f"the paper does not report {labels.metric(metric)} here")
-    entry = next((entry for entry in found if entry.step in (None, step)), None)
+    entry = next((entry for entry in found if entry.step in (None, cell.step)), None)
     if entry is None and len(found) > 1:
-        return Match(None, False, f"the paper has no figure at {step:,} training steps")
-    reason = _protocol_differs(table, protocol) or ("" if entry else _step_differs(found[0], step))
-    return Match((entry or found[0]).metrics[metric], not reason, reason)
+        return Match(None, False, f"the paper has no figure at {cell.step:,} training steps")
+    entry = entry or found[0]
+    reason = "; ".join(dict.fromkeys(_differences(table, entry, cell, cell.how(metric))))
+    return Match(entry.metrics[metric], not reason, reason, entry.unknown)
 
 
-def _protocol_differs(table: PaperTable, protocol: Protocol) -> str:
+def _differences(table: PaperTable, entry: Entry, cell: Cell, protocol: Protocol) -> Iterator[str]:
+    """All that is known to differ between ours and the paper's."""
     if protocol.features != table.features:
-        return f"features differ: {protocol.features} here, {table.features} in the paper"
+        yield f"features differ: {protocol.features} here, {table.features} in the paper"
     if protocol.n != table.n:
-        return f"N differs: {protocol.n:,} samples here, {table.n:,} in the paper"
-    return ""
+        yield f"N differs: {protocol.n:,} samples here, {table.n:,} in the paper"
+    if entry.step not in (None, cell.step):
+        yield f"training steps differ: {cell.step:,} here, {entry.step:,} in the paper"
+    if not cell.made_with:
+        yield "no recipe says what ours was made with"
+    for made in cell.made_with:
+        for key, theirs in entry.made_with.items():
+            if theirs not in (UNKNOWN, made[key]):
+                yield f"{CONDITIONS[key]} differs: {_text(made[key])} here, {_text(theirs)} in the paper"
 
 
-def _step_differs(entry: Entry, step: int) -> str:
-    return f"training steps differ: {step:,} here, {entry.step:,} in the paper"
+def _text(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _table(key: str, data: dict[str, Any]) -> PaperTable:
+def _table(key: str, data: dict[str, Any], made_with: dict[str, Any]) -> PaperTable:
     protocol = data["protocol"]
-    entries = tuple(_entry(dict(entry)) for entry in data["entries"])
-    caveat = data.get("caveat", ""), tuple(data.get("caveat_datasets", ()))
-    return PaperTable(key, data["source"], *caveat, protocol["features"], int(protocol["n"]), entries)
+    own = data.get("made_with", {})
+    entries = tuple(_entry(dict(entry), made_with, own) for entry in data["entries"])
+    caveats = data.get("caveat", ""), dict(data.get("caveats", {}))
+    return PaperTable(key, data["source"], *caveats, protocol["features"], int(protocol["n"]), entries)
 
 
-def _entry(data: dict[str, Any]) -> Entry:
+def _conditions(dataset: str, model: str, made_with: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """What an entry was made with: by its model, by data set and family, and what the table says otherwise."""
+    of_model = dict(made_with["models"][model])
+    family = of_model.pop("family")
+    said = {**of_model, **made_with["data_sets"][dataset][family], **own}
+    if said.keys() != CONDITIONS.keys():
+        raise ValueError(f"{dataset} {model}: made_with has {sorted(said)}, expected {sorted(CONDITIONS)}")
+    return said
+
+
+def _entry(data: dict[str, Any], made_with: dict[str, Any], own: dict[str, Any]) -> Entry:
     name, eta, steps = data.pop("sampler", None), data.pop("eta", None), data.pop("sample_steps", None)
     kind = "ddim" if eta is not None else None
     if name is not None:
         sampler = Sampler.parse(name)
         kind, steps = sampler.kind, sampler.steps
         eta = sampler.eta if kind == "ddim" else None
+    dataset, model, step = data.pop("dataset"), data.pop("model"), data.pop("step", None)
     return Entry(
-        data.pop("dataset"),
-        data.pop("model"),
+        dataset,
+        model,
         kind,
         None if eta is None else float(eta),
         steps,
-        data.pop("step", None),
+        step,
         {key: float(value) for key, value in data.items()},
+        _conditions(dataset, model, made_with, own),
     )

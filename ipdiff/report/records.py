@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,10 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Record:
-    """One metrics file: one sample set of one trained model, measured."""
+    """One metrics file: one sample set of one trained model, measured.
+
+    `made_with` is what its recipes say (see `ipdiff.report.origin.attach`), where they were asked.
+    """
 
     dataset: str
     model: str
@@ -52,6 +55,7 @@ class Record:
     protocol: Protocol
     metrics: dict[str, float]
     source: str = ""
+    made_with: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Cell:
     Attributes:
         seeds: ascending training seeds.
         metrics: metric -> one value for each seed, in the order of `seeds`.
+        made_with: what each seed's recipes say; empty where they were not asked.
     """
 
     dataset: str
@@ -71,6 +76,7 @@ class Cell:
     protocol: Protocol
     seeds: tuple[int, ...]
     metrics: dict[str, tuple[float, ...]]
+    made_with: tuple[Mapping[str, Any], ...] = ()
 
     def values(self, metric: str) -> tuple[float, ...]:
         """The metric's value for each seed; UserError where it was not measured."""
@@ -137,22 +143,24 @@ def aggregate(records: Iterable[Record]) -> list[Cell]:
 def _cell(group: list[Record]) -> Cell:
     group = sorted(group, key=lambda record: record.seed)
     first, seeds = group[0], tuple(record.seed for record in group)
-    point = f"{first.dataset} {first.model} step {first.step} {first.sampler}"
+    name = f"{first.dataset} {first.model} step {first.step} {first.sampler}"
     if len(set(seeds)) < len(seeds):
         raise UserError(
-            f"{point}: seeds {list(seeds)} hold one seed twice; give each metrics file once "
+            f"{name}: seeds {list(seeds)} hold one seed twice; give each metrics file once "
             f"({', '.join(record.source for record in group)})"
         )
     for record in group[1:]:
         if record.protocol != first.protocol:
             raise UserError(
-                f"{point}: seed {first.seed} was measured with {first.protocol.text()}, seed "
+                f"{name}: seed {first.seed} was measured with {first.protocol.text()}, seed "
                 f"{record.seed} with {record.protocol.text()}; such figures have no common mean, "
                 "evaluate them alike"
             )
     shared = [name for name in METRICS if all(name in record.metrics for record in group)]
     values = {name: tuple(record.metrics[name] for record in group) for name in shared}
-    return Cell(first.dataset, first.model, first.step, first.sampler, first.nfe, first.protocol, seeds, values)
+    made = tuple(record.made_with for record in group if record.made_with is not None)
+    point = (first.dataset, first.model, first.step, first.sampler)
+    return Cell(*point, first.nfe, first.protocol, seeds, values, made)
 
 
 def _read(path: Path) -> Record:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ipdiff.errors import UserError
-from ipdiff.report import entries, layout, paper, records, render
+from ipdiff.report import entries, layout, origin, paper, records, render
 from ipdiff.report.cells import Cells
+from ipdiff.report.origin import Recipe
 from ipdiff.spec import Point, Table, wanted
 
 
@@ -22,7 +23,7 @@ class Frame:
     notes: list[str]
 
 
-def run(name: str, table: Table, metrics: list[Path], out: Path) -> None:
+def run(name: str, table: Table, metrics: list[Path], out: Path, recipes: Sequence[Recipe] = ()) -> None:
     """Write out/table.csv, out/table.md and out/table.tex from metrics files.
 
     Args:
@@ -30,11 +31,14 @@ def run(name: str, table: Table, metrics: list[Path], out: Path) -> None:
         table: what was asked for.
         metrics: metrics files of all its cells and seeds, in any order.
         out: directory to write into.
+        recipes: of every artifact behind the metrics, where a table of the paper is named: what ours were made
+            with is held against what the paper's were made with. Without them no figure is comparable.
 
     Raises:
         UserError: a cell that was asked for has no record, or figures do not belong together.
     """
-    frame = build(table, records.load(metrics), paper.values())
+    found = records.load(metrics)
+    frame = build(table, origin.attach(found, recipes) if recipes else found, paper.values())
     out.mkdir(parents=True, exist_ok=True)
     entries.write_csv(frame.entries, out / "table.csv")
     (out / "table.md").write_bytes(render.markdown(table.title, frame.panels, frame.notes).encode())

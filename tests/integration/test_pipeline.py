@@ -26,6 +26,7 @@ from unit.tiny import flip_bit
 from ipdiff import cli, grid
 from ipdiff.code import code_digest
 from ipdiff.grid import Cell
+from ipdiff.report import origin, records
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 CELLS = grid.load(PARAMS).study("mini")
@@ -202,6 +203,36 @@ def test_tables_show_the_measured_numbers():
             ours, base = (measured[row[who], row["sampler"]][row["metric"]] for who in ("model", "baseline"))
             assert float(row["mean"]) == ours - base
         assert len(differences) == (5 if cell.bindings["table"] == "table3" else 0)
+
+
+def test_a_table_of_the_paper_reads_what_its_numbers_were_made_with(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(shutil.copytree(made, tmp_path / "copy"))
+
+    def name_the_papers(params: dict[str, Any]) -> None:
+        params["studies"]["mini"]["tables"]["table3"]["paper"] = "table3"
+        params["studies"]["mini"]["figures"]["figure3"]["paper"] = "figure3"
+
+    write_params(name_the_papers)
+    cells = grid.load()
+    cell = cells.cell("table", study="mini", table="table3")
+    make([cell, cells.cell("figure", study="mini", figure="figure3")])
+    assert {row["reason"] for row in rows(cell)} == {"the paper has no figure for the data set digits_mini"}
+    files = [Path(path) for path in cell.inputs if path.endswith("metrics.json")]
+    behind = [json.loads(Path(path).read_text()) for path in cell.inputs if path.endswith("recipe.json")]
+    found = {record.model: record.made_with for record in origin.attach(records.load(files), behind)}
+    common = {
+        "gp_weight": 0.0,
+        "weight_decay": 0.0,
+        "batch_size": 16,
+        "T": 20,
+        "schedule": "cosine",
+        "dropout": 0.1,
+        "sampling_precision": "float32",
+        "reference_n": 256,
+        "reference": "the first images",
+        "preprocessing": "none",
+    }
+    assert found == {"adm": {"gamma": 0.0, **common}, "adm-ip": {"gamma": 0.1, **common}}
 
 
 @pytest.mark.usefixtures("project")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -59,3 +60,27 @@ def recipes(model: str, sampler: str, seed: int) -> list[dict[str, Any]]:
         {"cell": cell, "code": "7" * 32, "params": {"a.<b>": 1}, "inputs": read, "outputs": outputs}
         for cell, read in inputs.items()
     ]
+
+
+MADE: dict[str, Any] = {
+    "gamma": 0.0,
+    "gp_weight": 0.0,
+    "weight_decay": 0.0,
+    "batch_size": 128,
+    "T": 1000,
+    "schedule": "cosine",
+    "dropout": 0.3,
+    "sampling_precision": "float32",
+    "reference_n": 50_000,
+    "reference": "all images",
+    "preprocessing": "none",
+}
+"""What the paper's ADM on CIFAR-10 was made with."""
+
+
+def cifar(model: str, step: int, made: dict[str, Any] | None = None, **changes: object) -> Record:
+    """A synthetic record that claims the paper's protocol, and to be made as the paper's."""
+    gamma = {"adm-ip": 0.1, "adm-ip-g02": 0.2, "ddim-ip": 0.1, "ddpm-y": 0.1}.get(model, 0.0)
+    ddim = {"schedule": "linear", "dropout": 0.1} if model.startswith("ddim") else {}
+    found = record(dataset="cifar10", model=model, step=step, **{"features": "inception", "n": 50_000, **changes})
+    return replace(found, made_with={**MADE, "gamma": gamma, **ddim, **(made or {})})

@@ -465,7 +465,7 @@ def test_a_table_may_ask_for_an_imported_checkpoint_at_any_step(project: Path) -
     weights = sum(int(np.prod(shape)) for shape in checking.shapes(spec_of(IP)).values())
     assert (planned.cells, planned.missing, planned.bytes) == (1, 1, 4 * weights)
     write(project, put(raw, "datasets.tiny.final_step.official", 0))
-    with pytest.raises(ConfigError, match=r"final_step\.official: 0 is no training step; use 1 or more"):
+    with pytest.raises(ConfigError, match="datasets.tiny: final_step has 0; use 1 or more"):
         grid.load()
 
 

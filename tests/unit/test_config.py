@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import typing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from unit.params_factory import drop, put, small, write
 
-from ipdiff import config
+from ipdiff import config, spec
 from ipdiff.errors import ConfigError
+from ipdiff.spec import ADMNetwork, DDPMNetwork
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,7 +70,7 @@ def test_raw_values_are_those_of_the_file(tmp_path: Path) -> None:
 
 def test_numbers_without_a_dot_before_the_exponent_are_numbers(tmp_path: Path) -> None:
     path = write(tmp_path, put(small(), "datasets.tiny.families.adm.training.lr", "LR"))
-    for written, value in (("1e-4", 1e-4), ("2E+1", 20.0), ("-3.5e0", -3.5), ("5e-05", 5e-5)):
+    for written, value in (("1e-4", 1e-4), ("2E+1", 20.0), ("+3.5e0", 3.5), ("5e-05", 5e-5)):
         path.write_text(path.read_text().replace("lr: LR", f"lr: {written}"))
         found = config.value_at(config.load_raw(path), "datasets.tiny.families.adm.training.lr")
         assert type(found) is float
@@ -211,10 +217,10 @@ def test_a_name_that_yaml_reads_as_a_number(tmp_path: Path) -> None:
         ("datasets.photos.source.archives", {"a.zip": None}, "datasets.photos.source", "reader folder needs one of"),
         ("downloads", {"a.zip": {"size": 0}}, "downloads.a.zip", "size is 0; use 1 or more"),
         ("datasets.tiny.classifier.holdout", 0.9, "datasets.tiny.classifier", "holdout is 0.9; use 0..0.5"),
-        ("datasets.tiny.families.adm.diffusion.T", 1, "datasets.tiny.families.adm.diffusion", "T is 1; the chain"),
+        ("datasets.tiny.families.adm.diffusion.T", 1, "datasets.tiny.families.adm.diffusion", "T is 1; use 2 or more"),
         (f"{TRAINING}.micro_batch", 7, TRAINING, "micro_batch 7 does not divide batch_size 16"),
         (f"{TRAINING}.lr_decay", "cosine", TRAINING, "lr_decay needs lr_decay_steps > 0"),
-        ("datasets.tiny.checkpoints", [8, 4], "datasets.tiny", "checkpoints [8, 4] must be positive, ascending"),
+        ("datasets.tiny.checkpoints", [8, 4], "datasets.tiny", "checkpoints [8, 4] must be one or more, ascending"),
         ("datasets.tiny.final_step.default", 9, "datasets.tiny", "final_step.default is 9, not one of checkpoints"),
         (
             "datasets.tiny.sampling.precision",
@@ -222,12 +228,155 @@ def test_a_name_that_yaml_reads_as_a_number(tmp_path: Path) -> None:
             "datasets.tiny",
             "sampling.precision is float16 with device cpu; float16 needs cuda",
         ),
+        ("studies.small.seeds.default", [-1], "studies.small", "seeds has -1; use 0..2**64-1"),
+        ("studies.small.seeds.default", [2**64], "studies.small", "seeds has 18446744073709551616; use 0..2**64-1"),
+        ("datasets.photos.source.num_images", 40, "datasets.photos", "reference.images is 48, more than the 40 images"),
+        ("datasets.photos.source.image_size", 1, "datasets.photos", "features is classifier, which needs source.image"),
+        ("datasets.tiny.classifier.spatial_channels", 17, "datasets.tiny.classifier", "spatial_channels is 17; the"),
+        ("studies.small.figures.samples.images", 65, "studies.small.figures.samples.images", "65 of the 64 that tiny"),
         ("models.adm-ip.gp_weight", "dataset", "models.adm-ip", "takes ['gamma', 'gp_weight'] from the data set"),
         ("studies.small.seeds", {"adm": [0]}, "studies.small", "seeds needs a `default`"),
     ],
 )
 def test_a_value_out_of_range(tmp_path: Path, key: str, value: Any, place: str, said: str) -> None:
-    assert refusal(tmp_path, put(small(), key, value)).startswith(f"params.yaml {place}: {said}")
+    raw = put(small(), "datasets.photos.reference", {"images": 48})
+    assert refusal(tmp_path, put(raw, key, value)).startswith(f"params.yaml {place}: {said}")
+
+
+NETWORK = "datasets.tiny.families.adm.network"
+
+
+@pytest.mark.parametrize(
+    ("key", "written", "said"),
+    [
+        (f"{TRAINING}.ema_decay", "99.99", "ema_decay is 99.99; use 0 or more and less than 1"),
+        (f"{TRAINING}.ema_decay", "-1", "ema_decay is -1.0; use 0 or more and less than 1"),
+        (f"{TRAINING}.ema_decay", "2", "ema_decay is 2.0; use"),
+        (f"{TRAINING}.lr", "-1", "lr is -1.0; use more than 0"),
+        (f"{TRAINING}.lr", "0", "lr is 0.0; use more than 0"),
+        (f"{TRAINING}.lr", "1e999", "lr is inf; use more than 0"),
+        (f"{TRAINING}.grad_clip", "0", "grad_clip is 0.0; use more than 0, or leave it out"),
+        (f"{TRAINING}.grad_clip", "-1", "grad_clip is -1.0; use more than 0, or leave it out"),
+        (f"{TRAINING}.lr_warmup", "-5", "lr_warmup is -5; use 0 or more"),
+        (f"{TRAINING}.micro_batch", "0", "micro_batch is 0; use 1 or more, or leave it out"),
+        (f"{TRAINING}.batch_size", str(10**18 * 10), "batch_size is 10000000000000000000; use 1 or more and less than"),
+        pytest.param(
+            f"{TRAINING}.batch_size", "1" + 400 * "0", "batch_size is 10000000000000000000...; use", id="long"
+        ),
+        ("datasets.tiny.strengths.weight_decay", "-1", "weight_decay is -1.0; use 0 or more"),
+        ("datasets.tiny.strengths.gp_weight", ".nan", "gp_weight is nan; use 0 or more"),
+        ("datasets.tiny.strengths.gamma", ".inf", "gamma is inf; use 0 or more"),
+        ("models.adm-ip.gamma", ".inf", "gamma is inf; use 0 or more"),
+        ("models.adm-ip.gamma", "[0.1, -.inf]", "gamma has -inf; use 0 or more"),
+        ("models.adm-ip.gamma", "[]", "gamma is an empty list"),
+        ("models.adm.gp_weight", ".nan", "gp_weight is nan; use 0 or more"),
+        ("models.adm.weight_decay", "-1e-9", "weight_decay is -1e-09; use 0 or more"),
+        ("datasets.tiny.compute.threads", "100000", "threads is 100000; use 1..1024"),
+        ("datasets.tiny.checkpoints", "[0, 8]", "checkpoints has 0; use 1 or more"),
+        ("datasets.tiny.final_step.adm", "0", "final_step has 0; use 1 or more"),
+        ("studies.small.figures.samples.images", "0", "images is 0; use 1 or more"),
+        (f"{NETWORK}.dropout", "1", "dropout is 1.0; use 0 or more and less than 1"),
+        (f"{NETWORK}.dropout", "-.5", "dropout is -0.5; use"),
+        (f"{NETWORK}.num_heads", "0", "num_heads is 0; use 1 or more"),
+        (f"{NETWORK}.channel_mult", "[1, 0]", "channel_mult has 0; use 1 or more"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_when_it_is_read(tmp_path: Path, key: str, written: str, said: str) -> None:
+    path = write(tmp_path, put(small(), key, "WRITTEN"))
+    path.write_text(path.read_text().replace("WRITTEN", written))
+    place = key.rpartition(".")[0].removesuffix(".final_step")
+    assert refused(path).startswith(f"params.yaml {place}: {said}")
+
+
+def test_a_whole_number_that_is_none_or_too_long_to_read(tmp_path: Path) -> None:
+    for written, said in ((".inf", ": found inf; expected a whole number"), ("1" * 5000, "4300 digits")):
+        path = write(tmp_path, put(small(), f"{TRAINING}.lr_warmup", "WRITTEN"))
+        path.write_text(path.read_text().replace("WRITTEN", written))
+        assert said in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "said"),
+    [
+        ("adm", {"norm_groups": 3}, "norm_groups=3 does not divide a layer's 8 channels"),
+        ("adm", {"model_channels": 9, "norm_groups": 9}, "model_channels=9 is not even"),
+        ("adm", {"num_heads": 5}, "num_heads=5 does not divide the 16 channels of an attention block"),
+        ("adm", {"num_head_channels": 32}, "num_head_channels=32 does not divide the 16 channels"),
+        ("adm", {"num_heads": 16, "attention_resolutions": [8]}, "num_heads=16 does not divide the 8 channels"),
+        ("adm", {"attention_resolutions": [16]}, "attention_resolutions has [16], but"),
+        ("adm", {"channel_mult": []}, "channel_mult=() and num_res_blocks=1 must be one or more"),
+        ("ddpm", {"model_channels": 2, "norm_groups": 2}, "model_channels=2 is not an even number >= 4"),
+        ("ddpm", {"channel_mult": [2, 2], "norm_groups": 16}, "norm_groups=16 does not divide a layer's 8 channels"),
+    ],
+)
+def test_a_network_that_cannot_be_built(tmp_path: Path, family: str, change: dict[str, Any], said: str) -> None:
+    raw = small()
+    raw["datasets"]["tiny"]["families"][family]["network"].update(change)
+    assert refusal(tmp_path, raw).startswith(f"params.yaml datasets.tiny.families.{family}.network: {said}")
+
+
+@given(
+    st.sampled_from(["adm", "ddpm"]),
+    st.sampled_from([4, 8]),
+    st.fixed_dictionaries(
+        {
+            "model_channels": st.integers(1, 12),
+            "channel_mult": st.lists(st.integers(1, 3), max_size=3),
+            "num_res_blocks": st.integers(1, 2),
+            "attention_resolutions": st.lists(st.sampled_from([1, 2, 4, 8]), max_size=1),
+            "norm_groups": st.integers(1, 6),
+        }
+    ),
+    st.integers(1, 5),
+    st.none() | st.integers(1, 8),
+)
+@settings(deadline=None)
+def test_networks_are_refused_as_they_could_not_be_built(
+    family: str, size: int, net: dict[str, Any], heads: int, head_channels: int | None
+) -> None:
+    import torch
+
+    from ipdiff.nets import ADMUNet, DDPMUNet
+
+    if family == "adm":
+        wanted, kind = ADMNetwork(**net, num_heads=heads, num_head_channels=head_channels), ADMUNet
+    else:
+        wanted, kind = DDPMNetwork(**net), DDPMUNet
+    built: torch.nn.Module | None = None
+    with contextlib.suppress(ValueError):
+        built = kind(size, out_channels=1, in_channels=1, **dataclasses.asdict(wanted)).eval()
+    if built is None:
+        with pytest.raises(ValueError, match="."):
+            config._check_network(wanted, size)
+        return
+    config._check_network(wanted, size)
+    with torch.inference_mode():
+        assert built(torch.zeros(1, 1, size, size), torch.zeros(1)).shape == (1, 1, size, size)
+
+
+def test_every_number_of_every_record_has_a_range() -> None:
+    """One that has none would not be checked; and config/README.md would not say what may be written."""
+
+    def numeric(hint: Any) -> bool:
+        arguments = typing.get_args(hint)
+        if typing.get_origin(hint) is typing.Literal:
+            return False
+        return any(map(numeric, arguments)) if arguments else hint in (int, float)
+
+    records = [kind for kind in vars(spec).values() if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
+    assert len(records) > 20
+    for kind in records:
+        if kind is spec.Range:
+            continue
+        assert issubclass(kind, spec.Record), kind
+        hints = typing.get_type_hints(kind, include_extras=True)
+        without = [
+            field.name
+            for field in dataclasses.fields(kind)
+            if numeric(hints[field.name])
+            and not any(isinstance(part, spec.Range) for part in hints[field.name].__metadata__)
+        ]
+        assert without == [], kind
 
 
 @pytest.mark.parametrize(
@@ -248,7 +397,7 @@ def test_a_missing_key(tmp_path: Path, key: str) -> None:
         ("", "params.yaml: found nothing; expected a mapping with datasets, models and studies"),
         (
             "a: !!python/name:os.system x\n",
-            "params.yaml line 1, column 4: could not determine a constructor for the tag",
+            "params.yaml line 1, column 4: the tag !!python/name:os.system has no meaning here; write",
         ),
     ],
 )
@@ -314,9 +463,9 @@ def test_names_inside_explicit_points(tmp_path: Path) -> None:
         ("adm", "ancestral-21", "asks for T' = 21, more than T = 20 of tiny/adm; use 1..20"),
         ("ddim", "ddim0-uniform31", "asks for T' = 31, more than T = 30 of tiny/ddim; use 1..30"),
         ("adm", "exposure-21", "asks for T' = 21, more than T = 20 of tiny/adm; use 1..20"),
-        ("adm", "ancestral-0", "asks for T' = 0, less than 1; use 1..20"),
-        ("adm", "exposure-0", "asks for T' = 0, less than 1; use 1..20"),
-        ("ddim", "ddim0-quad0", "asks for T' = 0, less than 1; use 1..30"),
+        ("adm", "ancestral-0", "sampler 'ancestral-0': steps is 0; use 1 or more"),
+        ("adm", "exposure-0", "sampler 'exposure-0': steps is 0; use 1 or more"),
+        ("ddim", "ddim0-quad0", "sampler 'ddim0-quad0': steps is 0; use 1 or more"),
         ("adm", "ddim0-ddim11", "no integer stride keeps 11 of T=20 steps; use '11' or another N"),
         ("adm", "ddim0-cubic5", "is unknown; use ancestral-N, ddimETA-N"),
         ("adm", "ddim-5", "is unknown; use ancestral-N, ddimETA-N"),
@@ -348,7 +497,7 @@ def test_a_data_set_belongs_to_one_study(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("seeds", [[], [-1], [2**64], [0, 1, 0]])
+@pytest.mark.parametrize("seeds", [[], [0, 1, 0]])
 def test_seeds_that_make_no_or_the_same_cell(tmp_path: Path, seeds: list[int]) -> None:
     message = refusal(tmp_path, put(small(), "studies.small.seeds.default", seeds))
     assert message.startswith(f"params.yaml studies.small.seeds.default: found {seeds}; expected one seed or more")
@@ -431,3 +580,102 @@ def test_dvc_can_write_the_projects_own_file_back() -> None:
     text = (ROOT / "params.yaml").read_text()
     again = dumps_yaml(parse_yaml_for_update(text, "params.yaml"))
     assert parse_yaml(again, "again") == parse_yaml(text, "params.yaml")
+
+
+# YAML as DVC reads it -----------------------------------------------------------------------------------------
+
+TWO_WAYS = (
+    "yes No on OFF 010 -010 08 0o10 -0o7 1_000 1_0.5 1:30 -1:30 1:30.5 190:20:30 ._5 1_ 0x1F 0b11 00 = -_ "
+    "2026-11-25 2026-11-25T10:00:00Z"
+).split()
+ONE_WAY = (
+    "true False null ~ 0 -1 +7 12 0.5 .5 -.5 +.5 1. 1e-4 2E+1 1.5e3 -3.5e0 -.5 1e400 .inf -.Inf .nan y n tRue adm-ip "
+    "ancestral-100 5e19355f 0.1.2 .5e3 2026-1-1 _1 <a "
+).split()
+
+
+def both(text: str) -> tuple[Any, Any]:
+    """What is read here, and by DVC."""
+    from dvc.utils.serialize import parse_yaml
+
+    return config._parse(Path("params.yaml"), text), parse_yaml(text, "params.yaml")
+
+
+@pytest.mark.parametrize("word", TWO_WAYS)
+@pytest.mark.parametrize("text", ["a: {}", "a: [{}, 1]", "{}: a", "a:\n- - {}"])
+def test_what_two_versions_of_yaml_read_differently_is_refused(word: str, text: str) -> None:
+    written = text.replace("{}", word)
+    with pytest.raises(ConfigError) as caught:
+        config._parse(Path("params.yaml"), written)
+    line = written[: written.index(word)].count("\n") + 1
+    assert str(caught.value).startswith(f"params.yaml line {line}, column ")
+    assert f"'{word}' means different things to YAML 1.1 and 1.2; write " in str(caught.value)
+    for quoted in (f"'{word}'", f'"{word}"'):
+        ours, theirs = both(text.replace("{}", quoted))
+        assert word in repr(ours)
+        assert repr(ours) == repr(theirs)
+
+
+@pytest.mark.parametrize("word", ONE_WAY)
+def test_what_they_read_alike_is_read(word: str) -> None:
+    ours, theirs = both(f"a: {word}\nb: [{word}, {{c: {word}}}]")
+    assert repr(ours) == repr(theirs)
+    assert "tag" not in repr(ours)
+
+
+def test_yes_in_params_is_refused_by_name(tmp_path: Path) -> None:
+    path = write(tmp_path, put(small(), f"{TRAINING}.flip", "FLIP"))
+    for word, value in (("yes", "true"), ("Off", "false")):
+        path.write_text(text := path.read_text().replace("FLIP", word))
+        assert f"'{word}' means different things to YAML 1.1 and 1.2; write {value}, or text in quotes" in refused(path)
+        path.write_text(text.replace(word, "FLIP"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("%YAML 1.1\n---\na: 1\n", "leave out the directive"),
+        ("%TAG ! tag:x,1:\n---\na: 1\n", "leave out the directive"),
+        ("a: !!bool yes\n", "the tag !!bool has no meaning here"),
+        ("a: !!set {b, c}\n", "the tag !!set has no meaning here"),
+        ("a: !!omap [b: 1]\n", "the tag !!omap has no meaning here"),
+        ("a: b\u2028c\n", "line 1: U\\+2028 is a line break in YAML 1.1 alone"),
+        ("a: 'b\x85 c'\n", "U\\+0085 is a line break in YAML 1.1 alone"),
+        ("downloads: {a.zip: {url: https://a/a.zip}}\n", "DVC does not read 'https://a/a.zip' within"),
+        ("a: [b:c]\n", "DVC does not read 'b:c' within"),
+        ("a: [b: 1]\n", "a pair in \\[...\\] without braces"),
+        ("a: 1\n---\nb: 1\n", "but found another document"),
+    ],
+)
+def test_parts_of_yaml_that_have_two_meanings(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        config._parse(Path("params.yaml"), text)
+
+
+SCALARS = st.one_of(
+    st.text("0123456789+-_.:eExXoObBnNaAiIfF~<=TZ ", min_size=1, max_size=8),
+    st.text("01:.?,-_eya ~<='\"#&*!|>%@`{}[]\t\n", min_size=1, max_size=6),
+    st.sampled_from(
+        [case(word) for word in ("yes", "true", "null", "off", ".inf", ".nan") for case in (str, str.upper)]
+    ),
+    st.floats().map(repr),
+    st.integers().map(str),
+    st.dates().map(str),
+    st.text(st.characters(exclude_categories=("Cs",)), max_size=6),
+)
+
+
+@given(
+    SCALARS, st.sampled_from(["a: {}\n", "- {}\n- 1\n", "a: {b: {}, c: [{}]}\n", "{}: 1\n", "a: '{}'\n", 'a: "{}"\n'])
+)
+@settings(deadline=None)
+@example("<<", "a: {}\n")
+@example("\ufeff", "a: {}\n")
+def test_whatever_is_read_here_dvc_reads_alike(word: str, text: str) -> None:
+    text = text.replace("{}", word)
+    try:
+        ours = config._parse(Path("params.yaml"), text)
+    except ConfigError:
+        return
+    theirs = both(text)[1]
+    assert repr(ours or {}) == repr(theirs)

@@ -32,6 +32,7 @@ def test_a_whole_project_lacks_nothing(project, capsys):
     assert cli.main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     names = {line.split()[1] for line in lines}
+    assert len({line.index(line.split(maxsplit=2)[2]) for line in lines}) == 1
     assert {"python", "torch", "CUDA", "CPU", "snakemake", "dvc", "git", "disk"} <= names
     assert {"params.yaml", "store", "tiny"} <= names
     assert not [line for line in lines if line.startswith(WRONG)]
@@ -118,3 +119,42 @@ def test_git_is_asked(project, tmp_path):
 def test_a_study_that_is_not_there(project, capsys):
     assert cli.main(["doctor", "--study", "smalls"]) == 2
     assert "did you mean 'small'?" in capsys.readouterr().err
+
+
+def test_the_columns_are_as_wide_as_the_longest_name(project, tmp_path, capsys):
+    raw = put(project, "datasets.a_name_of_more_than_thirty_letters", small()["datasets"]["photos"])
+    put(raw, "datasets.photos.source.raw", "raw/x.zip")
+    write(tmp_path, raw)
+    assert cli.main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    starts = {line.index(text) for line in lines for text in ("raw/photos.zip is not here", "3.1") if text in line}
+    assert starts == {lines[0].index(lines[0].split(maxsplit=2)[2])}
+    assert doctor.lines([]) == []
+
+
+def test_what_several_data_sets_lack_is_said_once(project, tmp_path):
+    for name in ("more", "tiny_too"):
+        put(project, f"datasets.{name}", small()["datasets"]["photos"])
+    put(project, "datasets.tiny_too.source.raw", "raw/other.zip")
+    for name in ("photos", "more"):
+        put(project, f"datasets.{name}.features", "inception")
+    write(tmp_path, project)
+    found = [finding for finding in doctor.examine() if finding.about.endswith(" data sets")]
+    files, network = found
+    assert (files.mark, files.about, network.mark, network.about) == (NOTE, "3 data sets", NOTE, "2 data sets")
+    assert files.text.startswith("each of raw/photos.zip (photos, more), raw/other.zip (tiny_too) is not here: put it")
+    assert network.text.startswith("the Inception network inception-2015-12-05.pt is missing: get it from https://")
+    assert network.text.endswith(" (photos, more)")
+    put(project, "studies.small.datasets", ["tiny", "more"])
+    write(tmp_path, project)
+    assert [finding.mark for finding in doctor.examine() if finding.about.endswith(" data sets")] == [WRONG, WRONG]
+
+
+def test_a_network_of_several_data_sets_is_read_once(project, tmp_path, monkeypatch):
+    monkeypatch.setenv("IPDIFF_INCEPTION", str(write_inception(tmp_path / "net.pt")))
+    for name in ("tiny", "photos"):
+        put(project, f"datasets.{name}.features", "inception")
+    write(tmp_path, project)
+    (wrong,) = [finding for finding in doctor.examine() if "sha256" in finding.text]
+    assert (wrong.mark, wrong.about) == (WRONG, "2 data sets")
+    assert wrong.text.endswith("get it again (tiny, photos)")

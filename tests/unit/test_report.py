@@ -8,9 +8,10 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-from unit.report_factory import record, records, write
+from unit.report_factory import MADE, cifar, record, records, write
 
 from ipdiff.errors import UserError
 from ipdiff.report import entries, labels, layout, paper, render, table
@@ -299,9 +300,9 @@ def test_precision_stands_beside_the_papers_three_decimals() -> None:
     view = product(
         datasets=["cifar10"], metrics=["precision"], columns=["metric"], models=["adm"], compare={}, paper="here"
     )
-    theirs = paper.Entry("cifar10", "adm", "ancestral", None, 100, None, {"precision": 0.69})
+    theirs = paper.Entry("cifar10", "adm", "ancestral", None, 100, None, {"precision": 0.69}, MADE)
     known = {"here": dataclasses.replace(PAPER["table8"], key="here", entries=(theirs,))}
-    found = record(dataset="cifar10", model="adm", precision=0.6912, n=50_000, features="inception")
+    found = cifar("adm", 1000, precision=0.6912)
     (panel,) = layout.panels(view, table.build(view, [found], known).entries)
     cell = panel.rows[0].cells[0]
     assert cell is not None
@@ -316,6 +317,50 @@ def test_cells_show_spread_sign_and_best() -> None:
     assert difference == layout.Text("\u22121.50 \u00b1 0.71", "better", card="digits/adm-ip/1000/ancestral-100")
 
 
+def bold(frame: table.Frame) -> list[tuple[str, ...]]:
+    return [row.labels for panel in frame.panels for row in panel.rows if any(cell and cell.best for cell in row.cells)]
+
+
+def test_best_is_over_the_seeds_that_all_have() -> None:
+    """DDPM-y is ahead of ADM's mean, but behind on the one seed that both have."""
+    view = product(models=["adm", "ddpm-y"], compare={})
+    frame = build(view, records("digits", "adm", {0: 3.0, 1: 9.0}), records("digits", "ddpm-y", {0: 4.0}))
+    assert bold(frame) == [("ADM",)]
+    assert "over the training seeds that they have in common (0)." in " ".join(frame.notes)
+    for text in (render.markdown("t", frame.panels, []), render.tex("n", "t", frame.panels, [])):
+        assert [line for line in text.splitlines() if "**6.00" in line or r"\textbf{6.00" in line]
+        assert "**4.00" not in text
+        assert r"\textbf{4.00" not in text
+    read = table.frame(view, frame.entries, PAPER)
+    assert read.panels == frame.panels
+
+
+def test_where_no_seed_is_common_none_is_best() -> None:
+    view = product(compare={})
+    frame = build(view, records("digits", "adm", {0: 3.0}), records("digits", "adm-ip", {1: 4.0}))
+    assert bold(frame) == []
+    assert "None is in bold: the models have no training seed in common." in " ".join(frame.notes)
+
+
+def test_equal_means_are_both_best_and_equal_seeds_need_no_word() -> None:
+    frame = build(product(compare={}), records("digits", "adm", {0: 4.0}), records("digits", "adm-ip", {0: 4.0}))
+    assert bold(frame) == [("ADM",), ("ADM-IP",)]
+    assert "in common" not in " ".join(frame.notes)
+
+
+@pytest.mark.parametrize("metric", ["fid", "recall"])
+def test_a_model_further_down_decides_which_seeds_count(metric: str) -> None:
+    """Three models, of which two have two seeds: all three are held against each other on the common one alone."""
+    sign = -1 if metric == "recall" else 1
+    found = [
+        record(model=model, seed=seed, **{metric: 10 + sign * value})
+        for model, values in {"adm": (2, 9), "adm-ip": (3, 1), "ddpm-y": (4,)}.items()
+        for seed, value in enumerate(values)
+    ]
+    frame = build(product(models=["adm", "adm-ip", "ddpm-y"], metrics=[metric], compare={}), found)
+    assert bold(frame) == [("ADM",)]
+
+
 def test_notes_say_the_number_of_seeds() -> None:
     frame = build(product(), records("digits", "adm", {0: 5.0, 1: 7.0}), records("digits", "adm-ip", {0: 4.0}))
     text = " ".join(frame.notes)
@@ -326,11 +371,6 @@ def test_notes_say_the_number_of_seeds() -> None:
 
 
 # The paper ----------------------------------------------------------------------------------------------------
-
-
-def cifar(model: str, step: int, **changes: object) -> report_records.Record:
-    """A SYNTHETIC record that claims the paper's protocol."""
-    return record(dataset="cifar10", model=model, step=step, **{"features": "inception", "n": 50000, **changes})
 
 
 def test_the_papers_values_are_read() -> None:
@@ -382,6 +422,7 @@ def test_a_comparable_cell_shows_the_papers_value() -> None:
         ({"sampler": "ddim0-100"}, "no figure for this sampler"),
         ({"model": "ddim"}, "no figure for DDIM on this data set"),
         ({"dataset": "digits"}, "no figure for the data set digits"),
+        ({"paper": "table8"}, "the paper does not say with which T' it was drawn"),
     ],
 )
 def test_any_other_cell_gives_the_reason(change: dict[str, object], reason: str) -> None:
@@ -390,7 +431,13 @@ def test_any_other_cell_gives_the_reason(change: dict[str, object], reason: str)
     )  # type: ignore[arg-type]
     protocol = {k: v for k, v in change.items() if k in ("features", "n")}
     found = dataclasses.replace(found, protocol=dataclasses.replace(found.protocol, **protocol))  # type: ignore[arg-type]
-    view = product(datasets=[found.dataset], models=[found.model], samplers=[found.sampler], compare={}, paper="table3")
+    view = product(
+        datasets=[found.dataset],
+        models=[found.model],
+        samplers=[found.sampler],
+        compare={},
+        paper=str(change.get("paper", "table3")),
+    )
     frame = build(view, [found])
     assert not frame.entries[0].comparable
     assert reason in frame.entries[0].reason
@@ -400,16 +447,80 @@ def test_any_other_cell_gives_the_reason(change: dict[str, object], reason: str)
     assert cell.paper == ""
 
 
+def cell(*args: Any, **changes: Any) -> report_records.Cell:
+    return report_records.aggregate([cifar(*args, **changes)])[0]
+
+
 def test_ddim_joins_on_eta_and_steps_whatever_the_grid() -> None:
     for sampler, value in (("ddim0-quad10", 14.21), ("ddim0-uniform10", 14.21), ("ddim0.5-100", 4.88)):
-        found = paper.match(PAPER["table5"], "cifar10", "ddim", 123, sampler, "fid", cifar("ddim", 1).protocol)
+        found = paper.match(PAPER["table5"], cell("ddim", 123, sampler=sampler), "fid")
         assert (found.value, found.comparable) == (value, True)
+        assert found.unknown == ("size of the reference set", "reference set", "training steps", "grid of timesteps")
 
 
 def test_curves_join_on_the_training_step() -> None:
-    how = cifar("adm", 1).protocol
-    assert paper.match(PAPER["ablation"], "cifar10", "adm-ip-g02", 460_000, "ancestral-100", "fid", how).value == 2.82
-    assert paper.match(PAPER["ablation"], "cifar10", "adm", 1, "ancestral-100", "fid", how).value is None
+    assert paper.match(PAPER["ablation"], cell("adm-ip-g02", 460_000), "fid").value == 2.82
+    assert paper.match(PAPER["ablation"], cell("adm", 1), "fid").value is None
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        ({"gamma": 0.3}, "gamma differs: 0.3 here, 0.1 in the paper"),
+        ({"gamma": [0.1, 0.2]}, "gamma differs: [0.1, 0.2] here, 0.1 in the paper"),
+        ({"gp_weight": 0.003}, "gradient penalty differs: 0.003 here, 0 in the paper"),
+        ({"weight_decay": 0.01}, "weight decay differs: 0.01 here, 0 in the paper"),
+        ({"batch_size": 64}, "batch size differs: 64 here, 128 in the paper"),
+        ({"T": 4000}, "T differs: 4,000 here, 1,000 in the paper"),
+        ({"dropout": 0.1}, "dropout differs: 0.1 here, 0.3 in the paper"),
+        ({"schedule": "linear"}, "noise schedule differs: linear here, cosine in the paper"),
+        ({"sampling_precision": "bfloat16"}, "sampling precision differs: bfloat16 here, float32 in the paper"),
+        ({"reference_n": 10_000}, "size of the reference set differs: 10,000 here, 50,000 in the paper"),
+        ({"reference": "random images"}, "reference set differs: random images here, all images in the paper"),
+        ({"preprocessing": "resize"}, "preprocessing differs: resize here, none in the paper"),
+        (
+            {"gamma": 0.3, "T": 100},
+            "gamma differs: 0.3 here, 0.1 in the paper; T differs: 100 here, 1,000 in the paper",
+        ),
+    ],
+)
+def test_a_run_made_otherwise_is_not_comparable(made: dict[str, Any], reason: str) -> None:
+    view = product(datasets=["cifar10"], models=["adm-ip"], compare={}, paper="table3")
+    frame = build(view, [cifar("adm-ip", 460_000, made)])
+    assert (frame.entries[0].reason, frame.entries[0].comparable) == (reason, False)
+    assert f"No value of the paper stands beside any cell: {reason}." in frame.notes
+    assert "[" not in "".join(str(row) for row in render.markdown("t", frame.panels, []).split("|")[9:])
+
+
+def test_one_seed_made_otherwise_is_enough() -> None:
+    view = product(datasets=["cifar10"], models=["adm"], compare={}, paper="table3")
+    frame = build(view, [cifar("adm", 500_000, seed=0), cifar("adm", 500_000, {"batch_size": 64}, seed=1)])
+    assert frame.entries[0].reason == "batch size differs: 64 here, 128 in the paper"
+
+
+def test_without_recipes_nothing_is_comparable() -> None:
+    view = product(datasets=["cifar10"], models=["adm"], compare={}, paper="table3")
+    frame = build(view, [dataclasses.replace(cifar("adm", 500_000), made_with=None)])
+    assert frame.entries[0].reason == "no recipe says what ours was made with"
+
+
+def test_what_the_paper_does_not_say_is_said_and_not_compared() -> None:
+    view = product(datasets=["cifar10"], models=["ddpm-y", "adm"], compare={"ddpm-y": "adm"}, paper="table7")
+    frame = build(view, [cifar("ddpm-y", 7, {"gamma": 0.7})], [cifar("adm", 500_000)])
+    assert [entry.comparable for entry in frame.entries] == [True, True, True]
+    note = "Not known of the paper's figures, and not compared: gamma, training steps of DDPM-y."
+    assert any(text.endswith(note) for text in frame.notes)
+    assert only(frame).unknown == "gamma, training steps"
+
+
+def test_the_papers_figures_say_what_each_was_made_with() -> None:
+    for found in PAPER.values():
+        for entry in found.entries:
+            assert entry.made_with.keys() == paper.CONDITIONS.keys()
+    third = {(entry.dataset, entry.made_with["reference_n"]) for entry in PAPER["table3"].entries}
+    assert ("celeba64", 202_599) in third
+    assert "202,599" in PAPER["table3"].caveats["celeba64"]
+    assert PAPER["table3"].caveats == PAPER["table4"].caveats == PAPER["figure3"].caveats
 
 
 def test_an_unknown_paper_key_is_refused() -> None:

@@ -8,14 +8,15 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from unit.report_factory import recipes, write
+from unit.report_factory import cifar, recipes, write
 
 from ipdiff.errors import UserError
-from ipdiff.report import colours, entries, figure, html, table
+from ipdiff.report import colours, entries, figure, html, paper, table
 from ipdiff.report.outcome import pairs
 from ipdiff.spec import Figure, Point, Study, Table
 
@@ -99,19 +100,33 @@ def test_one_panel_never_mixes_protocols(tmp_path: Path) -> None:
         figure.run("f", LINES, metrics(tmp_path, adm) + metrics(tmp_path, ours, n=7), tmp_path / "a")
 
 
-@pytest.mark.parametrize(("features", "curves"), [("inception", 1), ("classifier", 0)])
-def test_the_papers_curve_stands_beside_comparable_ones_only(tmp_path: Path, features: str, curves: int) -> None:
+@pytest.mark.parametrize(("made", "curves"), [({}, 1), ({"batch_size": 64}, 0)])
+def test_the_papers_curve_stands_beside_comparable_ones_only(made: dict[str, Any], curves: int) -> None:
     view = dataclasses.replace(
-        LINES, datasets=["celeba64"], models=["adm"], x="step", steps=[480_000], samplers=["ancestral-1000"]
+        LINES, datasets=["cifar10"], models=["adm"], x="step", steps=[460_000], samplers=["ancestral-100"]
     )
-    path = write(
-        tmp_path / "m.json", dataset="celeba64", step=480_000, sampler="ancestral-1000", features=features, n=50_000
-    )
-    cells = figure.Cells("f", figure.records.aggregate(figure.records.load([path])))
-    made = [figure.value(cells.get(Point("celeba64", "adm", "ancestral-1000", 480_000)), "fid", figure._paper(view))]
-    canvas = figure._draw(view, made, figure._paper(view))
+    view = dataclasses.replace(view, paper="ablation")
+    theirs = paper.select(view.paper, paper.values())
+    cells = figure.Cells("f", figure.records.aggregate([cifar("adm", 460_000, made)]))
+    drawn = [figure.value(cells.get(Point("cifar10", "adm", "ancestral-100", 460_000)), "fid", theirs)]
+    canvas = figure._draw(view, drawn, theirs)
     names = [str(text) for text in canvas.axes[0].get_legend_handles_labels()[1]]
     assert names.count("ADM, paper") == curves
+
+
+@pytest.mark.parametrize(
+    ("fewer", "names"), [(True, ["ADM (seeds 0, 1)", "ADM-IP (seed 0)"]), (False, ["ADM", "ADM-IP"])]
+)
+def test_lines_over_different_seeds_say_so(tmp_path: Path, fewer: bool, names: list[str]) -> None:
+    files = [
+        path
+        for path in metrics(tmp_path, FIDS)
+        if not (fewer and path.name.startswith("adm-ip") and "-1-" in path.name)
+    ]
+    cells = figure.Cells("f", figure.records.aggregate(figure.records.load(files)))
+    made = [figure.value(cells.get(Point("digits", *at, 1000)), "fid", None) for at in FIDS]
+    canvas = figure._draw(LINES, made, None)
+    assert [str(text) for text in canvas.axes[0].get_legend_handles_labels()[1]] == names
 
 
 def test_a_model_has_one_colour() -> None:

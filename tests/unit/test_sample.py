@@ -342,12 +342,18 @@ def test_exposure_sets_may_have_another_size(run, tmp_path, sampling, name, n):
     assert len(arr_0(tmp_path)) == n
 
 
-@pytest.mark.parametrize("name", ["ancestral-21", "ddim0-21", "exposure-21", "ancestral-0", "exposure-0"])
+@pytest.mark.parametrize("name", ["ancestral-21", "ddim0-21", "exposure-21"])
 def test_chains_that_do_not_fit_are_refused(sampler, name):
     with pytest.raises(UserError) as caught:
         sampler(name)
     assert "T = 20; use 1..20" in str(caught.value)
     assert name.partition("-")[2] in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["ancestral-0", "exposure-0", "ddim0-quad0", "ddim2-5"])
+def test_a_sampler_out_of_range_is_named(name):
+    with pytest.raises(ValueError, match=f"sampler '{name}': (steps is 0; use 1 or more|eta is 2.0; use 0..1)"):
+        Sampler.parse(name)
 
 
 def test_a_restart_draws_only_what_is_missing(run, tmp_path, monkeypatch):

@@ -1,0 +1,129 @@
+"""The study `paper` held against the paper's figures, by recipes as its own params.yaml would make them.
+
+Every metric here is SYNTHETIC; the parameters are the project's.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from unit.params_factory import put
+from unit.params_factory import write as write_params
+from unit.report_factory import write
+
+from ipdiff import config, grid
+from ipdiff.errors import UserError
+from ipdiff.report import entries, figure, table
+
+ROOT = Path(__file__).parents[2]
+IMAGES = {"cifar10": 50_000, "imagenet32": 1_281_167, "lsun_tower64": 50_000, "celeba64": 202_599, "ffhq128": 70_000}
+
+
+@pytest.fixture
+def raw() -> dict[str, Any]:
+    return json.loads(json.dumps(config.load_raw(ROOT / "params.yaml")))  # a copy, and none of it in two places
+
+
+def recipes(cell: grid.Cell, cells: grid.Grid, raw: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of the artifacts whose recipes a table or figure reads: what the pipeline would write."""
+    made: list[dict[str, Any]] = []
+    for path in cell.inputs:
+        if not path.endswith("/recipe.json"):
+            continue
+        behind = cells.maker(path)
+        assert behind is not None
+        recipe = {
+            "cell": behind.directory,
+            "params": grid.param_values(behind, raw),
+            "inputs": dict.fromkeys(behind.inputs, "0" * 32),
+        }
+        if behind.stage.verb == "train":
+            names = behind.bindings
+            recipe["run"] = cells.params.run_spec(names["dataset"], names["model"], int(names["seed"])).to_json()
+        made.append(recipe)
+    return made
+
+
+def shown(kind: str, name: str, raw: dict[str, Any], folder: Path) -> list[entries.Entry]:
+    """The entries of one of the study's tables or figures."""
+    folder.mkdir(exist_ok=True)
+    params = config.load(write_params(folder, raw))
+    cells = grid.Grid(params)
+    cell = cells.cell(kind, study="paper", **{kind: name})
+    files: list[Path] = []
+    for path in cell.inputs:
+        if path.endswith("/metrics.json"):
+            _, dataset, model, seed, step, sampler, _ = path.split("/")
+            known = {"features": "inception", "n": 50_000, "reference_n": IMAGES[dataset], "sfid": 3.0}
+            about = {"dataset": dataset, "model": model, "seed": int(seed[1:]), "step": int(step), "sampler": sampler}
+            files.append(write(folder / path, **known, **about))
+    study = params.study("paper")
+    behind = recipes(cell, cells, raw)
+    if kind == "table":
+        table.run(name, study.tables[name], files, folder / "out", behind)
+    else:
+        figure.run(name, study.figures[name], files, folder / "out", behind)
+    return entries.read_csv(folder / f"out/{kind}.csv")
+
+
+def precise(raw: dict[str, Any]) -> dict[str, Any]:
+    """The parameters, with the paper's precision of sampling."""
+    for name in IMAGES:
+        compute = {**raw["datasets"][name]["compute"], "precision": "float32" if name == "cifar10" else "float16"}
+        put(raw, f"datasets.{name}.compute", compute)
+    return raw
+
+
+def test_the_studys_tables_are_made_as_the_papers(raw: dict[str, Any], tmp_path: Path) -> None:
+    """Of Tables 1 to 7 every cell may stand beside the paper's, if it is drawn in the paper's precision."""
+    raw = precise(raw)
+    for name in ("table1", "table2", "table3", "table4", "table5", "table7", "ablation"):
+        found = shown("table", name, raw, tmp_path / name)
+        assert {entry.reason for entry in found} == {""}, name
+    notes = (tmp_path / "table5/out/table.md").read_text()
+    assert "Not known of the paper's figures, and not compared: " in notes
+    assert "grid of timesteps of DDIM" in notes
+    notes = (tmp_path / "table3/out/table.md").read_text()
+    assert "CelebA was measured against all 202,599 images" in notes
+    assert "random 50,000 training images" in notes
+    assert {entry.reason for entry in shown("figure", "figure3_celeba64", raw, tmp_path / "f")} == {""}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("strengths.gamma", 0.3, "gamma differs: 0.3 here, 0.1 in the paper"),
+        ("families.adm.training.batch_size", 64, "batch size differs: 64 here, 128 in the paper"),
+        ("families.adm.diffusion.T", 2000, "T differs: 2,000 here, 1,000 in the paper"),
+        ("families.adm.diffusion.schedule", "linear", "noise schedule differs: linear here, cosine in the paper"),
+        ("families.adm.network.dropout", 0.2, "dropout differs: 0.2 here, 0.3 in the paper"),
+        ("compute.precision", "bfloat16", "sampling precision differs: bfloat16 here, float32 in the paper"),
+        (
+            "reference",
+            {"images": 50_000, "seed": 0, "neighbours": True},
+            "reference set differs: random images here, all images in the paper",
+        ),
+        ("source.limit", 50_000, "reference set differs: the first images here, all images in the paper"),
+    ],
+)
+def test_the_run_is_held_against_the_paper(
+    raw: dict[str, Any], tmp_path: Path, key: str, value: Any, reason: str
+) -> None:
+    found = shown("table", "table3", put(precise(raw), f"datasets.cifar10.{key}", value), tmp_path)
+    ours = [entry for entry in found if (entry.dataset, entry.model, entry.kind) == ("cifar10", "adm-ip", "value")]
+    assert {entry.reason for entry in ours} == {reason}
+    assert {entry.reason for entry in found if entry.dataset != "cifar10"} == {""}
+    assert reason in (tmp_path / "out/table.md").read_text()
+
+
+def test_a_missing_recipe_is_named(raw: dict[str, Any], tmp_path: Path) -> None:
+    params = config.load(ROOT / "params.yaml")
+    cells = grid.Grid(params)
+    cell = cells.cell("table", study="paper", table="table2")
+    behind = [recipe for recipe in recipes(cell, cells, raw) if not recipe["cell"].startswith("reference")]
+    file = write(tmp_path / "m.json", dataset="cifar10", step=500_000, sampler="ancestral-1000")
+    with pytest.raises(UserError, match=r"reference/cifar10/recipe\.json was not given"):
+        table.run("table2", params.study("paper").tables["table2"], [file], tmp_path, behind)
