@@ -309,6 +309,10 @@ def _settings(args: argparse.Namespace) -> int:
 def _sync(args: argparse.Namespace) -> int:
     from ipdiff import sync
 
+    if (why := sync.obstacle()) is not None:
+        if args.record_only:  # Snakemake has said so when it started
+            return 0
+        raise UserError(f"nothing can be recorded: {why}")
     done = sync.record() if args.record_only else sync.sync()
     for lock in done.mended:
         print(
