@@ -6,7 +6,6 @@ import atexit
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from ipdiff import artifact, config, dvcfile, grid, launch, locks, records, sync
@@ -85,8 +84,7 @@ class Workflow:
         A lock that a killed Snakemake left is taken off; one that is held is left for Snakemake to respect. What
         `dvc repro`, `dvc pull` or a clone brought is accepted, before Snakemake looks at times.
         """
-        with suppress(OSError, UserError):  # nothing can be written here, or locked: Snakemake and the jobs say so
-            locks.join(artifact.LOCKS / "snakemake.lock", _unlock)
+        _or_exit(_join)
         if (why := sync.obstacle()) is not None:
             print(f"ipdiff: what is made will not be recorded: {why}", file=sys.stderr)
         _or_exit(sync.adopt)
@@ -99,6 +97,16 @@ class Workflow:
                 subprocess.run(["ipdiff", "sync", "--record-only"], check=False)
 
         atexit.register(record)
+
+
+def _join() -> None:
+    lock = artifact.LOCKS / "snakemake.lock"
+    try:
+        locks.join(lock, _unlock)
+    except OSError as error:
+        raise UserError(
+            f"{lock}: cannot be written: {error.strerror}; use a copy of the project that you may write"
+        ) from None
 
 
 def _unlock() -> None:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -184,15 +185,20 @@ def test_a_long_path_for_temporary_files_is_no_obstacle(tmp_path: Path) -> None:
 def test_where_there_is_no_place_for_a_server_it_is_said_and_done_without(
     project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(project / "gone"))
-    with warm.server():
+    monkeypatch.delenv(warm.VARIABLE, raising=False)
+    with ExitStack() as stack:
+        with monkeypatch.context() as patch:
+            patch.setattr(tempfile, "tempdir", str(project / "gone"))
+            stack.enter_context(warm.server())
         assert warm.run(["prepare", "--dataset", "tiny"]) is None
-        assert ipdiff("prepare", "--dataset", "tiny").wait() == 0
+        command = [sys.executable, "-m", "ipdiff.cli", "prepare", "--dataset", "tiny"]
+        assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
     said = capfd.readouterr().err
     assert "each imports it itself (No such file or directory)" in said
     assert said.count("\n") == 1
 
 
+@pytest.mark.usefixtures("served")
 def test_a_server_that_died_is_done_without(project: Path) -> None:
     with warm.server():
         wait(lambda: warm.run(["prepare", "--dataset", "tiny"]) == 0)

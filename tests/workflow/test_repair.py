@@ -183,6 +183,37 @@ def test_a_lock_is_respected_while_it_is_held_and_taken_off_when_its_holder_was_
     assert locks(project) == set()
 
 
+def test_without_git_everything_is_made_and_nothing_recorded_as_is_said_before(project: Path) -> None:
+    shutil.rmtree(project / ".git")
+    said = run(project, "snakemake", "--cores", "1", IMAGES).stderr
+    assert (project / IMAGES).exists()
+    assert said.count("what is made will not be recorded: DVC needs a git repository: git init") == 1
+    for command in ("sync", "pull"):
+        line = run(project, "ipdiff", command, code=2).stderr
+        assert line.count("\n") == 1
+        assert "DVC needs a git repository: git init" in line
+    run(project, "git", "init", "--quiet")
+    assert "recorded 1 cells" in run(project, "ipdiff", "sync").stdout
+
+
+@pytest.fixture
+def read_only(project: Path) -> Iterator[Path]:
+    """The same project on a file system that takes no writes."""
+    for command in (["mount", "--bind", str(project), str(project)], ["mount", "-o", "remount,bind,ro", str(project)]):
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("nothing can be mounted here (not root?)")
+    yield project
+    subprocess.run(["umount", str(project)], check=False, capture_output=True)
+
+
+def test_a_project_that_takes_no_writes_is_one_line(read_only: Path) -> None:
+    said = run(read_only, "snakemake", "--cores", "1", IMAGES, code=2).stderr
+    assert "Traceback" not in said
+    assert "Read-only file system; use a copy of the project that you may write" in said
+    line = run(read_only, "ipdiff", "prepare", "--dataset", "digits_mini", code=2).stderr
+    assert line == "ipdiff: work: Read-only file system; use a copy of the project that you may write\n"
+
+
 @pytest.mark.slow
 def test_the_same_command_again_after_every_kill(project: Path) -> None:
     """The whole group is killed again and again, each time a little later."""
