@@ -260,7 +260,10 @@ def _mismatch(stage: Any, recipe: dict[str, Any]) -> str | None:
         expected = {**outputs, **inputs}.get(getattr(file, "def_path", ""))
         if expected is not None and file.hash_info.value != expected:
             if Path(file.def_path).is_dir() and artifact.file_digest(Path(file.def_path)) == expected:
-                return f"{file.def_path}: .dvcignore leaves out some of its files, so DVC does not see what was read"
+                return (
+                    f"{file.def_path}: .dvcignore leaves out some of its files, so DVC does not see what was read; "
+                    "change .dvcignore, or move them"
+                )
             return str(IntegrityError(file.def_path, expected, str(file.hash_info.value)))
     return None
 
