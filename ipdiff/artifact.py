@@ -20,7 +20,7 @@ from typing import Any
 
 from ipdiff import receipts
 from ipdiff.errors import IntegrityError, UserError
-from ipdiff.files import flush, md5, md5_of
+from ipdiff.files import flush, md5, md5_of, md5_of_folder
 from ipdiff.locks import locked_if_free
 
 RECIPE = "recipe.json"
@@ -29,11 +29,8 @@ LOCKS = Path("work/locks")
 
 
 def file_digest(path: Path) -> str:
-    """md5 of a file's bytes (of a directory: of its sorted paths and their digests)."""
-    if path.is_dir():
-        lines = [f"{file_digest(p)} {p.relative_to(path).as_posix()}\n" for p in sorted(path.rglob("*")) if p.is_file()]
-        return md5("".join(lines).encode())
-    return md5_of(path)
+    """The digest that DVC gives a file or a directory."""
+    return md5_of_folder(path) if path.is_dir() else md5_of(path)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -69,7 +66,7 @@ def verify_inputs(paths: tuple[str, ...], raw: Container[str] = ()) -> dict[str,
         path -> md5, in the order given.
 
     Raises:
-        UserError: an input or its recipe (the commit marker of its artifact) is missing.
+        UserError: an input or its recipe (the commit marker of its artifact) is missing, or cannot be read.
         IntegrityError: an input's bytes are not those its recipe names.
     """
     recipes: dict[Path, dict[str, Any]] = {}
@@ -80,7 +77,10 @@ def verify_inputs(paths: tuple[str, ...], raw: Container[str] = ()) -> dict[str,
             raise UserError(
                 f"{name} is missing: make it (snakemake {name}, or dvc repro), or pull it; raw data has to be put there"
             )
-        found[name] = file_digest(path)
+        try:
+            found[name] = file_digest(path)
+        except OSError as error:
+            raise UserError(f"{error.filename or name}: cannot be read: {error.strerror or error}") from None
         if path.name == RECIPE or name in raw:
             continue
         beside = path.parent / RECIPE

@@ -63,6 +63,8 @@ EXPORT_FORMATS = ("safetensors", "guided-diffusion", "diffusers")
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """What the system says when a disk or a quota is full."""
+DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""What it says where one may not write, or read."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -222,6 +224,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     except OSError as error:
+        if error.errno in DENIED:
+            return _say(
+                f"{error.filename or 'a file'}: {error.strerror}; use a copy of the project that you may write", 2
+            )
         if error.errno not in FULL:
             raise
         return _say(f"{error.strerror}; nothing was published, free some (work/ holds work in progress)", 2)
@@ -308,6 +314,10 @@ def _settings(args: argparse.Namespace) -> int:
 def _sync(args: argparse.Namespace) -> int:
     from ipdiff import sync
 
+    if (why := sync.obstacle()) is not None:
+        if args.record_only:  # Snakemake has said so when it started
+            return 0
+        raise UserError(f"nothing can be recorded: {why}")
     done = sync.record() if args.record_only else sync.sync()
     for lock in done.mended:
         print(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 import types
 import typing
@@ -356,6 +357,20 @@ def _plain(hint: Any) -> Any:
     return hint
 
 
+def project_path(path: str) -> str:
+    """A path as both engines spell it: short, and relative to the project's root where it lies under that.
+
+    An absolute path elsewhere stays absolute, and a relative one relative. `a/../b` is `b`.
+    """
+    inside = os.path.relpath(path)
+    if inside.split(os.sep)[0] != os.pardir:
+        return inside
+    for parent in Path(os.path.abspath(path)).parents:
+        if parent.exists() and parent.samefile(os.curdir):  # the root under another name, by a link
+            return os.path.relpath(path, parent)
+    return os.path.normpath(path) if os.path.isabs(path) else inside
+
+
 def value_at(raw: Mapping[str, Any], key: str) -> Any:
     """The value of a dotted key of params.yaml, as DVC looks it up."""
     value: Any = raw
@@ -381,6 +396,12 @@ def _check(params: Params) -> None:
                     f"url or how{nearest(file, params.downloads)}"
                 )
         _check_families(name, dataset)
+        for key, path in (("source.raw", dataset.source.raw), ("inception.raw", dataset.inception.raw)):
+            if path is not None and (not path or set(project_path(path)) <= {".", "/"}):
+                raise ConfigError(
+                    f"{PARAMS} datasets.{name}.{key}: '{path}' holds the project itself; name a file or a directory "
+                    "of its own"
+                )
     owner: dict[str, str] = {}
     for name, study in params.studies.items():
         for dataset in study.datasets:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 
 def root() -> Path | None:
     """Where DVC's cache keeps files by their md5, or None without DVC."""
-    if not Path(".dvc").is_dir():
+    if not Path(".dvc").is_dir() or find_spec("dvc") is None:
         return None
     from dvc.config import Config
 

@@ -67,7 +67,7 @@ def _folder(source: str) -> Path:
     path = Path(source)
     if path.exists():
         return path if path.is_dir() else path.parent
-    match = re.fullmatch(r"([^/]+)/([^/]+)(?:/s(\d+)(?:/(\d+))?)?", source)
+    match = re.fullmatch(r"([^/]+)/([^/]+)(?:/s(\d+)(?:/(\d+))?)?/*", source)
     if match is None:
         raise UserError(f"'{source}' is no folder of a checkpoint here, nor DATASET/MODEL[/sSEED[/STEP]]")
     dataset, model, seed, step = match.groups()

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
+
+from ipdiff.errors import UserError
 
 _BLOCK = 1 << 20
+_REPOSITORIES = (".git", ".hg", ".dvc")
+"""What DVC passes over in a directory, wherever it lies."""
 
 
 def md5(data: bytes) -> str:
@@ -21,6 +28,46 @@ def md5_of(path: Path) -> str:
         while block := stream.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def files_under(folder: Path) -> Iterator[Path]:
+    """The files of a directory as DVC sees them: linked files count, linked directories and repositories do not.
+
+    Raises:
+        OSError: a directory cannot be listed.
+        UserError: a name is not UTF-8, which DVC cannot record.
+    """
+
+    def refuse(error: OSError) -> NoReturn:
+        raise error
+
+    for place, names, leaves in os.walk(folder, onerror=refuse):
+        names[:] = [name for name in names if name not in _REPOSITORIES]
+        for path in (Path(place, leaf) for leaf in leaves if leaf != ".git"):
+            if not _is_utf8(path):
+                raise UserError(f"{path}: the name is not UTF-8, so DVC cannot record it; rename the file")
+            yield path
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def md5_of_folder(folder: Path) -> str:
+    """DVC's digest of a directory: that of its listing (paths and digests of its files), with `.dir` at its end.
+
+    What a .dvcignore of the project leaves out is counted here and not by DVC; `ipdiff.sync` says so.
+
+    Raises:
+        OSError, UserError: something in it cannot be read (see `files_under`).
+    """
+    entries = [{"md5": md5_of(path), "relpath": path.relative_to(folder).as_posix()} for path in files_under(folder)]
+    entries.sort(key=lambda entry: entry["relpath"])
+    return md5(json.dumps(entries, sort_keys=True).encode()) + ".dir"
 
 
 def flush(path: Path) -> None:

@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from ipdiff import artifact, grid
+from ipdiff import artifact, grid, watched
 from ipdiff.artifact import RECIPE
 from ipdiff.code import code_digest
 from ipdiff.errors import IntegrityError, UserError
@@ -87,7 +87,9 @@ class Freshness:
     def _digest(self, path: str) -> str | None:
         """What an input's digest should be now: its maker's word for it, or its bytes; None if it is not here."""
         maker = self.grid.maker(path)
-        if maker is None or path.endswith(RECIPE):
+        if maker is None:
+            return watched.digest(path) if Path(path).exists() else None
+        if path.endswith(RECIPE):
             return artifact.file_digest(Path(path)) if Path(path).exists() else None
         recipe = self.recipe(maker)
         return None if recipe is None else recipe["outputs"].get(Path(path).name)

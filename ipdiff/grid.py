@@ -474,6 +474,8 @@ def _maker(grid: Grid, path: str) -> Cell | None:
 
 def _cell(stage: Stage, names: dict[str, str], exact: tuple[str, ...] = (), **more: str | None) -> Cell:
     filled = {**names, **{key: value for key, value in more.items() if value is not None}}
+    if "raw" in filled:
+        filled["raw"] = config.project_path(filled["raw"])
     return Cell(stage, tuple(filled.items()), exact)
 
 

@@ -29,7 +29,9 @@ class Imported:
     parameters: int
     format: str
     pointer: Path | None
-    """The .dvc file to commit; None where there is no DVC."""
+    """The .dvc file to commit; None where nothing can be recorded."""
+    untracked: str | None = None
+    """Why that is."""
     unread: str = ""
     """What to write so that tables read this step, where they read another."""
 
@@ -37,7 +39,7 @@ class Imported:
         kept = (
             f"commit {self.pointer}; `dvc push` publishes the weights"
             if self.pointer
-            else "there is no .dvc here, so nothing keeps track of it: dvc init, and import it again"
+            else f"nothing keeps track of it: {self.untracked}; then import it again"
         )
         found = f"{self.tensors} tensors, {self.parameters:,} parameters ({self.format})"
         return f"{self.directory}: {found}; {kept}{self.unread}"
@@ -85,7 +87,7 @@ def import_checkpoint(path: Path, run: str, *, seed: int = 0, step: int | None =
         "params": {},
         "inputs": {},
     }
-    directory = Path(cell.directory)
+    directory, why = Path(cell.directory), sync.obstacle()
     with locked(artifact.lock_of(directory)), artifact.publishing(directory, cell.stage.files, recipe) as made:
         _save(found.tensors, made.staging / cell.stage.files[0])
     return Imported(
@@ -93,7 +95,8 @@ def import_checkpoint(path: Path, run: str, *, seed: int = 0, step: int | None =
         tensors=len(found.tensors),
         parameters=sum(tensor.numel() for tensor in found.tensors.values()),
         format=found.format,
-        pointer=sync.track(cell) if Path(".dvc").is_dir() else None,
+        pointer=sync.track(cell) if why is None else None,
+        untracked=why,
         unread=_unread(params, dataset, model, step),
     )
 

@@ -60,6 +60,18 @@ def locked_if_free(path: Path) -> Iterator[bool]:
         os.close(handle)
 
 
+def join(path: Path, first: Callable[[], None]) -> None:
+    """Share the lock `path` until this process ends; `first` is called before, if nobody else holds it, alone.
+
+    Raises:
+        OSError, UserError: the lock's file cannot be made, or the file system knows no locks.
+    """
+    handle = _open(path)  # stays open; processes that this one starts do not inherit it
+    if _take(handle, path, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        first()
+    _take(handle, path, fcntl.LOCK_SH)
+
+
 def _open(path: Path) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

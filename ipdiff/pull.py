@@ -87,8 +87,8 @@ def pull(
 
 
 def _recorded(known: Grid) -> dict[str, str]:
-    if not Path(".dvc").is_dir():
-        raise UserError("there is no .dvc here: run this in the project's root, or dvc init")
+    if (why := sync.obstacle()) is not None:
+        raise UserError(f"nothing can be pulled: {why}")
     recorded = dvcfile.recorded(known.params.studies)
     if not recorded:
         raise UserError("there is no dvc.lock here: nothing has been recorded at this commit, so nothing can be pulled")

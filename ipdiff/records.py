@@ -17,13 +17,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ipdiff import grid
+from ipdiff import grid, watched
 from ipdiff.code import code_digest
 from ipdiff.freshness import Freshness, State
 from ipdiff.grid import Cell
 
 METADATA = Path(".snakemake/metadata")
 INCOMPLETE = Path(".snakemake/incomplete")
+LOCKS = Path(".snakemake/locks")
 FORMAT = 6
 CHANGED = "made by other code, or from other parameters or inputs"
 RULES = {"report": "html"}
@@ -33,8 +34,13 @@ _LONGEST = 254
 
 
 def params_text(cell: Cell, raw: dict[str, Any]) -> str:
-    """A cell's parameters as the one text that Snakemake compares."""
-    return json.dumps(grid.param_values(cell, raw), sort_keys=True)
+    """What decides a cell besides files and code, as the one text that Snakemake compares.
+
+    The parameters, and the digest of a directory that it reads: of that Snakemake itself sees the time alone, which
+    does not change when a file in it does.
+    """
+    folders = {path: watched.digest(path) for path in cell.inputs if os.path.isdir(path)}
+    return json.dumps(grid.param_values(cell, raw) | folders, sort_keys=True)
 
 
 def shell_command(verb: str) -> str:
@@ -63,6 +69,14 @@ def adopt(cells: Iterable[Cell], fresh: Freshness) -> list[str]:
             adopted.append(cell.directory)
         newest[cell.directory] = max([floor, *(_time(path) for path in cell.outputs if os.path.lexists(path))])
     return adopted
+
+
+def unlock() -> bool:
+    """Take off the locks of Snakemake, as `snakemake --unlock` does; True if there were any."""
+    files = list(LOCKS.glob("*.lock"))
+    for file in files:
+        file.unlink(missing_ok=True)
+    return bool(files)
 
 
 def _newest_input(path: str, fresh: Freshness, newest: dict[str, int]) -> int:

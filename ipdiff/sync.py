@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,24 @@ def freshness() -> Freshness:
     return Freshness(grid.load(), config.load_raw())
 
 
+def obstacle() -> str | None:
+    """Why nothing can be recorded with DVC here, and what to do; None where it can."""
+    if not Path(".dvc").is_dir():
+        return "there is no .dvc here: run this in the project's root, or git init and dvc init"
+    if find_spec("dvc") is None:
+        return "DVC is not installed: pip install 'ipdiff[pipeline]'"
+    from dvc.config import Config
+    from dvc.exceptions import DvcException
+    from dvc.scm import SCM
+
+    try:
+        SCM(".", no_scm=Config(dvc_dir=".dvc")["core"].get("no_scm", False))
+    except DvcException as error:
+        remedy = "git init, or `dvc config --local core.no_scm true` to do without"
+        return f"DVC needs a git repository: {remedy} ({line(str(error))})"
+    return None
+
+
 def record(studies: Iterable[str] | None = None) -> Synced:
     """Bring dvc.lock and DVC's cache up to date with the cells that hold.
 
@@ -65,7 +84,7 @@ def record(studies: Iterable[str] | None = None) -> Synced:
 
 def unrecorded(studies: Iterable[str] | None = None) -> bool:
     """True if `record` has something to do."""
-    return Path(".dvc").is_dir() and any(_unrecorded(freshness(), studies))
+    return obstacle() is None and any(_unrecorded(freshness(), studies))
 
 
 def adopt(studies: Iterable[str] | None = None) -> list[str]:
@@ -240,6 +259,11 @@ def _mismatch(stage: Any, recipe: dict[str, Any]) -> str | None:
     for file in (*stage.deps, *stage.outs):
         expected = {**outputs, **inputs}.get(getattr(file, "def_path", ""))
         if expected is not None and file.hash_info.value != expected:
+            if Path(file.def_path).is_dir() and artifact.file_digest(Path(file.def_path)) == expected:
+                return (
+                    f"{file.def_path}: .dvcignore leaves out some of its files, so DVC does not see what was read; "
+                    "change .dvcignore, or move them"
+                )
             return str(IntegrityError(file.def_path, expected, str(file.hash_info.value)))
     return None
 

@@ -49,13 +49,13 @@ def _select_one(known: Grid, target: str, studies: list[str]) -> dict[str, Cell]
     kind, colon, name = target.partition(":")
     if colon and kind in ("table", "figure"):
         return _outputs(known.needed(_view(known, kind, name)))
-    path = os.path.relpath(target)
+    path = config.project_path(target or os.curdir)
     if cell := known.maker(path):
         return dict.fromkeys((path, cell.outputs[-1]), cell)
     if cell := known.maker(f"{path}/{RECIPE}"):
         return _outputs([cell])
     cells = [cell for study in studies for cell in _cells(known, study)]
-    if inside := [cell for cell in cells if cell.directory.startswith(f"{path}/")]:
+    if inside := [cell for cell in cells if path == os.curdir or cell.directory.startswith(f"{path}/")]:
         return _outputs(inside)
     raise UserError(_unknown(known, target, cells))
 

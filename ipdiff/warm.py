@@ -26,6 +26,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from ipdiff import signals
+from ipdiff.dvclog import line
 from ipdiff.errors import UserError
 
 VARIABLE = "IPDIFF_WARM"
@@ -36,6 +37,9 @@ JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 """Schedulers' names for a job: what runs in one must not do its work outside, beyond its limits and its devices."""
 FORWARDED = (*signals.WARNINGS, signal.SIGINT)
 _LIMIT = 1 << 20
+_LONGEST = 80
+"""Bytes of a directory in which a socket's path fits: the kernel takes 107, of which the names in it need 23."""
+_WITHOUT = "there is no process with torch imported for all stages, so each imports it itself"
 
 
 def run(argv: Sequence[str]) -> int | None:
@@ -98,20 +102,21 @@ def _identity() -> dict[str, Any]:
 
 @contextmanager
 def server() -> Iterator[None]:
-    """A server for as long as the block runs: IPDIFF_WARM names its socket meanwhile. None on systems without fork."""
+    """A server for as long as the block runs: IPDIFF_WARM names its socket meanwhile.
+
+    None on systems without fork. Where one cannot be started that is said in a line, and stages do without.
+    """
     if not hasattr(os, "pidfd_open"):
         yield
         return
-    with tempfile.TemporaryDirectory(prefix="ipdiff-") as folder:
-        path = f"{folder}/socket"
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:  # who comes early waits, and is served
-            listener.bind(path)
-            listener.listen(128)
-            process = subprocess.Popen(
-                [sys.executable, "-m", "ipdiff.cli", "warm", "--serve", str(listener.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[listener.fileno()],
-            )
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(_folder())
+            process = _launch(path := f"{folder}/socket")
+        except OSError as error:
+            print(f"ipdiff: {_WITHOUT} ({error.strerror or error})", file=sys.stderr)
+            yield
+            return
         before = os.environ.get(VARIABLE)
         os.environ[VARIABLE] = path
         try:
@@ -124,6 +129,24 @@ def server() -> Iterator[None]:
             process.wait()
 
 
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """A private folder in which a socket can have a name: where temporary files go, if that is a short path."""
+    short = len(os.fsencode(tempfile.gettempdir())) <= _LONGEST
+    return tempfile.TemporaryDirectory(prefix="ipdiff-", dir=None if short else "/tmp", ignore_cleanup_errors=True)
+
+
+def _launch(path: str) -> subprocess.Popen[bytes]:
+    """Start a server that listens at a path."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:  # who comes early waits, and is served
+        listener.bind(path)
+        listener.listen(128)
+        return subprocess.Popen(
+            [sys.executable, "-m", "ipdiff.cli", "warm", "--serve", str(listener.fileno())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[listener.fileno()],
+        )
+
+
 def start() -> None:
     """A server until this process ends: torch is imported once for all stages that it starts on its own machine."""
     stack = ExitStack()
@@ -134,8 +157,12 @@ def start() -> None:
 def serve(descriptor: int) -> None:
     """Answer requests at a listening socket until the process that started this one is gone."""
     parent = os.getppid()
-    identity = _as_sent(_identity())
-    _preload()
+    try:
+        identity = _as_sent(_identity())
+        _preload()
+    except Exception as error:  # whatever is wrong, it is for the stages to say what of it concerns them
+        print(f"ipdiff: {_WITHOUT} ({type(error).__name__}: {line(str(error))})", file=sys.stderr)
+        return
     with socket.socket(fileno=descriptor) as listener:
         listener.settimeout(1.0)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the monitors
@@ -144,10 +171,11 @@ def serve(descriptor: int) -> None:
                 connection, _ = listener.accept()
             except TimeoutError:
                 continue
-            if os.fork() == 0:
-                listener.close()
-                _monitor(connection, identity)
-            connection.close()
+            with connection:  # where there is no room for another process, its end tells the client to do the work
+                with suppress(OSError):
+                    if os.fork() == 0:
+                        listener.close()
+                        _monitor(connection, identity)
         with suppress(OSError):  # who started this one was killed, and could not clear up
             path = Path(listener.getsockname())
             path.unlink()

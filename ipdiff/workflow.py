@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ipdiff import config, dvcfile, grid, launch, records, sync
+from ipdiff import artifact, config, dvcfile, grid, launch, locks, records, sync
 from ipdiff.code import code_digest
 from ipdiff.errors import UserError
 
@@ -47,8 +47,8 @@ class Workflow:
         return {path.rpartition("/")[2].replace(".", "_"): path for path in grid.STAGES[verb].outputs}
 
     def params(self, verb: str) -> Callable[[Any], str]:
-        """Snakemake's params function of a verb: the values of the cell's keys in params.yaml, as JSON."""
-        return lambda wildcards: records.params_text(self._cell(verb, wildcards), self.raw)
+        """Snakemake's params function of a verb: what decides a cell besides files and code, as JSON."""
+        return lambda wildcards: _or_exit(lambda: records.params_text(self._cell(verb, wildcards), self.raw))
 
     def _cell(self, verb: str, wildcards: Any) -> grid.Cell:
         names = {name: getattr(wildcards, name) for name in grid.STAGES[verb].wildcards}
@@ -78,8 +78,15 @@ class Workflow:
             processes if self.grid.params.dataset(wildcards.dataset).compute.device == "cuda" else 0
         )
 
-    def adopt(self) -> None:
-        """Accept what `dvc repro`, `dvc pull` or a clone brought, before Snakemake looks at times."""
+    def prepare(self) -> None:
+        """What a Snakemake does that is no job of another one, before it looks at anything.
+
+        A lock that a killed Snakemake left is taken off; one that is held is left for Snakemake to respect. What
+        `dvc repro`, `dvc pull` or a clone brought is accepted, before Snakemake looks at times.
+        """
+        _or_exit(_join)
+        if (why := sync.obstacle()) is not None:
+            print(f"ipdiff: what is made will not be recorded: {why}", file=sys.stderr)
         _or_exit(sync.adopt)
 
     def record_at_exit(self, snakemake: Any) -> None:
@@ -90,6 +97,24 @@ class Workflow:
                 subprocess.run(["ipdiff", "sync", "--record-only"], check=False)
 
         atexit.register(record)
+
+
+def _join() -> None:
+    lock = artifact.LOCKS / "snakemake.lock"
+    try:
+        locks.join(lock, _unlock)
+    except OSError as error:
+        raise UserError(
+            f"{lock}: cannot be written: {error.strerror}; use a copy of the project that you may write"
+        ) from None
+
+
+def _unlock() -> None:
+    if records.unlock():
+        print(
+            "ipdiff: took off the lock of a Snakemake that was killed here; no other one is running",
+            file=sys.stderr,
+        )
 
 
 def _or_exit(function: Callable[[], _T]) -> _T:

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -163,3 +165,45 @@ def test_the_server_ends_with_the_command_it_was_started_for(tmp_path: Path) -> 
     )  # fmt: skip
     assert wrong.returncode == 2
     assert "cannot be run" in wrong.stderr
+
+
+def test_a_long_path_for_temporary_files_is_no_obstacle(tmp_path: Path) -> None:
+    deep = tmp_path / ("x" * 120)
+    deep.mkdir()
+    command = [sys.executable, "-m", "ipdiff.cli", "warm", "sh", "-c", 'test -S "$IPDIFF_WARM"']
+    done = subprocess.run(command, env={**os.environ, "TMPDIR": str(deep)}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_where_there_is_no_place_for_a_server_it_is_said_and_done_without(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(warm.VARIABLE, raising=False)
+    with ExitStack() as stack:
+        with monkeypatch.context() as patch:
+            patch.setattr(tempfile, "tempdir", str(project / "gone"))
+            stack.enter_context(warm.server())
+        assert warm.run(["prepare", "--dataset", "tiny"]) is None
+        command = [sys.executable, "-m", "ipdiff.cli", "prepare", "--dataset", "tiny"]
+        assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
+    said = capfd.readouterr().err
+    assert "each imports it itself (No such file or directory)" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.usefixtures("served")
+def test_a_server_that_died_is_done_without(project: Path) -> None:
+    with warm.server():
+        wait_until(lambda: warm.run(["prepare", "--dataset", "tiny"]) == 0)
+        (server,) = [pid for pid in workers(Path.cwd()) if parent(pid) == os.getpid()]
+        os.kill(server, signal.SIGKILL)
+        wait_until(lambda: state(server) == "Z")
+        assert warm.run(["prepare", "--dataset", "tiny"]) is None
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

@@ -304,6 +304,9 @@ def test_the_digest_of_a_directory_is_of_names_and_bytes() -> None:
     assert tree("name", {"a.png": b"1", "sub/c.png": b"2"}) != base
     assert tree("place", {"a.png": b"1", "b.png": b"2"}) != base
     assert tree("swap", {"a.png": b"2", "sub/b.png": b"1"}) != base
+    listing = [{"md5": hashlib.md5(c).hexdigest(), "relpath": n} for n, c in (("a.png", b"1"), ("sub/b.png", b"2"))]
+    assert base == hashlib.md5(json.dumps(listing).encode()).hexdigest() + ".dir"  # as DVC has it
+    assert tree("one", {".git/config": b"of a cloned data set"}) == base
 
 
 def test_a_large_file_is_read_in_blocks() -> None:

@@ -157,3 +157,33 @@ def test_only_stages_that_can_share_their_work_are_started_several_times(monkeyp
     assert [launch.wanted(verb) for verb in verbs] == [4, 4, 4, 4, 4, 1, 1]
     monkeypatch.setenv("RANK", "0")  # torchrun has started them already
     assert launch.wanted("train") == 1
+
+
+JOIN = """
+import sys
+from pathlib import Path
+from ipdiff.locks import join
+join(Path(sys.argv[1]), lambda: print("alone", flush=True))
+print("joined", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_only_who_joins_a_lock_that_nobody_holds_is_alone_whatever_became_of_the_others(tmp_path: Path) -> None:
+    def joining() -> subprocess.Popen[str]:
+        line = [sys.executable, "-c", JOIN, str(tmp_path / "lock")]
+        return subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    with joining() as one:
+        assert [one.stdout.readline(), one.stdout.readline()] == ["alone\n", "joined\n"]
+        with joining() as two:
+            assert two.stdout.readline() == "joined\n"
+            one.kill()
+            one.wait()
+            with joining() as three:  # the second is still there
+                assert three.stdout.readline() == "joined\n"
+                three.kill()
+            two.kill()
+    with joining() as four:
+        assert four.stdout.readline() == "alone\n"
+        four.kill()

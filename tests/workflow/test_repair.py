@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -57,19 +60,32 @@ if sys.argv[1] in ("table", "figure"):
 raise SystemExit(code)
 """
 
+BUSY = """
+import time
+from pathlib import Path
+
+Path("work/busy").touch()
+time.sleep(600)
+"""
+
 SHELL_WITH_PID = 'export HEAD=$$; exec snakemake "$@"'
 
 
-def snakemake(project: Path, ipdiff: str, *, code: int) -> None:
-    """Make the mini study with another `ipdiff` in front of the real one; $HEAD is Snakemake's process."""
+def shimmed(project: Path, ipdiff: str) -> dict[str, str]:
+    """An environment with another `ipdiff` in front of the real one."""
     shim = project / "work/shim/ipdiff"
-    shim.parent.mkdir(parents=True)
+    shim.parent.mkdir(parents=True, exist_ok=True)
     shim.write_text(f"#!{sys.executable}\n{ipdiff}")
     shim.chmod(0o755)
     env = environment(project)
     env["PATH"] = f"{shim.parent}{os.pathsep}{env['PATH']}"
+    return env
+
+
+def snakemake(project: Path, ipdiff: str, *, code: int) -> None:
+    """Make the mini study with another `ipdiff` in front of the real one; $HEAD is Snakemake's process."""
     command = ["bash", "-c", SHELL_WITH_PID, "snakemake", "--cores", "8", "mini"]
-    done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=project, env=shimmed(project, ipdiff), capture_output=True, text=True)
     assert done.returncode == code, done.stderr[-3000:]
 
 
@@ -122,10 +138,108 @@ def test_the_head_process_is_killed(redrawn: Path, verb: str) -> None:
     assert damaged(redrawn) == []
     assert changed(redrawn) != set()
     made = receipts(redrawn)
-    run(redrawn, "snakemake", "--unlock")
     run(redrawn, "snakemake", "--cores", "2", "mini")
     assert receipts(redrawn) == made  # nothing was made twice
     assert_whole(redrawn)
+
+
+@contextmanager
+def busy(project: Path, *targets: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A Snakemake, in a process group of its own, whose first job goes on for ever; killed with all it started."""
+    (project / "work/busy").unlink(missing_ok=True)
+    command = ["snakemake", "--cores", "1", *targets]
+    process = subprocess.Popen(
+        command, cwd=project, env=shimmed(project, BUSY), start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    try:
+        while not (project / "work/busy").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+IMAGES = "data/digits_mini/images.npy"
+
+
+def locks(project: Path) -> set[str]:
+    return {path.name for path in (project / ".snakemake/locks").glob("*")}
+
+
+def test_a_lock_is_respected_while_it_is_held_and_taken_off_when_its_holder_was_killed(project: Path) -> None:
+    with busy(project, IMAGES) as process:
+        held = locks(project)
+        assert held
+        refused = run(project, "snakemake", "--cores", "1", IMAGES, code=1)
+        assert "Directory cannot be locked" in refused.stderr
+        run(project, "snakemake", "--cores", "1", "--dry-run", IMAGES)
+        assert locks(project) == held
+        assert process.poll() is None
+    assert locks(project) == held
+    said = run(project, "snakemake", "--cores", "1", IMAGES).stderr
+    assert "took off the lock of a Snakemake that was killed" in said
+    assert (project / IMAGES).exists()
+    assert locks(project) == set()
+
+
+def test_without_git_everything_is_made_and_nothing_recorded_as_is_said_before(project: Path) -> None:
+    shutil.rmtree(project / ".git")
+    said = run(project, "snakemake", "--cores", "1", IMAGES).stderr
+    assert (project / IMAGES).exists()
+    assert said.count("what is made will not be recorded: DVC needs a git repository: git init") == 1
+    for command in ("sync", "pull"):
+        line = run(project, "ipdiff", command, code=2).stderr
+        assert line.count("\n") == 1
+        assert "DVC needs a git repository: git init" in line
+    run(project, "git", "init", "--quiet")
+    assert "recorded 1 cells" in run(project, "ipdiff", "sync").stdout
+
+
+@pytest.fixture
+def read_only(project: Path) -> Iterator[Path]:
+    """The same project on a file system that takes no writes."""
+    for command in (["mount", "--bind", str(project), str(project)], ["mount", "-o", "remount,bind,ro", str(project)]):
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("nothing can be mounted here (not root?)")
+    yield project
+    subprocess.run(["umount", str(project)], check=False, capture_output=True)
+
+
+def test_a_project_that_takes_no_writes_is_one_line(read_only: Path) -> None:
+    said = run(read_only, "snakemake", "--cores", "1", IMAGES, code=2).stderr
+    assert "Traceback" not in said
+    assert "Read-only file system; use a copy of the project that you may write" in said
+    line = run(read_only, "ipdiff", "prepare", "--dataset", "digits_mini", code=2).stderr
+    assert line == "ipdiff: work: Read-only file system; use a copy of the project that you may write\n"
+
+
+@pytest.mark.slow
+def test_the_same_command_again_after_every_kill(project: Path) -> None:
+    """The whole group is killed again and again, each time a little later."""
+    for delay in (1, 2, 4, 7, 11, 16):
+        process = subprocess.Popen(
+            ["snakemake", "--cores", "2", "mini"], cwd=project, env=environment(project), start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        time.sleep(delay)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert damaged(project) == []
+    run(project, "snakemake", "--cores", "2", "mini")
+    assert_whole(project)
+
+
+@pytest.mark.slow
+def test_two_snakemakes_of_different_targets_run_side_by_side(
+    project: Path,
+) -> None:
+    with busy(project, IMAGES):
+        other = "data/digits/images.npy"
+        run(project, "snakemake", "--cores", "1", other)
+        assert (project / other).exists()
 
 
 def test_jobs_that_end_together_are_all_recorded(redrawn: Path) -> None:
