@@ -32,7 +32,7 @@ def file_digest(path: Path) -> str:
     """md5 of a file's bytes (of a directory: of its sorted paths and their digests)."""
     if path.is_dir():
         lines = [f"{file_digest(p)} {p.relative_to(path).as_posix()}\n" for p in sorted(path.rglob("*")) if p.is_file()]
-        return md5("".join(lines).encode())
+        return md5("".join(lines).encode(errors="surrogateescape"))
     return md5_of(path)
 
 
