@@ -7,8 +7,10 @@ as their EXIF data says, and converted where `Source.modes` asks for it. docs/in
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
@@ -62,12 +64,20 @@ _TURNS = {
 """EXIF orientation -> the `PIL.Image.Transpose` that undoes it."""
 
 
-class Unusable(Exception):
-    """Why an image cannot be used, as the end of a sentence; `fault` says what there is to do about it."""
+Fault = Literal["unreadable", "mode", "size"]
 
-    def __init__(self, reason: str, fault: Literal["unreadable", "mode", "size"] = "unreadable") -> None:
-        super().__init__(reason)
-        self.fault: Literal["unreadable", "mode", "size"] = fault
+
+class Unusable(Exception):
+    """Why an image cannot be used, as the end of a sentence.
+
+    Attributes:
+        reason: it without what the decoder said.
+        fault: says what there is to do about it.
+    """
+
+    def __init__(self, reason: str, fault: Fault = "unreadable", detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason, self.fault = reason, fault
 
 
 def image(data: bytes, where: str, source: Source, size: tuple[int, int] | None = None) -> Pixels:
@@ -88,7 +98,7 @@ def image(data: bytes, where: str, source: Source, size: tuple[int, int] | None 
     try:
         picture = _opened(data, PUBLISHED)
         if size not in (None, picture.size):
-            raise Unusable(f"is {picture.width}x{picture.height} pixels, expected {size[0]}x{size[1]}", "size")
+            raise Unusable(f"is {picture.width}x{picture.height} pixels, not {size[0]}x{size[1]}", "size")
         if (found := mode(picture)) != MODES[source.channels]:
             raise _another_mode(found, source)
         return _fitted(picture, source)
@@ -150,25 +160,35 @@ def _opened(data: bytes, formats: tuple[str, ...]) -> Image:
             picture = Image.open(io.BytesIO(data), formats=formats)
             _check_size(picture)
             if getattr(picture, "n_frames", 1) != 1 and picture.format != "MPO":  # a JPEG with others behind it
-                raise Unusable("has more than one frame, expected a still image")
-            picture.load()
+                raise Unusable("has more than one frame")
+            with _silenced() if picture.format == "TIFF" else nullcontext():
+                picture.load()
         if picture.format == "PNG" and data[24] == 16 and "transparency" in picture.info:  # Pillow keeps 8 bits only
-            raise Unusable("has a transparent colour of 16 bits; convert it first", "mode")
+            raise Unusable("has a transparent colour of 16 bits", "mode")
         return picture
     except UnidentifiedImageError:
-        expected = ", ".join(formats)
-        what = kind.rpartition(" ")[2]
-        if what in formats or not kind:
-            reason = f"cannot be read as an image: {'its header is damaged' if kind else f'it is none of {expected}'}"
-        else:
-            reason = f"is {kind}, expected {expected}"
-        raise Unusable(reason) from None
+        if kind.rpartition(" ")[2] in formats:
+            raise Unusable("is damaged", detail="its header") from None
+        raise Unusable(f"is {kind or 'of no known format'}, not {' or '.join(formats[:3])}") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise Unusable(f"has more than {MAX_PIXELS} pixels; make it smaller first") from None
+        raise Unusable(f"has more than {MAX_PIXELS} pixels") from None
     except Unusable:
         raise
     except Exception as error:  # decoders raise many kinds on damaged bytes
-        raise Unusable(f"cannot be read as an image: {_said(error)}") from error
+        raise Unusable("is damaged", detail=_said(error)) from error
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """For libtiff, which writes lines of its own on the process' stderr; what it found is in Pillow's error as well."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _check_size(picture: Image) -> None:
@@ -176,18 +196,16 @@ def _check_size(picture: Image) -> None:
     width, height = picture.size
     most = MAX_PIXELS // 2 if picture.format in ("WEBP", "AVIF") else MAX_PIXELS  # these keep several copies
     if width * height > most or max(width, height) > MAX_SIDE:
-        raise Unusable(
-            f"is {width}x{height} pixels, more than {most} or {MAX_SIDE} along a side; make it smaller first"
-        )
+        raise Unusable(f"is {width}x{height} pixels, more than {most} or {MAX_SIDE} along a side")
     if picture.format == "TIFF":
         tags = getattr(picture, "tag_v2", {})
         tile = tags.get(322, 0) * tags.get(323, 0)
         if tile > MAX_PIXELS:
-            raise Unusable(f"has tiles of {tile} pixels, more than {MAX_PIXELS}; save it anew first")
+            raise Unusable(f"has tiles of {tile} pixels, more than {MAX_PIXELS}")
 
 
 def _another_mode(found: str, source: Source) -> Unusable:
-    return Unusable(f"has mode {found}, expected {MODES[source.channels]} (channels is {source.channels})", "mode")
+    return Unusable(f"is {found}, not {MODES[source.channels]} (channels: {source.channels})", "mode")
 
 
 def _said(error: Exception) -> str:
@@ -200,7 +218,7 @@ def _orientation(picture: Image) -> int:
             warnings.simplefilter("ignore")
             return picture.getexif().get(_ORIENTATION, 1)
     except Exception as error:  # as with decoders
-        raise Unusable(f"has EXIF data that cannot be read: {_said(error)}") from error
+        raise Unusable("has damaged EXIF data", detail=_said(error)) from error
 
 
 def _turned(picture: Image, orientation: int) -> Image:
@@ -216,7 +234,7 @@ def _converted(picture: Image, found: str, wanted: str) -> Image:
 
     name, _, transparent = found.partition(" with ")
     if name not in _CONVERTIBLE:
-        raise Unusable(f"has mode {found}, of which no conversion is known; convert it first", "mode")
+        raise Unusable(f"is {found}, of which no conversion is known", "mode")
     if name in _SIXTEEN_BITS:
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if transparent or name in _TRANSPARENT:
@@ -231,8 +249,7 @@ def _fitted(picture: Image, source: Source) -> Pixels:
     preprocess = PREPROCESS[source.chosen_preprocessing]
     if preprocess is PREPROCESS["none"] and picture.size != (source.image_size, source.image_size):
         raise Unusable(
-            f"is {picture.width}x{picture.height} pixels, expected {source.image_size}x{source.image_size} "
-            "(image_size)",
+            f"is {picture.width}x{picture.height} pixels, not {source.image_size}x{source.image_size} (image_size)",
             "size",
         )
     try:

@@ -55,7 +55,7 @@ def reading(where: str) -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = shown(" ".join(str(error).split()) or type(error).__name__, 120)  # it may hold a stranger's file name
         raise UserError(f"{where}: cannot be read: {reason}") from error
 
 
@@ -158,10 +158,10 @@ def kind(head: bytes) -> str:
     return next((what for start, what in _KINDS.items() if re.match(start, head, re.DOTALL)), "")
 
 
-def shown(name: str) -> str:
-    """A stranger's file name as messages print it: one line, no more than 80 characters."""
+def shown(name: str, most: int = 80) -> str:
+    """A stranger's file name as messages print it: one line, no more than so many characters."""
     text = name.encode("unicode_escape").decode() if not name.isprintable() else name
-    return text if len(text) <= 80 else f"{text[:30]}...{text[-47:]}"
+    return text if len(text) <= most else f"{text[: most // 2 - 3]}...{text[-most // 2 :]}"
 
 
 def html_hint(head: bytes) -> str:
@@ -220,7 +220,7 @@ def _zip(path: Path, stack: ExitStack, max_entry: int | None) -> Files:
         archive = stack.enter_context(zipfile.ZipFile(path))
     files, admit = _admission(path, max_entry)
     for info in archive.infolist():
-        if info.is_dir() or info.filename.endswith("\\"):
+        if info.filename.endswith(("/", "\\")):
             continue
         reason = ""
         if stat.S_ISLNK(info.external_attr >> 16):

@@ -112,8 +112,8 @@ def _shorter_side(image: Image, size: int, filter: int) -> Image:
     width, height = round(image.width * scale), round(image.height * scale)
     if width * height > MAX_PIXELS:
         raise ValueError(
-            f"is {image.width}x{image.height} pixels: with a shorter side of {size} it would have {width}x{height}, "
-            f"more than {MAX_PIXELS}; crop it first"
+            f"is {image.width}x{image.height} pixels: {width}x{height} with a shorter side of {size}, "
+            f"more than {MAX_PIXELS}"
         )
     return image.resize((width, height), Resampling(filter))
 

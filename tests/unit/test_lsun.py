@@ -53,10 +53,10 @@ def test_a_database_that_is_none_or_incomplete(tmp_path):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (b"no image", "cannot be read as an image"),
-        (encoded(blobs(1, 70, 70, 1, 0)[0], "JPEG"), "has mode L, expected RGB"),
-        (encoded(blobs(1, 70, 70, 3, 0)[0], "JPEG")[:500], "cannot be read as an image"),
-        (encoded(blobs(1, 70, 70, 3, 0)[0], "GIF"), "is a GIF, expected PNG, JPEG, WEBP"),
+        (b"no image", "is of no known format, not PNG or JPEG or WEBP"),
+        (encoded(blobs(1, 70, 70, 1, 0)[0], "JPEG"), "is L, not RGB"),
+        (encoded(blobs(1, 70, 70, 3, 0)[0], "JPEG")[:500], "is damaged: "),
+        (encoded(blobs(1, 70, 70, 3, 0)[0], "GIF"), "is a GIF, not PNG or JPEG or WEBP"),
         (b"", "is empty"),
     ],
 )

@@ -107,7 +107,7 @@ def test_a_failure_leaves_nothing(faces, capsys, kind):
     said = capsys.readouterr().err
     assert "shared/faces.zip" in said
     assert said.count("\n") == 1
-    assert ("000256.jpg: cannot be read as an image" in said) == (kind == "damaged")
+    assert ("000256.jpg: is of no known format" in said) == (kind == "damaged")
     assert not Path("data").exists()
     assert not Path("work/staging").exists() or os.listdir("work/staging") == []
 

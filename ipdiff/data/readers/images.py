@@ -166,30 +166,34 @@ def _own(
 
 def _bytes(name: str, entry: files.Entry) -> bytes:
     if (suffix := _suffix(name)) in NOT_READ:
-        raise decode.Unusable(f"is a {suffix[1:]} file, expected {', '.join(decode.FORMATS)}")
+        raise decode.Unusable(f"is a {suffix[1:]} file, which is not read")
     try:
         return entry.read()
     except UserError as error:
-        raise decode.Unusable(str(error).removeprefix(f"{entry.where}: ")) from error
+        reason, _, detail = str(error).removeprefix(f"{entry.where}: ").partition(": ")
+        raise decode.Unusable(reason, detail=detail) from error
 
 
 def _complaint(faults: Sequence[tuple[str, decode.Unusable]], looked: int, source: Source) -> str:
     """How many images cannot be used, the first of them by reason, and what there is to do."""
-    reasons: dict[str, list[str]] = {}
-    for name, fault in faults[:NAMED]:
-        reasons.setdefault(str(fault), []).append(files.shown(name))
-    said = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
-    if len(faults) > 1:
-        said = f"{len(faults)} of {looked} images cannot be used: {said}"
-    if len(faults) > NAMED:
-        said += f"; and {len(faults) - NAMED} more"
+    if len(faults) == 1:
+        name, fault = faults[0]
+        said = f"{files.shown(name)}: {fault}"
+    else:
+        reasons: dict[str, list[str]] = {}
+        for name, fault in faults[:NAMED]:
+            reasons.setdefault(fault.reason, []).append(files.shown(name, 40))
+        said = f"{len(faults)} of {looked} images cannot be used: "
+        said += "; ".join(f"{', '.join(names)} {reason}" for reason, names in reasons.items())
+        if len(faults) > NAMED:
+            said += f"; and {len(faults) - NAMED} more"
     return "; ".join([said, *_remedies({fault.fault for _, fault in faults}, source)])
 
 
 def _remedies(kinds: set[str], source: Source) -> Iterator[str]:
     if "mode" in kinds and source.modes == "refuse":
-        yield "convert them, or set source.modes: convert"
+        yield "convert, or set source.modes: convert"
     if "size" in kinds and source.chosen_preprocessing == "none":
-        yield "resize them, or choose a preprocessing"
+        yield "resize, or choose a preprocessing"
     if "unreadable" in kinds:
-        yield "mend or remove them, or set source.skip_broken: true"
+        yield "mend or remove, or set source.skip_broken: true"
