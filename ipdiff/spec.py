@@ -177,6 +177,18 @@ class Source(Record):
         "what is made of images of another size; the reader's first choice if empty",
     ] = None
     num_images: Annotated[int | None, "how many images the raw data must hold; not checked if empty", Range(1)] = None
+    modes: Annotated[
+        Literal["refuse", "convert"],
+        "reader folder, images that are not grey or RGB as `channels` says: refuse them (all are counted, the first "
+        "named), or convert them: transparency on white, palette, grey and CMYK to RGB, colour to grey, 16 bits to 8",
+    ] = "refuse"
+    skip_broken: Annotated[
+        bool, "reader folder: pass over images that cannot be read, and name them in the recipe, not refuse them"
+    ] = False
+    labels: Annotated[
+        Literal["folders", "none"],
+        "reader folder: the folders that images lie in are their labels, or images have none",
+    ] = "folders"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -189,6 +201,11 @@ class Source(Record):
             self.preprocessing in (None, *self._choices),
             f"preprocessing is {self.preprocessing}; reader {self.reader} has {', '.join(self._choices)}",
         )
+        for key, default in (("modes", "refuse"), ("skip_broken", False), ("labels", "folders")):
+            _check(
+                self.reader == "folder" or getattr(self, key) == default,
+                f"{key} is {getattr(self, key)}; reader {self.reader} takes its images as they are published",
+            )
         if self.reader == "digits":
             _check(self.raw is None and not self.archives, "reader digits needs no `raw` and no `archives`")
         else:

@@ -137,7 +137,10 @@ def _prepare(job: Job, made: Publication) -> None:
 
     source = job.dataset.source
     raw = [Path(source.raw)] if source.raw else [obtain(archive) for archive in job.params.archives(source)]
-    prepare.run(source, made.staging, raw, progress=_progress(source.expected_images or 0, "images"))
+    notes = prepare.run(source, made.staging, raw, progress=_progress(source.expected_images or 0, "images"))
+    if notes:
+        made.extra = {"read": notes}
+        print(f"ipdiff: {raw[0]}: {prepare.summary(notes)}", file=sys.stderr, flush=True)
 
 
 def _classifier(job: Job, made: Publication) -> None:

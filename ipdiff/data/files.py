@@ -11,6 +11,8 @@ import gzip
 import io
 import lzma
 import os
+import posixpath
+import re
 import shutil
 import stat
 import struct
@@ -53,7 +55,7 @@ def reading(where: str) -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = shown(" ".join(str(error).split()) or type(error).__name__, 120)  # it may hold a stranger's file name
         raise UserError(f"{where}: cannot be read: {reason}") from error
 
 
@@ -73,7 +75,9 @@ class Entry:
             yield stream
 
     def read(self) -> bytes:
-        """All its bytes, or a UserError."""
+        """All its bytes, or a UserError; also where they are more than MAX_ENTRY."""
+        if self.size > MAX_ENTRY:
+            raise UserError(f"{self.where}: has {self.size} bytes, more than {MAX_ENTRY}")
         with self.open() as stream:
             return stream.read(self.size)
 
@@ -117,7 +121,47 @@ def opened(path: Path, max_entry: int | None = MAX_ENTRY) -> Iterator[Files]:
         elif head.startswith(b"\x1f\x8b"):
             yield _tar(path, stack, max_entry)
         else:
-            raise UserError(f"{path}: neither a directory nor a readable .zip or .tar.gz{html_hint(head)}")
+            found = html_hint(head) or (f"; it is {what}" if (what := kind(head)) else "")
+            raise UserError(f"{path}: neither a directory nor a readable .zip or .tar.gz{found}")
+
+
+_KINDS = {
+    b"\x89PNG\r\n\x1a\n": "a PNG",
+    b"\xff\xd8\xff": "a JPEG",
+    b"GIF8": "a GIF",
+    b"RIFF....WEBP": "a WEBP",
+    b"....ftypavif": "an AVIF",
+    b"....ftyp(heic|heix|mif1|msf1|hevc)": "a HEIC",
+    b"....ftyp": "a video",
+    b"II\\*\0|MM\0\\*": "a TIFF",
+    b"BM": "a BMP",
+    b"8BPS": "a Photoshop file",
+    b"%PDF": "a PDF",
+    b"PK": "a zip",
+    b"\x1f\x8b": "a gzip file",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a rar archive",
+    b"(?s).{257}ustar": "a tar without gzip",
+    b"\x93NUMPY": "an npy file",
+    b"\x80[\x02-\x05]": "a pickle",
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself (git lfs pull)",
+}
+"""How files of a kind begin (regular expressions), and what messages call them."""
+
+
+def kind(head: bytes) -> str:
+    """What a file that begins like this is, in words ("a GIF", "empty"); "" where that is not known."""
+    if not head:
+        return "empty"
+    if html_hint(head):
+        return "an HTML page"
+    return next((what for start, what in _KINDS.items() if re.match(start, head, re.DOTALL)), "")
+
+
+def shown(name: str, most: int = 80) -> str:
+    """A stranger's file name as messages print it: one line, no more than so many characters."""
+    text = name.encode("unicode_escape").decode() if not name.isprintable() else name
+    return text if len(text) <= most else f"{text[: most // 2 - 3]}...{text[-most // 2 :]}"
 
 
 def html_hint(head: bytes) -> str:
@@ -139,7 +183,10 @@ def directory(root: Path) -> Files:
         for leaf in leaves:
             path = Path(folder, leaf)
             name = path.relative_to(root).as_posix()
-            files[name] = plain(path, f"{root}: {name}")
+            where = f"{root}: {shown(name)}"
+            if any("\ud800" <= letter <= "\udfff" for letter in name):
+                raise UserError(f"{where}: the name is not UTF-8, which DVC cannot record; rename it")
+            files[name] = plain(path, where)
     return files
 
 
@@ -173,7 +220,7 @@ def _zip(path: Path, stack: ExitStack, max_entry: int | None) -> Files:
         archive = stack.enter_context(zipfile.ZipFile(path))
     files, admit = _admission(path, max_entry)
     for info in archive.infolist():
-        if info.is_dir():
+        if info.filename.endswith(("/", "\\")):
             continue
         reason = ""
         if stat.S_ISLNK(info.external_attr >> 16):
@@ -220,26 +267,26 @@ def _admission(path: Path, max_entry: int | None) -> tuple[Files, Callable[..., 
     def admit(name: str, size: int, opener: Callable[[], BinaryIO], reason: str) -> None:
         nonlocal total
         total += size
-        name = name.removeprefix("./")
+        name = name.replace("\\", "/")  # as some packers on Windows write it
         reason = _bad_name(name) or reason
+        name = posixpath.normpath(name)
         if not reason and max_entry is not None and size > max_entry:
             reason = f"expands to {size} bytes, more than {max_entry}"
         if not reason and name in files:
             reason = "stands there twice"
         if reason:
-            raise UserError(f"{path}: {name}: {reason}; pack the archive again without it")
+            raise UserError(f"{path}: {shown(name)}: {reason}; pack the archive again without it")
         if total > most:
             raise UserError(
                 f"{path}: expands to {total} bytes or more, over {MAX_EXPANSION} times its own size; unpack it "
                 "yourself and give the directory if you trust it"
             )
-        files[name] = Entry(f"{path}: {name}", size, opener)
+        files[name] = Entry(f"{path}: {shown(name)}", size, opener)
 
     return files, admit
 
 
 def _bad_name(name: str) -> str:
-    name = name.replace("\\", "/")
     if name.startswith("/") or name[1:2] == ":":
         return "absolute path"
     if ".." in name.split("/"):

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ipdiff.data.files import MAX_ENTRY
+
 if TYPE_CHECKING:
     import lmdb
 
@@ -21,7 +23,7 @@ _BLOCK_BYTES = 16 * 2**20
 
 
 def values(path: Path) -> Iterator[tuple[bytes, bytes]]:
-    """(key, value) in the order of the keys.
+    """(key, value) in the order of the keys; of a value only what an image may have, and one byte more.
 
     The database is opened anew every 16 MiB: pages of a mapped file count as resident memory until it is closed.
 
@@ -31,7 +33,7 @@ def values(path: Path) -> Iterator[tuple[bytes, bytes]]:
     """
     last = b""
     while True:
-        with _opened(path) as environment, environment.begin() as transaction:
+        with _opened(path) as environment, environment.begin(buffers=True) as transaction:
             block = _after(transaction.cursor(), last)
         if not block:
             return
@@ -47,7 +49,7 @@ def _after(cursor: lmdb.Cursor, last: bytes) -> list[tuple[bytes, bytes]]:
     block: list[tuple[bytes, bytes]] = []
     size = 0
     while more and size < _BLOCK_BYTES:
-        block.append((bytes(cursor.key()), bytes(cursor.value())))
+        block.append((bytes(cursor.key()), bytes(cursor.value()[: MAX_ENTRY + 1])))
         size += len(block[-1][1])
         more = cursor.next()
     return block

@@ -1,6 +1,6 @@
 """What is made of an image of another size, by the names that `Source.preprocessing` has for it.
 
-Each takes an RGB or grey Pillow image and the wanted side, and returns [size, size, C] uint8.
+Each takes an RGB or grey Pillow image and the wanted side, and returns [size, size, C] uint8, or raises ValueError.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint8]
 
+MAX_PIXELS = 3 * 2**24
+"""Pixels (8192x6144) of an image, or of what a rule makes of it on the way: 1 GiB is then enough for every decoder."""
 _CROP_TOP, _CROP_LEFT, _CROP_SIDE = 57, 25, 128
 """The face in an aligned CelebA image: 128 pixels around row 121, column 89."""
 
@@ -107,12 +109,18 @@ def _shorter_side(image: Image, size: int, filter: int) -> Image:
     from PIL.Image import Resampling
 
     scale = size / min(image.size)
-    return image.resize((round(image.width * scale), round(image.height * scale)), Resampling(filter))
+    width, height = round(image.width * scale), round(image.height * scale)
+    if width * height > MAX_PIXELS:
+        raise ValueError(
+            f"is {image.width}x{image.height} pixels: {width}x{height} with a shorter side of {size}, "
+            f"more than {MAX_PIXELS}"
+        )
+    return image.resize((width, height), Resampling(filter))
 
 
 def _centre(image: Image, size: int) -> Pixels:
     left, top = (image.width - size) // 2, (image.height - size) // 2
-    return pixels(image)[top : top + size, left : left + size]
+    return pixels(image.crop((left, top, left + size, top + size)))
 
 
 PREPROCESS: dict[str, Callable[[Image, int], Pixels]] = {

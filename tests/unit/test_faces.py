@@ -31,7 +31,7 @@ def test_celeba_of_another_size(tmp_path):
     image = encoded(blobs(1, 178, 178, 3, 0)[0], "JPEG")
     write_zip(tmp_path / "a.zip", [("img_align_celeba/000001.jpg", image)])
     text = refusal(source("celeba", tmp_path / "a.zip"))
-    assert "img_align_celeba/000001.jpg: is 178x178 pixels; expected 178x218" in text
+    assert "img_align_celeba/000001.jpg: is 178x178 pixels, not 178x218" in text
 
 
 def test_ffhq(tmp_path):
@@ -46,7 +46,7 @@ def test_ffhq(tmp_path):
 
 def test_ffhq_of_another_size(tmp_path):
     write_ffhq(tmp_path / "a.zip", 2, size=64)
-    assert "00000.png: is 64x64 pixels; expected 128x128" in refusal(source("ffhq", tmp_path / "a.zip"))
+    assert "00000.png: is 64x64 pixels, not 128x128" in refusal(source("ffhq", tmp_path / "a.zip"))
     assert prepared(source("ffhq", tmp_path / "a.zip", image_size=64))[0].shape == (2, 64, 64, 3)
 
 

@@ -6,7 +6,6 @@ import os
 import stat
 import tarfile
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +44,7 @@ def test_folder_order_and_labels(tmp_path):
     assert images[:, 0, 0, 0].tolist() == [10, 20, 30]
     assert labels.tolist() == [0, 0, 1]
     assert (images.shape, images.dtype, labels.dtype) == ((3, 8, 8, 1), np.uint8, np.int64)
-    (tmp_path / "top.png").write_bytes(picture(40))
-    images, labels = prepared(folder(tmp_path, limit=2))
-    assert (images[:, 0, 0, 0].tolist(), labels.tolist()) == ([10, 20], [-1, -1])
+    assert prepared(folder(tmp_path, limit=2))[0][:, 0, 0, 0].tolist() == [10, 20]
 
 
 def test_zip_is_the_same_as_its_directory(tmp_path):
@@ -73,14 +70,14 @@ def test_folder_reads_jpeg_and_webp_in_colour(tmp_path):
 @pytest.mark.parametrize(
     ("content", "channels", "message"),
     [
-        (picture(size=(9, 8)), 1, "is 9x8 pixels; expected 8x8 (image_size)"),
-        (picture(mode="RGB"), 1, "has mode RGB; expected L (channels is 1)"),
-        (picture(), 3, "has mode L; expected RGB (channels is 3)"),
-        (picture(mode="RGBA"), 3, "has mode RGBA; expected RGB"),
-        (picture(mode="P"), 3, "has mode P; expected RGB"),
-        (b"this is no image", 1, "cannot be read as an image"),
-        (b"", 1, "cannot be read as an image"),
-        (picture(7, size=(8, 8))[:-30], 1, "cannot be read as an image"),
+        (picture(size=(9, 8)), 1, "is 9x8 pixels, not 8x8 (image_size)"),
+        (picture(mode="RGB"), 1, "is RGB, not L (channels: 1)"),
+        (picture(), 3, "is L, not RGB (channels: 3)"),
+        (picture(mode="RGBA"), 3, "is RGBA, not RGB"),
+        (picture(mode="P"), 3, "is P, not RGB"),
+        (b"this is no image", 1, "is of no known format, not PNG"),
+        (b"", 1, "is empty"),
+        (picture(7, size=(8, 8))[:-30], 1, "is damaged: "),
     ],
 )
 def test_folder_refuses_an_image(tmp_path, content, channels, message):
@@ -217,7 +214,8 @@ def test_images_of_any_size_are_cropped_if_that_is_asked_for(tmp_path):
     for i, shape in enumerate([(20, 30, 3), (64, 8, 3), (9, 8, 3)]):
         (tmp_path / f"{i}.png").write_bytes(encoded(np.full(shape, 40 * i, np.uint8), "PNG"))
     text = refusal(folder(tmp_path, channels=3))
-    assert "0.png: is 30x20 pixels; expected 8x8 (image_size); resize it first, or choose a preprocessing" in text
+    assert "3 of 3 images cannot be used: 0.png is 30x20 pixels, not 8x8 (image_size); 1.png is 8x64" in text
+    assert text.endswith("; resize, or choose a preprocessing")
     images, _ = prepared(source("folder", tmp_path, channels=3, preprocessing="center-crop"))
     assert images.shape == (3, 8, 8, 3)
     assert images.reshape(3, -1).tolist() == [[value] * 192 for value in (0, 40, 80)]
@@ -245,12 +243,3 @@ def test_links_and_pipes_in_a_directory(tmp_path):
     (tmp_path / "2.png").unlink()
     os.mkfifo(tmp_path / "2.png")
     assert "2.png: cannot be read: it is missing or no plain file" in refusal(folder(tmp_path))
-
-
-def test_an_image_of_too_many_pixels_is_not_decoded(tmp_path):
-    bomb = bytearray(picture(size=(8, 8)))
-    bomb[16:24] = (100_000).to_bytes(4) * 2
-    bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4)
-    (tmp_path / "0.png").write_bytes(bomb)
-    text = refusal(source("folder", tmp_path, preprocessing="center-crop"))
-    assert "could be decompression bomb DOS attack" in text

@@ -9,7 +9,7 @@ from archives import blobs, encoded, write_lmdb, write_lsun, write_zip
 from PIL import Image
 from unit.raw_data import prepared, refusal, source
 
-from ipdiff.data.readers import lsun
+from ipdiff.data import decode
 from ipdiff.data.resize import box_crop
 
 
@@ -22,7 +22,7 @@ def test_images_in_the_order_of_the_keys(tmp_path, monkeypatch):
     with zipfile.ZipFile(path) as archive:
         archive.extractall(tmp_path / "unpacked")
     for raw, block in ((path, 256), (path, 8), (tmp_path / "unpacked", 25), (tmp_path / "unpacked", 1)):
-        monkeypatch.setattr(lsun, "BLOCK", block)
+        monkeypatch.setattr(decode, "BLOCK", block)
         images, labels = prepared(source("lsun", raw, num_images=25))
         np.testing.assert_array_equal(images, expected)
         assert (labels == -1).all()
@@ -53,10 +53,11 @@ def test_a_database_that_is_none_or_incomplete(tmp_path):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (b"no image", "cannot be read as an image"),
-        (encoded(blobs(1, 70, 70, 1, 0)[0], "JPEG"), "has mode L; expected RGB"),
-        (encoded(blobs(1, 70, 70, 3, 0)[0], "JPEG")[:500], "cannot be read as an image"),
-        (encoded(blobs(1, 70, 70, 3, 0)[0], "GIF"), "cannot be read as an image"),
+        (b"no image", "is of no known format, not PNG or JPEG or WEBP"),
+        (encoded(blobs(1, 70, 70, 1, 0)[0], "JPEG"), "is L, not RGB"),
+        (encoded(blobs(1, 70, 70, 3, 0)[0], "JPEG")[:500], "is damaged: "),
+        (encoded(blobs(1, 70, 70, 3, 0)[0], "GIF"), "is a GIF, not PNG or JPEG or WEBP"),
+        (b"", "is empty"),
     ],
 )
 def test_a_value_that_is_no_image_is_named_by_its_key(tmp_path, value, message):

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from archives import write_celeba, write_zip
+from PIL import Image
 from unit.params_factory import drop, put, small, write
 
-from ipdiff import cli, grid
+from ipdiff import artifact, cli, grid
 from ipdiff.config import load, load_raw
-from ipdiff.data.readers.images import BLOCK
+from ipdiff.data.decode import BLOCK
 from ipdiff.errors import UserError
 
 
@@ -52,6 +53,48 @@ def test_prepare_publishes(faces, capsys):
     assert os.listdir("work/staging") == []
 
 
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """Parameters of a data set of a user's own images in raw/photos, in a project of their own."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, put(small(), "datasets.photos.source", {**OWN, "raw": "raw/photos"}))
+    Path("raw/photos/a").mkdir(parents=True)
+    Path("raw/photos/b").mkdir()
+    return Path("raw/photos")
+
+
+OWN = {"reader": "folder", "image_size": 8, "channels": 3, "modes": "convert", "skip_broken": True}
+
+
+def test_what_was_read_of_a_users_own_images_is_said_and_recorded(photos, capsys):
+    for i, mode in enumerate(["RGB", "RGBA", "L"]):
+        Image.new(mode, (8, 8)).save(photos / "ab"[i % 2] / f"{i}.png")
+    (photos / "b" / "torn.jpg").write_bytes(b"")
+    (photos / "notes.txt").write_text("text")
+    assert prepare() == 0
+    assert capsys.readouterr().err == (
+        "ipdiff: raw/photos: 3 images read (1 L, 1 RGBA converted); passed over: 1 .txt; broken and skipped: "
+        "b/torn.jpg; labels: a, b\n"
+    )
+    assert artifact.read_recipe(Path("data/photos/recipe.json"))["read"] == {
+        "images": 3,
+        "converted": {"L": 1, "RGBA": 1},
+        "passed_over": {".txt": 1},
+        "broken": ["b/torn.jpg"],
+        "labels": ["a", "b"],
+    }
+
+
+def test_a_name_that_is_not_utf8_is_one_line(photos, capsys):
+    Image.new("RGB", (8, 8)).save(photos / "a" / "0.png")
+    with open(os.fsencode(photos) + b"/r\xe9.txt", "wb"):
+        pass
+    assert prepare() == 2
+    said = capsys.readouterr().err
+    assert said.startswith("ipdiff: raw/photos: r\\udce9.txt: the name is not UTF-8")
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize("kind", ["missing", "page", "damaged"])
 def test_a_failure_leaves_nothing(faces, capsys, kind):
     path = Path("shared/faces.zip")
@@ -64,7 +107,7 @@ def test_a_failure_leaves_nothing(faces, capsys, kind):
     said = capsys.readouterr().err
     assert "shared/faces.zip" in said
     assert said.count("\n") == 1
-    assert ("000256.jpg: cannot be read as an image" in said) == (kind == "damaged")
+    assert ("000256.jpg: is of no known format" in said) == (kind == "damaged")
     assert not Path("data").exists()
     assert not Path("work/staging").exists() or os.listdir("work/staging") == []
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from ipdiff.spec import Source
 
 Block = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
-READERS: dict[str, Callable[[Source, Sequence[Path], Path], Iterator[Block]]] = {
+READERS: dict[str, Callable[[Source, Sequence[Path], Path, dict[str, Any]], Iterator[Block]]] = {
     "digits": digits.read,
     "folder": images.read_folder,
     "cifar10": cifar10.read,
@@ -29,13 +30,14 @@ READERS: dict[str, Callable[[Source, Sequence[Path], Path], Iterator[Block]]] = 
 }
 
 
-def read(source: Source, paths: Sequence[Path], scratch: Path) -> Generator[Block, None, None]:
+def read(source: Source, paths: Sequence[Path], scratch: Path, notes: dict[str, Any]) -> Generator[Block, None, None]:
     """Read a data set, training images only, in the published order.
 
     Args:
         source: which reader, and what the images must be.
         paths: the raw files: `source.raw` or those of `source.archives`; none for embedded data.
         scratch: existing directory that the reader may unpack into; the caller removes it.
+        notes: what is worth recording of what was read is written into it, as far as the blocks have come.
 
     Yields:
         images [n, H, W, C] uint8 and labels [n] int64, -1 where there is none; n >= 1 differs from block to block.
@@ -46,4 +48,4 @@ def read(source: Source, paths: Sequence[Path], scratch: Path) -> Generator[Bloc
     if source.reader not in ("digits", "fashion_mnist") and len(paths) != 1:
         names = ", ".join(path.name for path in paths) or "none"
         raise UserError(f"reader {source.reader} reads one archive or directory; found {names}")
-    yield from READERS[source.reader](source, paths, scratch)
+    yield from READERS[source.reader](source, paths, scratch, notes)

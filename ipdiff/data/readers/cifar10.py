@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,9 @@ BLOCK = 2000
 """Images a block."""
 
 
-def read(source: Source, paths: Sequence[Path], scratch: Path) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+def read(
+    source: Source, paths: Sequence[Path], scratch: Path, notes: dict[str, Any]
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
     """cifar-10-binary.tar.gz or cifar-10-python.tar.gz, or the directory of either: training batches 1 to 5."""
     with files.opened(paths[0]) as found:
         batches = files.named(found, lambda name: name in (*BINARY, *PYTHON))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 from ipdiff.spec import Source
 
 
-def read(source: Source, paths: Sequence[Path], scratch: Path) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+def read(
+    source: Source, paths: Sequence[Path], scratch: Path, notes: dict[str, Any]
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
     """8x8, grey levels 0..16 stretched to 0..255."""
     from sklearn.datasets import load_digits
 

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,9 @@ BLOCK = 4096
 """Images a block."""
 
 
-def read(source: Source, paths: Sequence[Path], scratch: Path) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+def read(
+    source: Source, paths: Sequence[Path], scratch: Path, notes: dict[str, Any]
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
     """The training images and labels, as two archives or as a directory that holds both."""
     images, labels = (_find(paths, name) for name in (IMAGES, LABELS))
     with _idx(labels, (None,)) as (shape, stream):

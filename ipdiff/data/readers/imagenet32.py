@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,9 @@ BLOCK = 4096
 """Images a block."""
 
 
-def read(source: Source, paths: Sequence[Path], scratch: Path) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+def read(
+    source: Source, paths: Sequence[Path], scratch: Path, notes: dict[str, Any]
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
     """Imagenet32_train_npz.zip, or its directory: the batches in the order of their numbers; labels from 0."""
     with files.opened(paths[0], MAX_BATCH) as found:
         batches = files.named(found, lambda name: bool(BATCH.fullmatch(name)))

@@ -1,9 +1,10 @@
-"""Data sets that are published as files of single images: CelebA, FFHQ, and anybody's own directory or .zip."""
+"""Data sets that are published as files of single images: CelebA, FFHQ, and anybody's own directory or archive."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,71 +13,187 @@ from ipdiff.data import decode, files
 from ipdiff.errors import UserError
 from ipdiff.spec import Source
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-BLOCK = 256
-"""Images decoded before they are handed on."""
+SUFFIXES = tuple(suffix for suffixes in decode.FORMATS.values() for suffix in suffixes)
+"""Ends of the names of images that are read."""
+NOT_READ = frozenset(
+    ".heic .heif .jxl .jp2 .j2k .jpx .psd .svg .eps .xcf .tga .ico .icns .cur .pcx .qoi .exr .hdr .dds .fits .pfm .wmf "
+    ".emf .sgi .ras .xbm .xpm .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .pef .srw".split()
+)
+"""Ends of the names of images that are not: refused, not passed over."""
+NAMED = 10
+"""Images that a refusal names."""
 CELEBA_SIZE = (178, 218)
 """Width and height of the aligned CelebA images."""
 
+_SEEN = ("a PNG", "a JPEG", "a GIF", "a WEBP")
+"""What counts as an image under any name."""
 _Blocks = Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]
 
 
-def read_folder(source: Source, paths: Sequence[Path], scratch: Path) -> _Blocks:
-    """The png, jpg and webp images of a directory or .zip, in the sorted order of their paths.
+def read_folder(source: Source, paths: Sequence[Path], scratch: Path, notes: dict[str, Any]) -> _Blocks:
+    """The images of a directory, .zip or .tar.gz, in the sorted order of their paths; docs/inputs.md has the rules.
 
-    The label is the index of the first-level sub-directory where all images lie in sub-directories, else
-    -1. Hidden files and `__MACOSX` are passed over.
+    Labels are the indices of the folders in which the images part; -1 where all lie in one. Files that are no images
+    are passed over. Images that cannot be used are refused together, after all were looked at.
+
+    Args:
+        source: what the images must be, and what becomes of others.
+        paths: the directory or archive.
+        scratch: not used.
+        notes: gets images (how many), passed_over (end of the name or "hidden" -> how many), converted (mode -> how
+            many), broken (names of those skipped) and labels (their folders, in order).
     """
     with files.opened(paths[0]) as found:
-        chosen = _chosen(paths[0], found, SUFFIXES)
-        yield from _blocks(source, chosen, _labels(list(chosen)))
+        chosen, passed_over = _sorted_out(found)
+        if not chosen:
+            raise UserError(f"{paths[0]}: no images; expected files ending in {', '.join(SUFFIXES)}")
+        labels, folders = _labels(paths[0], list(chosen), source)
+        notes |= {"images": 0, "passed_over": passed_over, "converted": {}, "broken": [], "labels": folders}
+        yield from decode.blocks(_own(paths[0], chosen, labels, source, notes), source)
 
 
-def read_celeba(source: Source, paths: Sequence[Path], scratch: Path) -> _Blocks:
+def read_celeba(source: Source, paths: Sequence[Path], scratch: Path, notes: dict[str, Any]) -> _Blocks:
     """img_align_celeba.zip, or its directory: 202,599 jpg of 178x218, in the order of their numbers.
 
     The first 162,770 are the training split of list_eval_partition.txt (`limit`); the paper uses all.
     """
-    with files.opened(paths[0]) as found:
-        yield from _blocks(source, _chosen(paths[0], found, (".jpg",)), size=CELEBA_SIZE)
+    yield from _published(source, paths[0], ".jpg", CELEBA_SIZE)
 
 
-def read_ffhq(source: Source, paths: Sequence[Path], scratch: Path) -> _Blocks:
+def read_ffhq(source: Source, paths: Sequence[Path], scratch: Path, notes: dict[str, Any]) -> _Blocks:
     """thumbnails128x128, a .zip or a directory: 70,000 png, 1000 a sub-directory, in the order of their numbers."""
-    with files.opened(paths[0]) as found:
-        yield from _blocks(source, _chosen(paths[0], found, (".png",)))
+    yield from _published(source, paths[0], ".png")
 
 
-def _chosen(raw: Path, found: files.Files, suffixes: tuple[str, ...]) -> files.Files:
-    """The images among the files, sorted by path; UserError if there are none."""
-    names = sorted(name for name in found if _is_image(name, suffixes))
-    if not names:
-        raise UserError(f"{raw}: no images; expected files ending in {', '.join(suffixes)}")
-    return {name: found[name] for name in names}
+def _published(source: Source, raw: Path, suffix: str, size: tuple[int, int] | None = None) -> _Blocks:
+    with files.opened(raw) as found:
+        names = sorted(name for name in found if name.lower().endswith(suffix) and not _is_hidden(name))
+        if not names:
+            raise UserError(f"{raw}: no images; expected files ending in {suffix}")
+        entries = (found[name] for name in names)
+        yield from decode.blocks(
+            ((decode.image(entry.read(), entry.where, source, size), -1) for entry in entries), source
+        )
 
 
-def _is_image(name: str, suffixes: tuple[str, ...]) -> bool:
-    parts = PurePosixPath(name).parts
-    return name.lower().endswith(suffixes) and not any(p[0] == "." or p == "__MACOSX" for p in parts)
+def _is_hidden(name: str) -> bool:
+    return any(part[0] == "." or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
-def _labels(names: list[str]) -> NDArray[np.int64]:
-    """Index of each name's first directory among all; -1 for all names where one has no directory."""
-    if not all("/" in name for name in names):
-        return np.full(len(names), -1, np.int64)
-    tops = [name.split("/", 1)[0] for name in names]
-    index = {top: label for label, top in enumerate(sorted(set(tops)))}
-    return np.array([index[top] for top in tops], np.int64)
+def _sorted_out(found: files.Files) -> tuple[files.Files, dict[str, int]]:
+    """The images among the files, sorted by path; how many others there are, by the end of their names."""
+    chosen: files.Files = {}
+    passed_over: dict[str, int] = {}
+    for name in sorted(found):
+        suffix = _suffix(name)
+        if _is_hidden(name):
+            what = "hidden"
+        elif suffix in SUFFIXES or suffix in NOT_READ or _kind(found[name]) in _SEEN:
+            chosen[name] = found[name]
+            continue
+        else:
+            what = suffix if 1 < len(suffix) <= 8 and suffix[1:].isalnum() else "others"
+        passed_over[what] = passed_over.get(what, 0) + 1
+    return chosen, passed_over
 
 
-def _blocks(
-    source: Source,
-    chosen: files.Files,
-    labels: NDArray[np.int64] | None = None,
-    size: tuple[int, int] | None = None,
-) -> _Blocks:
-    entries = list(chosen.values())
-    labels = np.full(len(entries), -1, np.int64) if labels is None else labels
-    for start in range(0, len(entries), BLOCK):
-        part = slice(start, start + BLOCK)
-        yield np.stack([decode.entry(entry, source, size) for entry in entries[part]]), labels[part]
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def _kind(entry: files.Entry) -> str:
+    try:
+        with entry.open() as stream:
+            return files.kind(stream.read(512))
+    except UserError:  # no plain file, or damaged: nothing says that it is an image
+        return ""
+
+
+def _labels(raw: Path, names: Sequence[str], source: Source) -> tuple[list[int], list[str]]:
+    """Each image's label, and the folders that the labels stand for.
+
+    Raises:
+        UserError: some images lie beside those folders.
+    """
+    none = [-1] * len(names)
+    folders = [PurePosixPath(name).parts[:-1] for name in names]
+    first, last = min(folders), max(folders)
+    depth = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    if source.labels == "none" or len(last) == depth:
+        return none, []
+    tops = sorted({folder[depth] for folder in folders if len(folder) > depth})
+    strays = [name for name, folder in zip(names, folders, strict=True) if len(folder) == depth]
+    if strays:
+        more = f" and {len(strays) - 1} more images lie" if len(strays) > 1 else " lies"
+        beside = ", ".join(map(files.shown, tops[:3])) + (", ..." if len(tops) > 3 else "")
+        raise UserError(
+            f"{raw}: {files.shown(strays[0])}{more} beside the folders that are the labels ({beside}); move it into "
+            "one of them or away, or set source.labels: none"
+        )
+    index = {top: label for label, top in enumerate(tops)}
+    return [index[folder[depth]] for folder in folders], tops
+
+
+def _own(
+    raw: Path, chosen: files.Files, labels: Sequence[int], source: Source, notes: dict[str, Any]
+) -> Iterator[tuple[NDArray[np.uint8], int]]:
+    """A user's images with their labels; at the end UserError for all that cannot be used."""
+    faults: list[tuple[str, decode.Unusable]] = []
+    for (name, entry), label in zip(chosen.items(), labels, strict=True):
+        if notes["images"] + len(faults) == source.limit:
+            break
+        try:
+            pixels, mode = decode.own(_bytes(name, entry), source)
+        except decode.Unusable as fault:
+            if source.skip_broken and fault.fault == "unreadable":
+                notes["broken"].append(name)
+            else:
+                faults.append((name, fault))
+            continue
+        notes["images"] += 1
+        if mode != decode.MODES[source.channels]:
+            notes["converted"][mode] = notes["converted"].get(mode, 0) + 1
+        if not faults:
+            yield pixels, label
+    if faults:
+        looked = notes["images"] + len(faults) + len(notes["broken"])
+        raise UserError(f"{raw}: {_complaint(faults, looked, source)}")
+    if not notes["images"]:
+        raise UserError(
+            f"{raw}: none of {len(chosen)} images can be read; the first: {files.shown(notes['broken'][0])}"
+        )
+
+
+def _bytes(name: str, entry: files.Entry) -> bytes:
+    if (suffix := _suffix(name)) in NOT_READ:
+        raise decode.Unusable(f"is a {suffix[1:]} file, which is not read")
+    try:
+        return entry.read()
+    except UserError as error:
+        reason, _, detail = str(error).removeprefix(f"{entry.where}: ").partition(": ")
+        raise decode.Unusable(reason, detail=detail) from error
+
+
+def _complaint(faults: Sequence[tuple[str, decode.Unusable]], looked: int, source: Source) -> str:
+    """How many images cannot be used, the first of them by reason, and what there is to do."""
+    if len(faults) == 1:
+        name, fault = faults[0]
+        said = f"{files.shown(name)}: {fault}"
+    else:
+        reasons: dict[str, list[str]] = {}
+        for name, fault in faults[:NAMED]:
+            reasons.setdefault(fault.reason, []).append(files.shown(name, 40))
+        said = f"{len(faults)} of {looked} images cannot be used: "
+        said += "; ".join(f"{', '.join(names)} {reason}" for reason, names in reasons.items())
+        if len(faults) > NAMED:
+            said += f"; and {len(faults) - NAMED} more"
+    return "; ".join([said, *_remedies({fault.fault for _, fault in faults}, source)])
+
+
+def _remedies(kinds: set[str], source: Source) -> Iterator[str]:
+    if "mode" in kinds and source.modes == "refuse":
+        yield "convert, or set source.modes: convert"
+    if "size" in kinds and source.chosen_preprocessing == "none":
+        yield "resize, or choose a preprocessing"
+    if "unreadable" in kinds:
+        yield "mend or remove, or set source.skip_broken: true"

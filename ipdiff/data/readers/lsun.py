@@ -5,9 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +15,12 @@ from ipdiff.data import decode, files, lmdb_values
 from ipdiff.errors import UserError
 from ipdiff.spec import Source
 
-BLOCK = 256
-"""Images a block."""
 _LONGEST_KEY = 511
 
 
-def read(source: Source, paths: Sequence[Path], scratch: Path) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+def read(
+    source: Source, paths: Sequence[Path], scratch: Path, notes: dict[str, Any]
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
     """{category}_train_lmdb.zip, or its directory, in the order of the database's keys.
 
     A zip is first unpacked into `scratch`: LMDB maps its file into memory.
@@ -32,13 +31,12 @@ def read(source: Source, paths: Sequence[Path], scratch: Path) -> Iterator[tuple
             raise UserError(f"{paths[0]}: no data.mdb; expected an LSUN database such as tower_train_lmdb.zip")
         entry = database["data.mdb"]
         values = _values(entry.local(scratch), entry.where)
-        while block := list(islice(_images(values, entry.where, source), BLOCK)):
-            yield np.stack(block), np.full(len(block), -1, np.int64)
+        images = (decode.image(value, f"{entry.where} {_shown(key)}", source) for key, value in values)
+        yield from decode.blocks(((pixels, -1) for pixels in images), source)
 
 
-def _images(values: Iterator[tuple[bytes, bytes]], where: str, source: Source) -> Iterator[NDArray[np.uint8]]:
-    for key, value in values:
-        yield decode.image(value, f"{where} {key.decode('ascii', 'replace')}", source)
+def _shown(key: bytes) -> str:
+    return files.shown(key.decode("ascii", "replace"))
 
 
 def _values(path: Path, where: str) -> Iterator[tuple[bytes, bytes]]:
@@ -66,7 +64,7 @@ def _record(stream: IO[bytes], where: str) -> tuple[bytes, bytes] | None:
         return None
     key = _exactly(stream, min(sizes[0], _LONGEST_KEY))
     if sizes[1] > files.MAX_ENTRY:
-        raise UserError(f"{where} {key.decode('ascii', 'replace')}: has {sizes[1]} bytes, more than {files.MAX_ENTRY}")
+        raise UserError(f"{where} {_shown(key)}: has more than {files.MAX_ENTRY} bytes")
     return key, _exactly(stream, sizes[1])
 
 
