@@ -234,7 +234,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say(error: Exception | str, code: int) -> int:
-    print(f"ipdiff: {error}", file=sys.stderr)
+    text = f"ipdiff: {error}".encode(errors="backslashreplace").decode()  # names of files may be no text
+    print(text, file=sys.stderr)
     return code
 
 

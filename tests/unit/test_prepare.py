@@ -91,7 +91,7 @@ def test_a_name_that_is_not_utf8_is_one_line(photos, capsys):
         pass
     assert prepare() == 2
     said = capsys.readouterr().err
-    assert said.startswith("ipdiff: raw/photos: r\\udce9.txt: the name is not UTF-8")
+    assert said.startswith("ipdiff: raw/photos/r\\udce9.txt: the name is not UTF-8")
     assert said.count("\n") == 1
 
 
