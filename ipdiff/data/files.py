@@ -24,7 +24,8 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NoReturn, cast
 
-from ipdiff.errors import UserError
+from ipdiff.data import filekind
+from ipdiff.errors import UserError, brief
 
 MAX_ENTRY = 64 * 2**20
 """Bytes that an entry may expand to, where the reader does not say otherwise."""
@@ -53,8 +54,7 @@ def reading(where: str) -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{where}: cannot be read: {reason}") from error
+        raise UserError(f"{where}: cannot be read: {brief(error, 200)}") from error
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,11 @@ class Entry:
         """Its bytes as a stream; whatever goes wrong while it is read is a UserError with its name."""
         with reading(self.where), self.opener() as stream:
             yield stream
+
+    def kind(self) -> filekind.Kind:
+        """What it is, by its first bytes."""
+        with self.open() as stream:
+            return filekind.of(stream.read(filekind.HEAD))
 
     def read(self) -> bytes:
         """All its bytes, or a UserError."""
@@ -110,22 +115,16 @@ def opened(path: Path, max_entry: int | None = MAX_ENTRY) -> Iterator[Files]:
         yield directory(path)
         return
     with reading(str(path)), path.open("rb") as file:
-        head = file.read(512)
+        head = file.read(filekind.HEAD)
     with ExitStack() as stack:
         if head.startswith(b"PK"):
             yield _zip(path, stack, max_entry)
         elif head.startswith(b"\x1f\x8b"):
             yield _tar(path, stack, max_entry)
         else:
-            raise UserError(f"{path}: neither a directory nor a readable .zip or .tar.gz{html_hint(head)}")
-
-
-def html_hint(head: bytes) -> str:
-    """The end of a message about a file that begins like this: empty unless it is a web page."""
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if not text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
-        return ""
-    return "; it is an HTML page: a login, confirmation or error page was saved instead of the file"
+            raise UserError(
+                f"{path}: neither a directory nor a readable .zip or .tar.gz; it is {filekind.of(head).words}"
+            )
 
 
 def directory(root: Path) -> Files:
@@ -180,6 +179,8 @@ def _zip(path: Path, stack: ExitStack, max_entry: int | None) -> Files:
             reason = "is a link"
         elif info.flag_bits & 1:
             reason = "is encrypted"
+        elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            reason = "is compressed by another method than deflate"
         admit(info.filename, info.file_size, partial(_open_zipped, archive, info), reason)
     return files
 
