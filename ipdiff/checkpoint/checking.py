@@ -79,8 +79,9 @@ def check(tensors: Mapping[str, Any], spec: RunSpec, path: str, run: str) -> Non
 
 def _first(found: list[str]) -> str:
     """The first problems, as many as there is room for, and how many more there are."""
-    shown = [brief(found[0], SHOWN)]
-    for line in found[1:]:
+    lines = [brief(line, SHOWN) for line in found]
+    shown = lines[:1]
+    for line in lines[1:]:
         if sum(map(len, shown)) + len(line) > SHOWN:
             break
         shown.append(line)
