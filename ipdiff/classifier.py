@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipdiff.data.images import load_images
+from ipdiff.data.npy import load_npy
 from ipdiff.errors import UserError
 from ipdiff.metrics.classifier import accuracy, save, train
 from ipdiff.rng import Purpose, permutation
@@ -46,10 +47,7 @@ def run(spec: Classifier, compute: Compute, images: Path, labels: Path, out: Pat
 
 def _load_labels(path: Path, n: int) -> NDArray[np.int64]:
     """Labels [n] int64, 0..K-1 with K >= 2. Raises UserError for anything else."""
-    try:
-        labels = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: not a readable npy file: {error}") from error
+    labels = load_npy(path, mmap=False)
     if labels.dtype != np.int64 or labels.shape != (n,):
         raise UserError(f"{path}: expected labels int64 [{n}], found {labels.dtype} {list(labels.shape)}")
     if (labels < 0).any():

@@ -286,7 +286,10 @@ def _compare(args: argparse.Namespace) -> int:
     from ipdiff.compare import compare
 
     compute = Compute(args.device or "cpu", args.threads or os.cpu_count() or 1)
-    found = compare(args.samples, args.reference, args.features or "inception", compute, metrics)
+    compared = compare(args.samples, args.reference, args.features or "inception", compute, metrics)
+    for warning in compared.warnings:
+        print(f"ipdiff: warning: {warning}", file=sys.stderr)
+    found = compared.values
     if args.json:
         print(json.dumps(found, indent=1))
         return 0

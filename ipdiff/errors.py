@@ -23,3 +23,10 @@ class IntegrityError(Exception):
 
 class Preempted(Exception):
     """Stopped by a signal with its progress saved: run the same command again (exit code 75)."""
+
+
+def brief(what: object, most: int = 100) -> str:
+    """What somebody else wrote (a library's error, a name in a file) as one line of at most `most` characters."""
+    text = " ".join(str(what).split()) or type(what).__name__
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return text if len(text) <= most else f"{text[: most - 3]}..."

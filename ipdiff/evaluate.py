@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from ipdiff.data.arrays import load_npz
 from ipdiff.data.images import check_images
+from ipdiff.data.npy import load_npy
 from ipdiff.errors import UserError
 from ipdiff.metrics.features import NAMES, Extractor, Network, Observer, Pooled, Statistics, show
 from ipdiff.metrics.frechet import frechet_distance
@@ -38,11 +40,7 @@ class Neighbours:
     @staticmethod
     def load(directory: Path) -> Neighbours:
         """Open its files. Raises UserError where they are not what they should be."""
-        try:
-            features = np.load(directory / "features.npy", mmap_mode="r", allow_pickle=False)
-            reach = np.load(directory / "radii.npy", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{directory}: not what the stage `neighbours` publishes: {error}") from None
+        features, reach = load_npy(directory / "features.npy"), load_npy(directory / "radii.npy", mmap=False)
         if features.ndim != 2 or reach.shape != features.shape[:1]:
             raise UserError(f"{directory}: features {list(features.shape)} and radii {list(reach.shape)} do not agree")
         return Neighbours(features, reach)
@@ -169,7 +167,9 @@ def overlaps(found: Measured, near: Neighbours, compute: Compute) -> dict[str, f
 
 
 def rounded(value: float) -> float:
-    """A metric as it is published: ten significant digits."""
+    """A metric as it is published: ten significant digits. Raises UserError where it is not finite."""
+    if not math.isfinite(value):
+        raise UserError(f"a metric came out as {value}: features or statistics are too large, or not finite")
     return float(f"{value:.{DIGITS}g}")
 
 
@@ -178,7 +178,8 @@ def load_samples(path: Path) -> NDArray[np.uint8]:
     arrays = load_npz(path)
     if "arr_0" not in arrays:
         raise UserError(f"{path}: expected the array arr_0, found {', '.join(arrays) or 'none'}")
-    images = check_images(arrays["arr_0"], path)
+    images = arrays["arr_0"]
+    check_images(images.shape, images.dtype, path)
     if len(images) < 2:
         raise UserError(f"{path}: a Frechet distance needs 2 images or more; got {len(images)}")
     return images

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ipdiff import build
-from ipdiff.errors import UserError
+from ipdiff.errors import UserError, brief
 from ipdiff.spec import RunSpec
 
-SHOWN = 8
-"""Problems that a message spells out; the others are counted."""
+SHOWN = 160
+"""Characters of a message that spell out the first problems; the others are counted."""
 
 _FIRST = {"adm": "input_blocks.0.0.weight", "ddpm": "conv_in.weight"}
 """A tensor that every network of the family has, and none of the other."""
@@ -88,6 +88,17 @@ def check(tensors: Mapping[str, Any], spec: RunSpec, path: str, run: str) -> Non
         raise UserError(
             f"{path}: a network of {_CODE[other]} (family {other}), but the model of {run} has family {spec.family}"
         )
-    more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     count = "1 difference" if len(found) == 1 else f"{len(found)} differences"
-    raise UserError(f"{path}: not the network of {run}, {count}: {'; '.join(found[:SHOWN])}{more}")
+    raise UserError(f"{path}: not the network of {run}, {count}: {_first(found)}")
+
+
+def _first(found: list[str]) -> str:
+    """The first problems, as many as there is room for, and how many more there are."""
+    lines = [brief(line, SHOWN) for line in found]
+    shown = lines[:1]
+    for line in lines[1:]:
+        if sum(map(len, shown)) + len(line) > SHOWN:
+            break
+        shown.append(line)
+    more = len(found) - len(shown)
+    return "; ".join(shown) + (f"; and {more} more" if more else "")

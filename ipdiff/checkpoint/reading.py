@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -12,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ipdiff.errors import UserError
+from ipdiff.data import filekind, files
+from ipdiff.errors import UserError, brief
 
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Parts of names that (Distributed)DataParallel, torch.compile, FSDP and activation checkpointing put in, one in the
@@ -51,75 +50,43 @@ def read(path: Path) -> Found:
     Raises:
         UserError: the file is missing, truncated, or something else; one line.
     """
-    kind = _kind(path)
-    if kind == "safetensors":
+    kind = filekind.look(path)
+    if kind.name == "safetensors":
         try:
-            return Found(_unwrapped(load_file(path)), kind)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(f"{path}: damaged or truncated safetensors: {_line(error)}") from None
-    return _weights(path, _load(path, kind))
+            return Found(_unwrapped(load_file(path)), kind.name)
+        except Exception as error:  # on damaged bytes it raises several kinds
+            raise UserError(f"{path}: damaged or truncated safetensors: {brief(error)}") from None
+    if kind.name not in ("torch", "pickle"):
+        raise UserError(f"{path}: is {kind.words}; expected a .pt or .pth file of torch.save, or safetensors")
+    return _weights(path, _load(path, zipped=kind.name == "torch"))
 
 
-def _kind(path: Path) -> str:
-    """`safetensors`, `zip` or `pickle`, by the first bytes; UserError says what else it is."""
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(512)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    if head[:4] == b"PK\x03\x04":
-        return "zip"
-    if head[8:9] == b"{" and 2 <= struct.unpack("<Q", head[:8])[0] < 100_000_000:
-        return "safetensors"
-    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
-        return "pickle"
-    raise UserError(f"{path}: {_other(head)}; expected a .pt or .pth file of torch.save, or safetensors")
-
-
-def _other(head: bytes) -> str:
-    """What a file is that is no checkpoint, by its first bytes."""
-    text = head.lstrip().lower()
-    if not head:
-        return "an empty file"
-    if text.startswith((b"<!doctype html", b"<html")):
-        return "an HTML page (a download that wanted a confirmation or a login); download the file itself"
-    if text.startswith(b"version https://git-lfs"):
-        return "a pointer of Git LFS; get the file itself with git lfs pull"
-    return f"begins with {head[:8]!r}"
-
-
-def _load(path: Path, kind: str) -> Any:
+def _load(path: Path, *, zipped: bool) -> Any:
     """What torch.save wrote, read by its restricted unpickler."""
-    if kind == "zip":
+    if zipped:
         _check_zip(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about storage classes of old files, which still load
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # on damaged bytes the unpickler raises nearly anything
         text = str(error)
         if refused := re.search(r"GLOBAL (\S+)", text):
-            why = f"its pickle asks for {refused[1]}, which is no tensor; only plain state dicts and lists are read"
+            wanted = brief(refused[1], 60)
+            why = f"its pickle asks for {wanted}, which is no tensor; only plain state dicts and lists are read"
         elif "weights only load failed" in text.lower():
             why = "no file of torch.save, or more than tensors in it; only plain state dicts and lists are read"
         else:
-            why = f"damaged or truncated: {_line(error)}"
+            why = f"damaged or truncated: {brief(error)}"
         raise UserError(f"{path}: {why}") from None
 
 
 def _check_zip(path: Path) -> None:
     """torch.save stores without compression: anything else is no checkpoint, or a bomb."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
-            pickled = any(name.endswith("/data.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise UserError(f"{path}: damaged or truncated: {_line(error)}") from None
-    if packed or not pickled:
-        found = f"{packed[0]} in it is compressed" if packed else "it has no data.pkl"
-        raise UserError(f"{path}: a zip archive, but none of torch.save: {found}")
+    with files.reading(str(path)), zipfile.ZipFile(path) as archive:
+        packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise UserError(f"{path}: a zip archive, but none of torch.save: {brief(packed[0], 60)} in it is compressed")
 
 
 def _weights(path: Path, value: Any) -> Found:
@@ -132,9 +99,9 @@ def _weights(path: Path, value: Any) -> Found:
         raise UserError(
             f"{path}: an optimiser's state (opt*.pt), no weights; take model*.pt or ema_*.pt of the same step"
         )
-    if not any(isinstance(entry, Tensor) for entry in value.values()):
-        keys = ", ".join(map(str, list(value)[:8]))
-        raise UserError(f"{path}: a mapping without a tensor (keys: {keys or 'none'}); expected a state dict")
+    if not _is_weights(value):
+        keys = ", ".join(_shown(key) for key in list(value)[:8])
+        raise UserError(f"{path}: a mapping, but no names and tensors (keys: {keys or 'none'}); expected a state dict")
     return Found(_unwrapped(value), "state dict")
 
 
@@ -152,7 +119,16 @@ def _from_list(path: Path, value: list[Any]) -> Found:
 
 
 def _is_weights(value: Any) -> bool:
-    return isinstance(value, Mapping) and any(isinstance(entry, Tensor) for entry in value.values())
+    return (
+        isinstance(value, Mapping)
+        and all(isinstance(name, str) for name in value)
+        and any(isinstance(entry, Tensor) for entry in value.values())
+    )
+
+
+def _shown(key: Any) -> str:
+    """A key of a file's mapping; what is no text may be a nest of any size, so only its kind is said."""
+    return brief(key, 20) if isinstance(key, str | int) else f"a {type(key).__name__}"
 
 
 def _unwrapped(tensors: Mapping[Any, Any]) -> dict[str, Any]:
@@ -160,8 +136,3 @@ def _unwrapped(tensors: Mapping[Any, Any]) -> dict[str, Any]:
     named = {str(name): value for name, value in tensors.items()}
     bare = {".".join(part for part in name.split(".") if part not in _WRAPPERS): name for name in named}
     return {short: named[name] for short, name in bare.items()} if len(bare) == len(named) else named
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else f"{text[:160]}..."

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ipdiff.data import files
 from ipdiff.data.resize import MAX_PIXELS, PREPROCESS
 from ipdiff.errors import UserError
 from ipdiff.spec import Source
@@ -150,8 +149,8 @@ def _opened(data: bytes, formats: tuple[str, ...]) -> Image:
     """A still image of bounded size, decoded."""
     from PIL import Image, UnidentifiedImageError
 
-    kind = files.kind(data[:512])
-    if kind == "empty":
+    kind = filekind.of(data[: filekind.HEAD])
+    if kind.name == "empty":
         raise Unusable("is empty")
     try:
         with warnings.catch_warnings():
@@ -167,9 +166,11 @@ def _opened(data: bytes, formats: tuple[str, ...]) -> Image:
             raise Unusable("has a transparent colour of 16 bits", "mode")
         return picture
     except UnidentifiedImageError:
-        if kind.rpartition(" ")[2] in formats:
+        if kind.name.upper() in formats:
             raise Unusable("is damaged", detail="its header") from None
-        raise Unusable(f"is {kind or 'of no known format'}, not {' or '.join(formats[:3])}") from None
+        what = kind.words if kind.name != "unknown" else "of no known format"
+        expected = "" if kind.stand_in else f", not {' or '.join(formats[:3])}"
+        raise Unusable(f"is {what}{expected}") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise Unusable(f"has more than {MAX_PIXELS} pixels") from None
     except Unusable:

@@ -12,7 +12,6 @@ import io
 import lzma
 import os
 import posixpath
-import re
 import shutil
 import stat
 import struct
@@ -26,7 +25,8 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NoReturn, cast
 
-from ipdiff.errors import UserError
+from ipdiff.data import filekind
+from ipdiff.errors import UserError, brief
 
 MAX_ENTRY = 64 * 2**20
 """Bytes that an entry may expand to, where the reader does not say otherwise."""
@@ -55,8 +55,7 @@ def reading(where: str) -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
-        reason = shown(" ".join(str(error).split()) or type(error).__name__, 120)  # it may hold a stranger's file name
-        raise UserError(f"{where}: cannot be read: {reason}") from error
+        raise UserError(f"{where}: cannot be read: {brief(error, 120)}") from error
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,11 @@ class Entry:
         """Its bytes as a stream; whatever goes wrong while it is read is a UserError with its name."""
         with reading(self.where), self.opener() as stream:
             yield stream
+
+    def kind(self) -> filekind.Kind:
+        """What it is, by its first bytes."""
+        with self.open() as stream:
+            return filekind.of(stream.read(filekind.HEAD))
 
     def read(self) -> bytes:
         """All its bytes, or a UserError; also where they are more than MAX_ENTRY."""
@@ -114,62 +118,22 @@ def opened(path: Path, max_entry: int | None = MAX_ENTRY) -> Iterator[Files]:
         yield directory(path)
         return
     with reading(str(path)), path.open("rb") as file:
-        head = file.read(512)
+        head = file.read(filekind.HEAD)
     with ExitStack() as stack:
         if head.startswith(b"PK"):
             yield _zip(path, stack, max_entry)
         elif head.startswith(b"\x1f\x8b"):
             yield _tar(path, stack, max_entry)
         else:
-            found = html_hint(head) or (f"; it is {what}" if (what := kind(head)) else "")
-            raise UserError(f"{path}: neither a directory nor a readable .zip or .tar.gz{found}")
-
-
-_KINDS = {
-    b"\x89PNG\r\n\x1a\n": "a PNG",
-    b"\xff\xd8\xff": "a JPEG",
-    b"GIF8": "a GIF",
-    b"RIFF....WEBP": "a WEBP",
-    b"....ftypavif": "an AVIF",
-    b"....ftyp(heic|heix|mif1|msf1|hevc)": "a HEIC",
-    b"....ftyp": "a video",
-    b"II\\*\0|MM\0\\*": "a TIFF",
-    b"BM": "a BMP",
-    b"8BPS": "a Photoshop file",
-    b"%PDF": "a PDF",
-    b"PK": "a zip",
-    b"\x1f\x8b": "a gzip file",
-    b"7z\xbc\xaf": "a 7z archive",
-    b"Rar!": "a rar archive",
-    b"(?s).{257}ustar": "a tar without gzip",
-    b"\x93NUMPY": "an npy file",
-    b"\x80[\x02-\x05]": "a pickle",
-    b"version https://git-lfs": "a Git LFS pointer, not the file itself (git lfs pull)",
-}
-"""How files of a kind begin (regular expressions), and what messages call them."""
-
-
-def kind(head: bytes) -> str:
-    """What a file that begins like this is, in words ("a GIF", "empty"); "" where that is not known."""
-    if not head:
-        return "empty"
-    if html_hint(head):
-        return "an HTML page"
-    return next((what for start, what in _KINDS.items() if re.match(start, head, re.DOTALL)), "")
+            raise UserError(
+                f"{path}: neither a directory nor a readable .zip or .tar.gz; it is {filekind.of(head).words}"
+            )
 
 
 def shown(name: str, most: int = 80) -> str:
     """A stranger's file name as messages print it: one line, no more than so many characters."""
     text = name.encode("unicode_escape").decode() if not name.isprintable() else name
     return text if len(text) <= most else f"{text[: most // 2 - 3]}...{text[-most // 2 :]}"
-
-
-def html_hint(head: bytes) -> str:
-    """The end of a message about a file that begins like this: empty unless it is a web page."""
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if not text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
-        return ""
-    return "; it is an HTML page: a login, confirmation or error page was saved instead of the file"
 
 
 def directory(root: Path) -> Files:
@@ -227,6 +191,8 @@ def _zip(path: Path, stack: ExitStack, max_entry: int | None) -> Files:
             reason = "is a link"
         elif info.flag_bits & 1:
             reason = "is encrypted"
+        elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            reason = "is compressed by another method than deflate"
         admit(info.filename, info.file_size, partial(_open_zipped, archive, info), reason)
     return files
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ipdiff.errors import UserError
+from ipdiff.data.npy import load_npy
+from ipdiff.errors import UserError, brief
 
 if TYPE_CHECKING:
     import torch
@@ -93,22 +94,33 @@ def to_uint8(x: Tensor, quantise: Quantise = "truncate") -> NDArray[np.uint8]:
     return grey.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
+CHANNELS = (1, 3)
+"""Numbers of channels that images may have: grey, or red, green and blue."""
+
+
 def load_images(path: Path) -> NDArray[np.uint8]:
     """Open an images.npy as a read-only memory map: [N, H, W, C] uint8.
 
     Raises:
         UserError: the file is missing, is no npy file, or holds anything but uint8 NHWC images.
     """
-    try:
-        images = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: not a readable npy file: {error}") from error
-    return check_images(images, path)
-
-
-def check_images(images: Any, where: Path | str) -> NDArray[np.uint8]:
-    """Return `images` if they are uint8 NHWC, else raise a UserError that names `where`."""
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4:
-        found = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else "an archive"
-        raise UserError(f"{where}: expected images uint8 [N, H, W, C], found {found}")
+    images = load_npy(path)
+    check_images(images.shape, images.dtype, path)
     return images
+
+
+def check_images(shape: tuple[int, ...], dtype: np.dtype[Any], where: Path | str) -> None:
+    """Raise a UserError that names `where` unless an array of this shape and dtype holds images: uint8 NHWC."""
+    found = f"{brief(dtype, 30)} {brief(list(shape), 60)}"
+    expected = f"{where}: expected images uint8 [N, H, W, C], found {found}"
+    if dtype != np.uint8:
+        floats = "; floats in [-1, 1] become ((x + 1) * 127.5).clip(0, 255).astype(np.uint8)"
+        raise UserError(expected + floats * (dtype.kind == "f"))
+    if len(shape) != 4:
+        raise UserError(expected + "; grey images need one axis more: images[..., None]" * (len(shape) == 3))
+    if shape[3] not in CHANNELS and shape[1] in CHANNELS:
+        raise UserError(f"{expected}; the channels stand last: images.transpose(0, 2, 3, 1)")
+    if shape[3] not in CHANNELS:
+        raise UserError(f"{where}: images have {shape[3]} channels; expected 1 or 3: [N, H, W, C], found {found}")
+    if 0 in shape[1:]:
+        raise UserError(f"{expected}, which have no pixels")

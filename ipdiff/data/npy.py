@@ -1,15 +1,22 @@
-"""npy files larger than memory: written and read block by block."""
+"""npy files: what they hold is known from their first bytes, and those larger than memory are taken block by block."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ipdiff.data import filekind
+from ipdiff.errors import UserError, brief
+
+_PIECE = 1 << 20
 
 
 @contextmanager
@@ -50,31 +57,96 @@ def _write_header(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) 
     np.lib.format.write_array_header_1_0(file, header)
 
 
-class NpyReader:
-    """An npy file of somebody else's, read block by block and no further than it says."""
+@dataclass(frozen=True)
+class Header:
+    """What an npy file says that it holds, held against its length: an array of this shape and dtype is there."""
 
-    def __init__(self, stream: BinaryIO, size: int) -> None:
-        """Read the header.
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fortran: bool
+
+    @staticmethod
+    def read(stream: IO[bytes], size: int) -> Header:
+        """Read no further than the header.
 
         Args:
             stream: the file, at its start.
             size: its length in bytes.
 
         Raises:
-            ValueError: it is no npy file, holds Python objects, is in Fortran order, or has another length.
+            ValueError: it is no npy file, holds Python objects, or has another length.
         """
-        version = np.lib.format.read_magic(stream)
+        try:
+            version = np.lib.format.read_magic(stream)
+        except ValueError:
+            raise ValueError("is no npy file") from None
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         if version not in readers:
             raise ValueError(f"npy version {version} is not read")
-        self.shape, fortran, self.dtype = readers[version](stream)
-        if self.dtype.hasobject:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # headers that Python 2 wrote
+                shape, fortran, dtype = readers[version](stream)
+        except Exception as error:  # numpy's parser raises many kinds on damaged bytes
+            raise ValueError(f"has a damaged header: {brief(error, 60)}") from None
+        if dtype.hasobject:
             raise ValueError("holds Python objects (a pickle), which may run code")
-        if fortran and len(self.shape) > 1:
-            raise ValueError("is in Fortran order; expected C order")
-        needed = stream.tell() + math.prod(self.shape) * self.dtype.itemsize
+        if any(length < 0 for length in shape):
+            raise ValueError("has a damaged header: a negative length")
+        needed = stream.tell() + math.prod(shape) * dtype.itemsize
         if needed != size:
-            raise ValueError(f"has {size} bytes; its header says {needed}")
+            raise ValueError(f"has {size} bytes; its header says {brief(needed, 30)}")
+        return Header(shape, dtype, fortran and len(shape) > 1)
+
+    def fill(self, stream: IO[bytes]) -> NDArray[Any]:
+        """The whole array, from a stream that stands behind the header.
+
+        Raises:
+            EOFError: the stream ends early.
+            ValueError: numpy makes no such array, or there is no memory for it.
+        """
+        try:
+            array = np.empty(self.shape, self.dtype, "F" if self.fortran else "C")
+        except MemoryError:
+            raise ValueError(f"there is no memory for {math.prod(self.shape)} x {self.dtype.itemsize} bytes") from None
+        room = array.reshape(-1, order="A").view(np.uint8).data if array.nbytes else memoryview(b"")
+        for start in range(0, len(room), _PIECE):
+            piece = stream.read(min(_PIECE, len(room) - start))
+            if len(piece) < min(_PIECE, len(room) - start):
+                raise EOFError("it ends early")
+            room[start : start + len(piece)] = piece
+        return array
+
+
+def load_npy(path: Path, mmap: bool = True) -> NDArray[Any]:
+    """An array of an npy file, as a read-only memory map or in memory.
+
+    Raises:
+        UserError: the file is missing, is something else (the line says what), or is damaged.
+    """
+    kind = filekind.look(path)
+    if kind.name != "npy":
+        raise UserError(f"{path}: is {kind.words}; expected an npy file")
+    try:
+        with path.open("rb") as stream:
+            header = Header.read(stream, path.stat().st_size)
+            if not mmap or math.prod(header.shape) == 0:
+                return header.fill(stream)
+            order = "F" if header.fortran else "C"
+            return np.memmap(path, header.dtype, "r", stream.tell(), header.shape, order)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: not a readable npy file: {brief(error)}") from None
+
+
+class NpyReader:
+    """An npy file of somebody else's, read block by block and no further than it says."""
+
+    def __init__(self, stream: BinaryIO, size: int) -> None:
+        """Read the header: see `Header.read`; ValueError also where the array is in Fortran order."""
+        header = Header.read(stream, size)
+        if header.fortran:
+            raise ValueError("is in Fortran order; expected C order")
+        self.shape, self.dtype = header.shape, header.dtype
         self._stream = stream
 
     def blocks(self, rows: int) -> Iterator[NDArray[Any]]:

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
-from ipdiff.data.files import html_hint
+from ipdiff.data import filekind
 from ipdiff.errors import IntegrityError, UserError
 from ipdiff.spec import Archive
 
@@ -47,7 +47,7 @@ def obtain(archive: Archive) -> Path:
         `place(archive)`; the file was downloaded if it was missing and has a url.
 
     Raises:
-        UserError: it is missing and cannot be downloaded, or is a web page saved under its name.
+        UserError: it is missing and cannot be downloaded, or a web page or a pointer stands in its place.
         IntegrityError: its size or digest is another.
     """
     path = place(archive)
@@ -80,9 +80,9 @@ def check(archive: Archive, path: Path, name: str = "") -> None:
     if not path.is_file():
         raise UserError(f"{name}: is no file; expected {archive.file} as published")
     with path.open("rb") as file:
-        head = file.read(512)
-        if hint := html_hint(head):
-            raise UserError(f"{name}: is not {archive.file}{hint}; get the file itself")
+        kind = filekind.of(file.read(filekind.HEAD))
+        if kind.stand_in:
+            raise UserError(f"{name}: is not {archive.file}; it is {kind.words}")
         size = path.stat().st_size
         if archive.size not in (None, size):
             raise IntegrityError(name, f"{archive.size} bytes", f"{size} bytes")

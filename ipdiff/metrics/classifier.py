@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from ipdiff.adam import Adam
 from ipdiff.compute import configure
+from ipdiff.data import filekind
 from ipdiff.data.images import to_network
-from ipdiff.errors import UserError
+from ipdiff.errors import UserError, brief
 from ipdiff.rng import Purpose, normals, permutation
 from ipdiff.spec import Classifier, Compute
 
@@ -150,15 +151,17 @@ def load(path: Path, spec: Classifier) -> FeatureNet:
     Raises:
         UserError: the file is unreadable, or was trained with another `spec`.
     """
+    kind = filekind.look(path)
+    if kind.name != "safetensors":
+        raise UserError(f"{path}: is {kind.words}; expected a classifier.safetensors of the pipeline")
     try:
         with safe_open(path, framework="pt") as file:
             size = int(file.metadata()["image_size"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         net = FeatureNet(spec, size, tensors["conv1.weight"].shape[1], tensors["head.weight"].shape[0])
         net.load_state_dict(tensors)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).split("\n", 1)[0]
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise UserError(
-            f"{path}: not a classifier of these settings (width {spec.width}, features {spec.features}): {reason}"
+            f"{path}: not a classifier of these settings (width {spec.width}, features {spec.features}): {brief(error)}"
         ) from error
     return net.eval()

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ipdiff.compute import configure
-from ipdiff.errors import IntegrityError, UserError
+from ipdiff.data import filekind
+from ipdiff.errors import IntegrityError, UserError, brief
 from ipdiff.metrics.pixels import Features, pixels
 from ipdiff.spec import INCEPTION_SHA256, Compute
 
@@ -49,6 +50,11 @@ class InceptionFeatures:
             IntegrityError: the file has another digest.
             UserError: the file is no such network, or the device is absent.
         """
+        kind = filekind.look(path)
+        if kind.name != "torchscript":
+            raise UserError(
+                f"{path}: is {kind.words}; expected the Inception network of 2015-12-05, a TorchScript file"
+            )
         self.digest = _digest(path)
         if sha256 not in (None, self.digest):
             raise IntegrityError(path, f"sha256 {sha256}", self.digest)
@@ -155,9 +161,9 @@ def _load(path: Path, device: torch.device) -> torch.jit.ScriptModule:
         warnings.simplefilter("ignore", DeprecationWarning)  # torch prefers torch.export; the file is TorchScript
         try:
             return torch.jit.load(path, map_location=device).eval()
-        except (RuntimeError, ValueError) as error:
-            raise UserError(f"{path}: not a TorchScript file: {_first_line(error)}") from None
+        except Exception as error:  # torch raises many kinds on damaged bytes
+            raise UserError(f"{path}: a damaged or truncated TorchScript file: {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n", 1)[0]
+    return brief(str(error).strip().split("\n", 1)[0] or type(error).__name__)

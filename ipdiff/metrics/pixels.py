@@ -21,8 +21,9 @@ PIXEL_SIZE = 32
 def pixels(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Flattened pixels in [-1, 1]: [n, H, W, C] uint8 -> [n, P] float32; P = C H W up to 32x32 pixels.
 
-    Larger images are averaged over squares of ceil(size / 32) pixels.
+    Larger images are averaged over squares of ceil(size / 32) pixels, cut off at an image's shorter side.
     """
     x = to_network(images)
     factor = math.ceil(max(images.shape[1:3]) / PIXEL_SIZE)
-    return (F.avg_pool2d(x, factor) if factor > 1 else x).flatten(1).numpy()
+    square = tuple(min(factor, side) for side in images.shape[1:3])
+    return (F.avg_pool2d(x, square) if factor > 1 else x).flatten(1).numpy()

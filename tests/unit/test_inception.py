@@ -149,8 +149,8 @@ class Altered(torch.nn.Module):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"<html>Not found</html>", "not a TorchScript file"),
-        (b"", "not a TorchScript file"),
+        (b"<html>Not found</html>", "is an HTML page"),
+        (b"", "is an empty file"),
         (torch.nn.Linear(3, 3), "not the Inception network of 2015-12-05"),
         (Nested(), "not the Inception network of 2015-12-05"),
         (Altered(), "do not give the features that the whole network gives"),
@@ -168,7 +168,7 @@ def test_other_files_are_refused_in_one_line(tmp_path, content, said):
 def test_a_cut_file_is_refused(tmp_path, path):
     cut = tmp_path / "cut.pt"
     cut.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(UserError, match="not a TorchScript file"):
+    with pytest.raises(UserError, match="damaged or truncated"):
         InceptionFeatures(cut, CPU)
 
 

@@ -48,7 +48,9 @@ def _binary(batch: files.Entry) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.
     record = 1 + PIXELS
     count, rest = divmod(batch.size, record)
     if rest or not count:
-        raise UserError(f"{batch.where}: has {batch.size} bytes, no whole number of records of {record}")
+        kind = batch.kind()
+        hint = f"; it is {kind.words}" if kind.stand_in else ""
+        raise UserError(f"{batch.where}: has {batch.size} bytes, no whole number of records of {record}{hint}")
     with batch.open() as stream:
         for start in range(0, count, BLOCK):
             size = min(BLOCK, count - start) * record
@@ -60,6 +62,11 @@ def _binary(batch: files.Entry) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.
 
 
 def _python(batch: files.Entry) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+    kind = batch.kind()
+    if kind.name != "pickle":
+        raise UserError(f"{batch.where}: cannot be read: it is {kind.words}; expected the published pickle")
+    if batch.size > files.MAX_ENTRY:
+        raise UserError(f"{batch.where}: has {batch.size} bytes, more than any published one")
     with files.reading(batch.where):
         data, labels = read_batch(batch.read())
     if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != PIXELS or data.shape != (len(labels), PIXELS):

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ipdiff.data import files
+from ipdiff.data import filekind, files
 from ipdiff.errors import UserError
 from ipdiff.spec import Source
 
@@ -52,9 +52,9 @@ def _find(paths: Sequence[Path], name: str) -> files.Entry:
 def _idx(entry: files.Entry, expected: tuple[int | None, ...]) -> Iterator[tuple[tuple[int, ...], BinaryIO]]:
     """The shape and the bytes of an idx file of uint8, which must end where its shape says."""
     with entry.open() as packed:
-        if not packed.read(2).startswith(b"\x1f\x8b"):
-            packed.seek(0)
-            raise ValueError(f"is no gzip file{files.html_hint(packed.read(512))}")
+        kind = filekind.of(packed.read(filekind.HEAD))
+        if kind.name != "gzip":
+            raise ValueError(f"is no gzip file; it is {kind.words}")
         packed.seek(0)
         with gzip.open(packed) as stream:
             magic = int.from_bytes(_exactly(stream, 4))

@@ -25,7 +25,7 @@ NAMED = 10
 CELEBA_SIZE = (178, 218)
 """Width and height of the aligned CelebA images."""
 
-_SEEN = ("a PNG", "a JPEG", "a GIF", "a WEBP")
+_SEEN = ("png", "jpeg", "gif", "webp")
 """What counts as an image under any name."""
 _Blocks = Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]
 
@@ -103,8 +103,7 @@ def _suffix(name: str) -> str:
 
 def _kind(entry: files.Entry) -> str:
     try:
-        with entry.open() as stream:
-            return files.kind(stream.read(512))
+        return entry.kind().name
     except UserError:  # no plain file, or damaged: nothing says that it is an image
         return ""
 

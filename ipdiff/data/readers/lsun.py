@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipdiff.data import decode, files, lmdb_values
-from ipdiff.errors import UserError
+from ipdiff.errors import UserError, brief
 from ipdiff.spec import Source
 
 _LONGEST_KEY = 511
@@ -30,6 +30,9 @@ def read(
         if not database:
             raise UserError(f"{paths[0]}: no data.mdb; expected an LSUN database such as tower_train_lmdb.zip")
         entry = database["data.mdb"]
+        kind = entry.kind()
+        if kind.name != "lmdb":
+            raise UserError(f"{entry.where}: is no LMDB database, or a damaged one: it is {kind.words}")
         values = _values(entry.local(scratch), entry.where)
         images = (decode.image(value, f"{entry.where} {_shown(key)}", source) for key, value in values)
         yield from decode.blocks(((pixels, -1) for pixels in images), source)
@@ -53,7 +56,7 @@ def _values(path: Path, where: str) -> Iterator[tuple[bytes, bytes]]:
             code = child.wait()
         finally:
             child.kill()
-    reason = f"reading it crashed (signal {-code})" if code < 0 else said[-1] if said else f"exit code {code}"
+    reason = f"reading it crashed (signal {-code})" if code < 0 else brief(said[-1]) if said else f"exit code {code}"
     raise UserError(f"{where}: is no LMDB database, or a damaged one: {reason}; get it again")
 
 
