@@ -214,19 +214,17 @@ def test_a_killed_pull_goes_on_where_it_was(origin: Path, clone: Path) -> None:
     def cached_objects() -> int:
         return sum(len(path.name) == 30 for path in cache.glob("*/*"))
 
-    asked: list[str] = []
     killed = threading.Event()
 
     def stall(path: str) -> None:
-        asked.append(path)
-        if len(asked) > 30:
+        if cached_objects() >= 10:
             killed.wait()
 
     with servers.http(store_of(origin), stall) as url:
         use_remote(clone, url)
         command = [sys.executable, "-m", "ipdiff.cli", "pull", "--jobs", "1"]
         pulling = subprocess.Popen(command, cwd=clone, env=environment(clone), stderr=subprocess.DEVNULL)
-        wait_until(lambda: len(asked) > 30 or pulling.poll() is not None)
+        wait_until(lambda: cached_objects() >= 10 or pulling.poll() is not None)
         pulling.send_signal(signal.SIGKILL)
         pulling.wait()
         killed.set()
