@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ipdiff.data import filekind
 from ipdiff.data.resize import MAX_PIXELS, PREPROCESS
 from ipdiff.errors import UserError
 from ipdiff.spec import Source

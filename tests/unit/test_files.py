@@ -75,7 +75,7 @@ def test_folder_reads_jpeg_and_webp_in_colour(tmp_path):
         (picture(), 3, "is L, not RGB (channels: 3)"),
         (picture(mode="RGBA"), 3, "is RGBA, not RGB"),
         (picture(mode="P"), 3, "is P, not RGB"),
-        (b"this is no image", 1, "is of no known format, not PNG"),
+        (b"this is no image", 1, "is a text that begins with 'this is no image', not PNG"),
         (b"", 1, "is empty"),
         (picture(7, size=(8, 8))[:-30], 1, "is damaged: "),
     ],

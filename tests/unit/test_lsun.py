@@ -53,7 +53,7 @@ def test_a_database_that_is_none_or_incomplete(tmp_path):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (b"no image", "is of no known format, not PNG or JPEG or WEBP"),
+        (b"no image", "is a text that begins with 'no image', not PNG or JPEG or WEBP"),
         (encoded(blobs(1, 70, 70, 1, 0)[0], "JPEG"), "is L, not RGB"),
         (encoded(blobs(1, 70, 70, 3, 0)[0], "JPEG")[:500], "is damaged: "),
         (encoded(blobs(1, 70, 70, 3, 0)[0], "GIF"), "is a GIF image, not PNG or JPEG or WEBP"),
