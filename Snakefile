@@ -10,9 +10,9 @@ use rule * from ipdiff
 # Torch is imported once, for all jobs that run on this machine. A cluster's jobs have to do their work themselves.
 onstart:
     if workflow.local_exec:
-        from ipdiff import warm
+        from ipdiff.pipeline.engines import fork_server
 
-        warm.start()
+        fork_server.start()
 
 
 # What was made is recorded in dvc.lock and DVC's cache, by one process on this node.

@@ -21,9 +21,10 @@ import torch
 
 from benchmarks import configurations, metrics, scaling, startup
 from benchmarks.rows import Row, as_json, describe
-from ipdiff import bench, receipts
-from ipdiff.bench import Measured
 from ipdiff.errors import UserError
+from ipdiff.pipeline.commands.study import bench
+from ipdiff.pipeline.commands.study.bench import Measured
+from ipdiff.pipeline.store import receipts
 
 PARTS = ("speed", "metrics", "startup", "scaling")
 

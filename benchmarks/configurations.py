@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
-from ipdiff import compute, config
-from ipdiff.spec import ADMNetwork, Compute, Diffusion, Objective, RunSpec, Training
+from ipdiff.device import compute
+from ipdiff.device.spec import Compute
+from ipdiff.pipeline import config
+from ipdiff.spec import ADMNetwork, Diffusion, Objective, RunSpec, Training
 
 CIFAR10 = RunSpec(
     family="adm",

@@ -31,9 +31,9 @@ def compute(updates: int) -> None:
     import torch
     from scipy import linalg
 
-    from ipdiff import config
-    from ipdiff.nets.prepared import prepare_for_sampling
-    from ipdiff.train import Trainer
+    from ipdiff.nets.inference import prepare_for_sampling
+    from ipdiff.pipeline import config
+    from ipdiff.training.segment import Trainer
 
     def told(name: str, arrays: Iterable[np.ndarray]) -> None:
         digest = hashlib.md5(usedforsecurity=False)

@@ -24,8 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from ipdiff import config
-from ipdiff.spec import Objective, RunSpec, Sampler
+from ipdiff.pipeline import config
+from ipdiff.sample_sets.spec import Sampler
+from ipdiff.spec import Objective, RunSpec
 
 BASE = {
     "model": "adm",
@@ -104,9 +105,9 @@ def measure(job: tuple[str, dict[str, Any], float, int, str]) -> dict[str, Any]:
     from safetensors.numpy import save_file
 
     from ipdiff.data.images import load_images
-    from ipdiff.sample import ImageSampler
-    from ipdiff.shards import cut
-    from ipdiff.train import Trainer
+    from ipdiff.sample_sets.sample import ImageSampler
+    from ipdiff.training.segment import Trainer
+    from ipdiff.work.shards import cut
 
     name, options, gamma, seed, folder = job
     spec = spec_of(options, gamma, seed)
@@ -143,8 +144,8 @@ def measure(job: tuple[str, dict[str, Any], float, int, str]) -> dict[str, Any]:
 def metrics(samples: np.ndarray, folder: str) -> dict[str, float]:
     """FID, sFID and pixel distance of a sample set against the references in `folder`."""
     from ipdiff.data.arrays import load_npz
-    from ipdiff.evaluate import distances
-    from ipdiff.metrics.features import ClassifierFeatures, Statistics, show
+    from ipdiff.metrics.evaluate import distances
+    from ipdiff.metrics.features.extractors import ClassifierFeatures, Statistics, show
 
     dataset = config.load().dataset("digits")
     extractor = ClassifierFeatures(Path(folder) / "classifier.safetensors", dataset.classifier, dataset.compute)
@@ -155,8 +156,10 @@ def metrics(samples: np.ndarray, folder: str) -> dict[str, float]:
 
 def references(folder: Path) -> None:
     """Images, classifier and reference statistics of the study, made once."""
-    from ipdiff import classifier, prepare, reference
-    from ipdiff.metrics.features import Network
+    from ipdiff.data import prepare
+    from ipdiff.metrics import reference
+    from ipdiff.metrics.features import classifier
+    from ipdiff.metrics.features.extractors import Network
 
     dataset = config.load().dataset("digits")
     folder.mkdir(parents=True, exist_ok=True)

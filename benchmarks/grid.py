@@ -14,8 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from ipdiff import artifact, config, dvcfile, grid
-from ipdiff.code import code_digest
+from ipdiff.pipeline import config, grid
+from ipdiff.pipeline.engines import dvc_files
+from ipdiff.pipeline.store import artifact
+from ipdiff.pipeline.store.code_digests import code_digest
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,7 +67,7 @@ def main(study: str) -> None:
         recording = seconds("ipdiff", "sync")
         print(f"recording them all: {recording:.1f} s, {1000 * recording / count:.0f} ms a cell")
         for name, command in {
-            "dvc status": ("dvc", "status", dvcfile.path_of(study).as_posix()),
+            "dvc status": ("dvc", "status", dvc_files.path_of(study).as_posix()),
             "snakemake -n": ("snakemake", "--cores", "2", "--dry-run", "--quiet", "all", "--", study),
             "ipdiff sync, nothing to do": ("ipdiff", "sync"),
         }.items():

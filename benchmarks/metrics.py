@@ -73,7 +73,7 @@ def _overlap(measured: int, images: int, dim: int, threads: int) -> Iterator[Row
 
 def _more(what: str, images: int, measured: int) -> float:
     """How many times the products of `images` are those of `measured`."""
-    from ipdiff.metrics.manifold import BLOCK
+    from ipdiff.metrics.overlap import BLOCK
 
     def products(n: int) -> float:
         sizes = [min(BLOCK, n - start) for start in range(0, n, BLOCK)]
@@ -147,9 +147,9 @@ def overlap(images: str, dim: str, threads: str) -> dict[str, Any]:
     """Seconds of the radii of a set and of precision and recall, and of their products; MiB beyond the features."""
     import torch
 
-    from ipdiff.compute import configure
-    from ipdiff.metrics.manifold import BLOCK, precision_recall, radii
-    from ipdiff.spec import Compute
+    from ipdiff.device.compute import configure
+    from ipdiff.device.spec import Compute
+    from ipdiff.metrics.overlap import BLOCK, precision_recall, radii
 
     compute = Compute(threads=int(threads))
     configure(compute)
@@ -178,9 +178,9 @@ def inception(path: str, batch: str, size: str, threads: str, budget: str) -> di
     """Images a second: uint8 images to observed features, the network's forward pass, and its layers alone."""
     import torch
 
-    from ipdiff.compute import configure
-    from ipdiff.metrics.inception import SIZE, InceptionFeatures
-    from ipdiff.spec import Compute
+    from ipdiff.device.compute import configure
+    from ipdiff.device.spec import Compute
+    from ipdiff.metrics.features.inception import SIZE, InceptionFeatures
 
     compute, n = Compute(threads=int(threads)), int(batch)
     extractor = InceptionFeatures(Path(path), compute)
@@ -208,10 +208,10 @@ def classifier(budget: str) -> dict[str, Any]:
     """The same of the digits study's classifier, with random weights."""
     import torch
 
-    from ipdiff import config
     from ipdiff.data.images import to_network
-    from ipdiff.metrics.classifier import FeatureNet, initialise, save
-    from ipdiff.metrics.features import ClassifierFeatures
+    from ipdiff.metrics.features.classifier_net import FeatureNet, initialise, save
+    from ipdiff.metrics.features.extractors import ClassifierFeatures
+    from ipdiff.pipeline import config
 
     dataset = config.load(ROOT / "params.yaml").dataset("digits")
     net = FeatureNet(dataset.classifier, 8, 1, 10).eval()
@@ -231,7 +231,7 @@ def classifier(budget: str) -> dict[str, Any]:
 
 def _rates(extractor: Any, images: NDArray[np.uint8], alone: dict[str, Callable[[], None]], budget: float) -> Any:
     """Images a second of `alone`, and of features with what observes them (whose share is measured apart)."""
-    from ipdiff.metrics.features import Pooled, Statistics, show
+    from ipdiff.metrics.features.extractors import Pooled, Statistics, show
     from ipdiff.metrics.frechet import Moments
 
     n = len(images)

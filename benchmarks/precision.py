@@ -24,11 +24,13 @@ from benchmarks.configurations import digits
 from benchmarks.digits_effect import metrics, references
 from ipdiff import rng
 from ipdiff.data.images import load_images, to_network
-from ipdiff.lowering import low_precision
-from ipdiff.sample import ImageSampler
-from ipdiff.shards import cut
-from ipdiff.spec import Compute, RunSpec, Sampler
-from ipdiff.train import Trainer
+from ipdiff.device.spec import Compute
+from ipdiff.nets.execution import low_precision
+from ipdiff.sample_sets.sample import ImageSampler
+from ipdiff.sample_sets.spec import Sampler
+from ipdiff.spec import RunSpec
+from ipdiff.training.segment import Trainer
+from ipdiff.work.shards import cut
 
 PRECISIONS = {"float32": Compute(), "bfloat16": Compute(precision="bfloat16")}
 

@@ -16,11 +16,12 @@ from safetensors.numpy import save_file
 
 from benchmarks.configurations import TINY, change
 from benchmarks.rows import quickest
-from ipdiff import grid
-from ipdiff.config import PARAMS
-from ipdiff.sample import ImageSampler
-from ipdiff.spec import RunSpec, Sampler
-from ipdiff.train import Trainer
+from ipdiff.pipeline import grid
+from ipdiff.pipeline.config import PARAMS
+from ipdiff.sample_sets.sample import ImageSampler
+from ipdiff.sample_sets.spec import Sampler
+from ipdiff.spec import RunSpec
+from ipdiff.training.segment import Trainer
 
 Row = dict[str, str | float]
 

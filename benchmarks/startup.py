@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.rows import ROOT, Row, seconds
-from ipdiff import grid, warm
-from ipdiff.config import PARAMS
-from ipdiff.grid import Cell
+from ipdiff.pipeline import grid
+from ipdiff.pipeline.config import PARAMS
+from ipdiff.pipeline.engines import fork_server
+from ipdiff.pipeline.grid import Cell
 
 HELP_S = 0.3
 STAGE_S = 2.5
@@ -40,7 +41,7 @@ def table(quick: bool) -> Iterator[Row]:
             yield Row(f"ipdiff {cell.stage.verb}, whole", took, STAGE_S, "s", f"goal (import torch: {torch:.2f} s)")
         if quick:
             return
-        with warm.server():
+        with fork_server.server():
             _stage(cells[0], Path(folder))  # waits for the server
             for cell, took in _stages(cells, Path(folder), repeats):
                 yield Row(f"ipdiff {cell.stage.verb}, whole, beside a server", took, WARM_S, "s", "goal")

@@ -14,11 +14,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ipdiff import __version__, launch, warm
+from ipdiff import __version__
 from ipdiff.errors import IntegrityError, Preempted, UserError
+from ipdiff.pipeline.engines import fork_server
+from ipdiff.work import launch
 
 if TYPE_CHECKING:
-    from ipdiff.grid import Cell
+    from ipdiff.pipeline.grid import Cell
 
 STAGE_HELP = {
     "prepare": "read a raw data set into images.npy and labels.npy",
@@ -211,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # read when numpy is imported:
         os.environ[pool] = "1"  # the artifact's compute.threads sets torch's, and a cluster's setting decides no byte
     if args.verb in STAGE_HELP and not launch.started_here():  # else open files were inherited, which stay here
-        if (code := warm.run(sys.argv[1:] if argv is None else argv)) is not None:
+        if (code := fork_server.run(sys.argv[1:] if argv is None else argv)) is not None:
             return code
     try:
         return _run(args)
@@ -245,7 +247,8 @@ def _run(args: argparse.Namespace) -> int:
 
 def _make(args: argparse.Namespace) -> int:
     """Make the cell that a stage's verb names."""
-    from ipdiff import grid, signals, stages
+    from ipdiff.pipeline import grid, jobs
+    from ipdiff.work import signals
 
     names = {name: getattr(args, name) for name in WILDCARDS[args.verb]}
     cell = grid.load().cell(args.verb, **names)
@@ -253,18 +256,18 @@ def _make(args: argparse.Namespace) -> int:
         return _draw_one(cell, args.index, args.out or Path(f"{args.index}.png"))
     count = launch.wanted(args.verb)
     if count > 1:
-        return stages.make_with(count, cell, [args.verb, *(f"--{name}={value}" for name, value in names.items())])
+        return jobs.make_with(count, cell, [args.verb, *(f"--{name}={value}" for name, value in names.items())])
     launch.follow_starter()
     with signals.immediate():
-        stages.make(cell)
+        jobs.make(cell)
     print(cell.directory)
     return 0
 
 
 def _draw_one(cell: Cell, index: int, path: Path) -> int:
-    from ipdiff import stages
+    from ipdiff.pipeline import jobs
 
-    stages.draw_one(cell, index, path)
+    jobs.draw_one(cell, index, path)
     print(path)
     return 0
 
@@ -278,12 +281,13 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     import json
 
-    from ipdiff.spec import METRICS, Compute
+    from ipdiff.device.spec import Compute
+    from ipdiff.metrics.spec import METRICS
 
     metrics = args.metrics.split(",") if args.metrics else []
     if unknown := [name for name in metrics if name not in METRICS]:
         raise UserError(f"--metrics: no metric '{unknown[0]}'; known: {', '.join(METRICS)}")
-    from ipdiff.compare import compare
+    from ipdiff.metrics.compare import compare
 
     compute = Compute(args.device or "cpu", args.threads or os.cpu_count() or 1)
     compared = compare(args.samples, args.reference, args.features or "inception", compute, metrics)
@@ -299,7 +303,7 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from ipdiff import doctor
+    from ipdiff.pipeline.commands.study import doctor
 
     findings = doctor.examine(args.study)
     print("\n".join(doctor.lines(findings)))
@@ -307,16 +311,17 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> int:
-    from ipdiff import config, grid, settings
+    from ipdiff.pipeline import config, grid
+    from ipdiff.pipeline.grid import cache_keys
 
     cells = grid.load().study(args.study)
-    for path in settings.write(settings.texts(cells, args.study, config.load_raw())):
+    for path in cache_keys.write(cache_keys.texts(cells, args.study, config.load_raw())):
         print(path)
     return 0
 
 
 def _sync(args: argparse.Namespace) -> int:
-    from ipdiff import sync
+    from ipdiff.pipeline.engines import sync
 
     if (why := sync.obstacle()) is not None:
         if args.record_only:  # Snakemake has said so when it started
@@ -335,7 +340,7 @@ def _sync(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from ipdiff import verify
+    from ipdiff.pipeline.commands.store import verify
 
     studies = None if args.study is None else [args.study]
     if args.against is not None:
@@ -350,7 +355,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _pull(args: argparse.Namespace) -> int:
-    from ipdiff import pull
+    from ipdiff.pipeline.commands.store import pull
 
     if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs is {args.jobs}; use 1 or more")
@@ -363,42 +368,44 @@ def _pull(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
-    from ipdiff import imported
+    from ipdiff.pipeline.commands.exchange import import_
 
-    print(imported.import_checkpoint(args.file, args.run, seed=args.seed, step=args.step))
+    print(import_.import_checkpoint(args.file, args.run, seed=args.seed, step=args.step))
     return 0
 
 
 def _export(args: argparse.Namespace) -> int:
-    from ipdiff import exported
+    from ipdiff.pipeline.commands.exchange import export
 
-    print(exported.export_checkpoint(args.source, args.format, args.to, lambda line: print(line, file=sys.stderr)))
+    print(export.export_checkpoint(args.source, args.format, args.to, lambda line: print(line, file=sys.stderr)))
     return 0
 
 
 def _grid(args: argparse.Namespace) -> int:
-    from ipdiff import dvcfile, grid, written
+    from ipdiff.pipeline import grid
+    from ipdiff.pipeline.commands.study import generated_files
+    from ipdiff.pipeline.engines import dvc_files
 
     cells = grid.load()
     if args.write:
-        for path in written.write(cells):
+        for path in generated_files.write(cells):
             print(f"wrote {path}" if path.exists() else f"removed {path}: its study is not in params.yaml")
     if args.check:
-        stale = written.stale(cells)
+        stale = generated_files.stale(cells)
         if stale:
             raise UserError(f"{', '.join(map(str, stale))}: not what params.yaml asks for; run `ipdiff grid --write`")
     if args.stale:
-        return _stale(args.study or dvcfile.DEFAULT_STUDY)
+        return _stale(args.study or dvc_files.DEFAULT_STUDY)
     if args.study or not (args.write or args.check):
-        for cell in cells.study(args.study or dvcfile.DEFAULT_STUDY):
-            print(f"{dvcfile.address(cell)}\t{cell.directory}")
+        for cell in cells.study(args.study or dvc_files.DEFAULT_STUDY):
+            print(f"{dvc_files.address(cell)}\t{cell.directory}")
     return 0
 
 
 def _plan(args: argparse.Namespace) -> int:
     import json
 
-    from ipdiff import plan
+    from ipdiff.pipeline.commands.study import plan
 
     speed = plan.Speed.parse(args.speed) if args.speed else None
     found, data = plan.run(args.targets, speed)
@@ -409,7 +416,7 @@ def _plan(args: argparse.Namespace) -> int:
 def _bench(args: argparse.Namespace) -> int:
     import json
 
-    from ipdiff import bench
+    from ipdiff.pipeline.commands.study import bench
 
     rows = bench.run(args.dataset, args.model, args.seconds)
     if args.json:
@@ -421,16 +428,16 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _stale(study: str) -> int:
-    from ipdiff import dvcfile, sync
+    from ipdiff.pipeline.engines import dvc_files, sync
 
     fresh = sync.freshness()
     for cell in fresh.stale(fresh.grid.study(study)):
-        print(f"{fresh.state(cell)}\t{dvcfile.address(cell)}\t{cell.directory}")
+        print(f"{fresh.state(cell)}\t{dvc_files.address(cell)}\t{cell.directory}")
     return 0
 
 
 def _publish(args: argparse.Namespace) -> int:
-    from ipdiff import publish
+    from ipdiff.pipeline.commands.store import publish
 
     for path in publish.publish(args.study):
         print(path)
@@ -439,11 +446,11 @@ def _publish(args: argparse.Namespace) -> int:
 
 def _warm(args: argparse.Namespace) -> int:
     if args.serve is not None:
-        warm.serve(args.serve)
+        fork_server.serve(args.serve)
         return 0
     if not args.command:
         raise UserError("warm needs a command to run, such as: ipdiff warm dvc repro")
-    with warm.server():
+    with fork_server.server():
         try:
             return subprocess.run(args.command, check=False).returncode
         except OSError as error:

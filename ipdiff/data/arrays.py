@@ -12,8 +12,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ipdiff.data import filekind, files
-from ipdiff.data.files import MAX_EXPANSION
+from ipdiff.data.formats import filekind, files
+from ipdiff.data.formats.files import MAX_EXPANSION
 from ipdiff.data.npy import Header
 from ipdiff.errors import UserError, brief
 

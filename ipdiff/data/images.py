@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ipdiff.spec import Quantise
+    from ipdiff.data.spec import Quantise
 
 SHARE_FOR_IMAGES = 0.2
 """Of a GPU's free memory, for a data set that stays there."""

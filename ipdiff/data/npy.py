@@ -13,7 +13,7 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ipdiff.data import filekind
+from ipdiff.data.formats import filekind
 from ipdiff.errors import UserError, brief
 
 _PIECE = 1 << 20

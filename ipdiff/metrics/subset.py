@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipdiff.errors import UserError
+from ipdiff.metrics.spec import Reference
 from ipdiff.rng import Purpose, permutation
-from ipdiff.spec import Reference
 
 
 def rows(reference: Reference, n: int) -> NDArray[np.int64] | None:

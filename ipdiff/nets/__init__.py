@@ -2,8 +2,8 @@
 
 from ipdiff.nets.adm import ADMUNet
 from ipdiff.nets.ddpm import DDPMUNet
+from ipdiff.nets.inference import prepare_for_sampling
 from ipdiff.nets.layers import Dropout, dropout_masks, initialise, keep_threshold, twice_differentiable
-from ipdiff.nets.prepared import prepare_for_sampling
 
 __all__ = [
     "ADMUNet",

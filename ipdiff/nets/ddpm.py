@@ -12,17 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ipdiff.nets.layers import (
-    Dropout,
-    GroupNorm,
-    UNet,
-    attention,
-    conv3x3,
-    double,
-    silu,
-    sinusoids,
-    without_autocast,
-)
+from ipdiff.nets.layers import Dropout, GroupNorm, UNet, attention, conv3x3, double, silu, sinusoids, without_autocast
 from ipdiff.shapes import level_sizes
 
 EPS = 1e-6

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ipdiff import kernels
+from ipdiff.device import kernels
 
 MaskSource = Callable[[int, torch.Size], Tensor]
 """(ordinal of the dropout layer, shape of its input) -> bool tensor of that shape, true where kept."""
@@ -39,7 +39,7 @@ _TWICE = ContextVar("_TWICE", default=False)
 class GroupNorm(nn.GroupNorm):
     """Group normalisation whose statistics and output are computed in float32 at least.
 
-    channels_last images on a GPU go through the kernels of `ipdiff.kernels.norm` (torch's own copy them to the other
+    channels_last images on a GPU go through the kernels of `ipdiff.device.kernels.norm` (torch's own copy them to the other
     layout and back), but not inside a compiled network, whose compiler fuses the operations itself, and not where
     second derivatives are asked for.
 
@@ -89,7 +89,7 @@ class GroupNorm(nn.GroupNorm):
     def _by_kernels(
         self, input: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, *, silu: bool = False
     ) -> Tensor:
-        from ipdiff.kernels.norm import group_norm
+        from ipdiff.device.kernels.norm import group_norm
 
         return group_norm(input, self.num_groups, self.weight, self.bias, self.eps, scale=scale, shift=shift, silu=silu)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ipdiff.errors import UserError
+from ipdiff.metrics.spec import HIGHER_IS_BETTER
 from ipdiff.report import paper
-from ipdiff.report.records import Cell, Protocol, spread
-from ipdiff.spec import HIGHER_IS_BETTER
+from ipdiff.report.results import Cell, Protocol, spread
 
 Verdict = Literal["", "better", "worse", "within spread", "one seed"]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ipdiff.spec import HIGHER_IS_BETTER, Sampler
+from ipdiff.metrics.spec import HIGHER_IS_BETTER
+from ipdiff.sample_sets.spec import Sampler
 
 MODELS = {
     "adm": "ADM",

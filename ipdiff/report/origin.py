@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ipdiff.data.spec import Source
 from ipdiff.errors import UserError
-from ipdiff.report.records import Record
-from ipdiff.spec import Source
+from ipdiff.report.results import Record
 
 Recipe = Mapping[str, Any]
 RECIPE = "recipe.json"

@@ -1,4 +1,4 @@
-"""The paper's figures (`ipdiff/paper_values.yaml`) and when one may stand beside ours."""
+"""The paper's figures (`paper_values.yaml`) and when one may stand beside ours."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import yaml
 
 from ipdiff.errors import UserError
 from ipdiff.report import labels
-from ipdiff.report.records import Cell, Protocol
-from ipdiff.spec import Sampler
+from ipdiff.report.results import Cell, Protocol
+from ipdiff.sample_sets.spec import Sampler
 
-FILE = Path(__file__).parent.parent / "paper_values.yaml"
+FILE = Path(__file__).parent / "paper_values.yaml"
 UNKNOWN = "unknown"
 """What the file says where the paper and its code do not."""
 CONDITIONS = {

@@ -19,20 +19,23 @@ import torch.nn.functional as F
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from ipdiff import draws, graphs, kernels, rng
-from ipdiff.bench import measure, normals
+from ipdiff import rng
 from ipdiff.data.images import to_uint8
-from ipdiff.draws import DeviceDraws
+from ipdiff.device import kernels, program, streams
+from ipdiff.device.program import Program
+from ipdiff.device.spec import Compute
+from ipdiff.device.streams import DeviceDraws
 from ipdiff.errors import UserError
-from ipdiff.graphs import Program
-from ipdiff.lowering import low_precision
 from ipdiff.nets import ADMUNet, Dropout, dropout_masks, initialise
+from ipdiff.nets.execution import low_precision
 from ipdiff.nets.layers import GroupNorm, twice_differentiable
-from ipdiff.resident import ResidentTrainer, trainer_for
+from ipdiff.pipeline.commands.study.bench import measure, normals
 from ipdiff.rng import Purpose
-from ipdiff.sample import ImageSampler
-from ipdiff.spec import ADMNetwork, Compute, Diffusion, Objective, RunSpec, Sampler, Training
-from ipdiff.trainer import Diverged, Trainer
+from ipdiff.sample_sets.sample import ImageSampler
+from ipdiff.sample_sets.spec import Sampler
+from ipdiff.spec import ADMNetwork, Diffusion, Objective, RunSpec, Training
+from ipdiff.training.resident import ResidentTrainer, trainer_for
+from ipdiff.training.trainer import Diverged, Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
 
@@ -63,7 +66,7 @@ def test_the_kernels_are_there() -> None:
 def test_the_device_draws_the_same_integers(kernel: bool) -> None:
     device = DeviceDraws(GPU)
     if not kernel:
-        device._fill = draws.fill
+        device._fill = streams.fill
     for shape, lane in (((32, 32, 128), 0), ((5, 5, 3), 9)):
         expected = rng.keep_mask(2**64 - 1, range(8), shape, 19661, step=2**40, lane=lane)
         found = device.keep_mask(2**64 - 1, range(8), shape, 19661, step=2**40, lane=lane)
@@ -102,7 +105,7 @@ def near(found: Tensor, expected: Tensor, bound: float) -> None:
 def test_the_norm_kernels_have_torch_s_gradients(
     shape: tuple[int, ...], groups: int, dtype: torch.dtype, bound: float
 ) -> None:
-    from ipdiff.kernels.norm import group_norm
+    from ipdiff.device.kernels.norm import group_norm
 
     *parts, dy = norm_inputs(shape, dtype)
     single = [part.detach().requires_grad_() for part in parts]
@@ -247,7 +250,7 @@ def test_a_captured_update_is_that_of_the_trainer(spec: RunSpec) -> None:
 @pytest.mark.parametrize("spec", PRECISIONS[:3])
 def test_a_graph_changes_no_bit(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     captured = frozen(trained(spec, 5))
-    monkeypatch.setenv(graphs.SWITCH, "0")
+    monkeypatch.setenv(program.SWITCH, "0")
     eager = trained(spec, 5)
     assert eager._program._graph is None
     assert frozen(eager) == captured
@@ -266,7 +269,7 @@ def test_equal_runs_have_equal_bytes() -> None:
 @pytest.mark.parametrize("spec", PRECISIONS)
 def test_no_operation_of_an_update_waits(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernel by kernel, so that the operation that waits, and could not be captured, is the one that raises."""
-    monkeypatch.setenv(graphs.SWITCH, "0")
+    monkeypatch.setenv(program.SWITCH, "0")
     trainer = trained(spec, 3)
     with nothing_waits():
         trainer.advance()
@@ -343,14 +346,14 @@ def test_a_captured_chain_draws_what_single_steps_draw(
             x = drawer.step(x, i, range(8, 16))
     assert np.abs(found[1].astype(int) - to_uint8(x)).mean() < (0.1 if not compute else 3)
     assert np.abs(found[2].astype(int) - found[0][:3]).mean() < (0.1 if not compute else 3)
-    monkeypatch.setenv(graphs.SWITCH, "0")
+    monkeypatch.setenv(program.SWITCH, "0")
     if not compute.get("compile"):
         assert np.array_equal(sampler(weights, name, **compute).draw(range(8, 16)), found[1])
 
 
 @torch.inference_mode()
 def test_no_operation_of_a_step_waits(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(graphs.SWITCH, "0")
+    monkeypatch.setenv(program.SWITCH, "0")
     drawer = sampler(weights, "ancestral-10", precision="bfloat16")
     drawer.draw(range(8))
     with nothing_waits():

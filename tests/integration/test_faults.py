@@ -19,9 +19,10 @@ from integration.workers import Crew, Worker, crew, publish_two_files, save_a_st
 from patience import wait_until
 from unit.tiny import files, flip_bit
 
-from ipdiff import artifact, cli
+from ipdiff import cli
 from ipdiff.errors import UserError
-from ipdiff.states import States
+from ipdiff.pipeline.store import artifact
+from ipdiff.work.train_states import States
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 RUN = "--dataset digits_mini --model adm-ip --seed 0 --step 24"

@@ -11,8 +11,10 @@ import pytest
 from inception import write_inception
 from unit.params_factory import small, write
 
-from ipdiff import cli, config, dvcfile, grid
-from ipdiff.freshness import Freshness, State
+from ipdiff import cli
+from ipdiff.pipeline import config, grid
+from ipdiff.pipeline.engines import dvc_files
+from ipdiff.pipeline.grid.freshness import Freshness, State
 
 METRICS = ("fid", "sfid", "pixel_fd", "inception_score", "precision", "recall")
 
@@ -78,7 +80,7 @@ def test_another_network_makes_what_measures_stale_and_nothing_else() -> None:
 
 @pytest.mark.usefixtures("project")
 def test_dvc_watches_the_network() -> None:
-    text = dvcfile.render(grid.load(), "small")
+    text = dvc_files.render(grid.load(), "small")
     assert "  reference_subset_raw_inception:\n" in text
     assert "  evaluate_neighbours_raw_inception:\n" in text
     assert text.count("- ${item.raw}") == 3

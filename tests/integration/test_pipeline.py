@@ -23,10 +23,11 @@ from patience import PATIENCE_S, wait_until
 from PIL import Image
 from unit.tiny import flip_bit
 
-from ipdiff import cli, grid
-from ipdiff.code import code_digest
-from ipdiff.grid import Cell
-from ipdiff.report import origin, records
+from ipdiff import cli
+from ipdiff.pipeline import grid
+from ipdiff.pipeline.grid import Cell
+from ipdiff.pipeline.store.code_digests import code_digest
+from ipdiff.report import origin, results
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 CELLS = grid.load(PARAMS).study("mini")
@@ -219,7 +220,7 @@ def test_a_table_of_the_paper_reads_what_its_numbers_were_made_with(made, tmp_pa
     assert {row["reason"] for row in rows(cell)} == {"the paper has no figure for the data set digits_mini"}
     files = [Path(path) for path in cell.inputs if path.endswith("metrics.json")]
     behind = [json.loads(Path(path).read_text()) for path in cell.inputs if path.endswith("recipe.json")]
-    found = {record.model: record.made_with for record in origin.attach(records.load(files), behind)}
+    found = {record.model: record.made_with for record in origin.attach(results.load(files), behind)}
     common = {
         "gp_weight": 0.0,
         "weight_decay": 0.0,

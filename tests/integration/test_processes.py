@@ -17,7 +17,8 @@ from integration.workers import Crew, Worker, crew
 from patience import PATIENCE_S, wait_until
 from unit.tiny import files
 
-from ipdiff import artifact, cli
+from ipdiff import cli
+from ipdiff.pipeline.store import artifact
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 RUN = "--dataset digits_mini --model adm-ip --seed 0 --step 8"

@@ -15,7 +15,7 @@ import pytest
 from patience import PATIENCE_S, wait_until
 from unit import params_factory
 
-from ipdiff import warm
+from ipdiff.pipeline.engines import fork_server
 
 TRAIN = ["train", "--dataset", "tiny", "--model", "adm", "--seed", "0", "--step"]
 
@@ -26,7 +26,7 @@ def served() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             patch.setenv(pool, "1")
-        with warm.server():
+        with fork_server.server():
             yield
 
 
@@ -47,9 +47,9 @@ def ipdiff(*argv: str) -> subprocess.Popen[str]:
 
 def train_for_long() -> subprocess.Popen[str]:
     """Let the server make what comes before the last checkpoint, and begin with that."""
-    assert warm.run(["prepare", "--dataset", "tiny"]) == 0
+    assert fork_server.run(["prepare", "--dataset", "tiny"]) == 0
     for step in ("4", "8"):
-        assert warm.run([*TRAIN, step]) == 0
+        assert fork_server.run([*TRAIN, step]) == 0
     return ipdiff(*TRAIN, "1000000")
 
 
@@ -70,10 +70,10 @@ def workers(project: Path) -> list[int]:
 def test_a_stage_is_run_by_the_server_with_the_callers_directory_and_files(
     project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert warm.run(["prepare", "--dataset", "tiny"]) == 0
+    assert fork_server.run(["prepare", "--dataset", "tiny"]) == 0
     assert capfd.readouterr().out == "data/tiny\n"
     assert (project / "data/tiny/recipe.json").exists()
-    assert warm.run(["prepare", "--dataset", "tinny"]) == 2
+    assert fork_server.run(["prepare", "--dataset", "tinny"]) == 2
     assert capfd.readouterr().err.startswith("ipdiff: dataset 'tinny' is not in params.yaml; did you mean 'tiny'?")
 
 
@@ -111,25 +111,25 @@ def test_a_server_with_other_settings_or_outside_the_job_is_not_used(
     variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, "2")
-    assert warm.run(["prepare", "--dataset", "tiny"]) is None
+    assert fork_server.run(["prepare", "--dataset", "tiny"]) is None
 
 
 @pytest.mark.usefixtures("served", "project")
 def test_a_server_with_other_code_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = warm._identity()
-    monkeypatch.setattr(warm, "_identity", lambda: {**known, "files": known["files"][1:]})
-    assert warm.run(["prepare", "--dataset", "tiny"]) is None
+    known = fork_server._identity()
+    monkeypatch.setattr(fork_server, "_identity", lambda: {**known, "files": known["files"][1:]})
+    assert fork_server.run(["prepare", "--dataset", "tiny"]) is None
 
 
 def test_bytecode_that_python_writes_is_no_other_code() -> None:
-    names = {name for name, _, _ in warm._identity()["files"]}
+    names = {name for name, _, _ in fork_server._identity()["files"]}
     assert {Path(name).suffix for name in names} == {".py", ".yaml"}
-    assert str(warm.PACKAGE / "train.py") in names
+    assert str(fork_server.PACKAGE / "train.py") in names
 
 
 def test_without_a_server_the_command_does_the_work(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(warm.VARIABLE, str(project / "nothing"))
-    assert warm.run(["prepare", "--dataset", "tiny"]) is None
+    monkeypatch.setenv(fork_server.VARIABLE, str(project / "nothing"))
+    assert fork_server.run(["prepare", "--dataset", "tiny"]) is None
 
 
 @pytest.mark.usefixtures("served")
@@ -178,12 +178,12 @@ def test_a_long_path_for_temporary_files_is_no_obstacle(tmp_path: Path) -> None:
 def test_where_there_is_no_place_for_a_server_it_is_said_and_done_without(
     project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delenv(warm.VARIABLE, raising=False)
+    monkeypatch.delenv(fork_server.VARIABLE, raising=False)
     with ExitStack() as stack:
         with monkeypatch.context() as patch:
             patch.setattr(tempfile, "tempdir", str(project / "gone"))
-            stack.enter_context(warm.server())
-        assert warm.run(["prepare", "--dataset", "tiny"]) is None
+            stack.enter_context(fork_server.server())
+        assert fork_server.run(["prepare", "--dataset", "tiny"]) is None
         command = [sys.executable, "-m", "ipdiff.cli", "prepare", "--dataset", "tiny"]
         assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
     said = capfd.readouterr().err
@@ -193,12 +193,12 @@ def test_where_there_is_no_place_for_a_server_it_is_said_and_done_without(
 
 @pytest.mark.usefixtures("served")
 def test_a_server_that_died_is_done_without(project: Path) -> None:
-    with warm.server():
-        wait_until(lambda: warm.run(["prepare", "--dataset", "tiny"]) == 0)
+    with fork_server.server():
+        wait_until(lambda: fork_server.run(["prepare", "--dataset", "tiny"]) == 0)
         (server,) = [pid for pid in workers(Path.cwd()) if parent(pid) == os.getpid()]
         os.kill(server, signal.SIGKILL)
         wait_until(lambda: state(server) == "Z")
-        assert warm.run(["prepare", "--dataset", "tiny"]) is None
+        assert fork_server.run(["prepare", "--dataset", "tiny"]) is None
 
 
 def parent(pid: int) -> int:

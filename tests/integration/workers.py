@@ -21,7 +21,14 @@ from patience import PATIENCE_S
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["ipdiff.stages", "ipdiff.train", "ipdiff.sample", "ipdiff.evaluate", "ipdiff.grid", "torch._inductor"]
+    [
+        "ipdiff.pipeline.jobs",
+        "ipdiff.training.segment",
+        "ipdiff.sample_sets.sample",
+        "ipdiff.metrics.evaluate",
+        "ipdiff.pipeline.grid",
+        "torch._inductor",
+    ]
 )
 
 
@@ -91,7 +98,7 @@ class Crew:
         return worker
 
     def team(self, command: str, count: int, at: Mapping[int, Mapping[str, int]] | None = None) -> list[Worker]:
-        """Start a command as `count` processes that share its work, as `ipdiff.launch` does."""
+        """Start a command as `count` processes that share its work, as `ipdiff.work.launch` does."""
         rendezvous = self.scratch / f"{len(self.workers)}.rendezvous"
         return [
             self.start(
@@ -149,8 +156,8 @@ def _main(
 
 def _write_down(log: Path, at: dict[str, int]) -> None:
     """Note every update and every network call of sampling just before it, and send signals where asked to."""
-    from ipdiff.sample import ImageSampler
-    from ipdiff.train import Trainer
+    from ipdiff.sample_sets.sample import ImageSampler
+    from ipdiff.training.segment import Trainer
 
     handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     advance, draw = Trainer.advance, ImageSampler.draw
@@ -207,7 +214,8 @@ def _fail_at(number: int, error: bool, log: Path) -> None:
 
 def warned_while_reading(command: str) -> int:
     """Run a command that is sent SIGTERM when it looks at the sample set."""
-    from ipdiff import cli, evaluate
+    from ipdiff import cli
+    from ipdiff.metrics import evaluate
 
     real = evaluate.load_npz
 
@@ -220,7 +228,7 @@ def warned_while_reading(command: str) -> int:
 
 
 def publish_two_files() -> None:
-    from ipdiff import artifact
+    from ipdiff.pipeline.store import artifact
 
     with artifact.publishing(Path("runs/x/8"), ("a.npy", "b.csv"), {"stage": "train", "inputs": {}}) as made:
         (made.staging / "a.npy").write_bytes(b"first file")
@@ -228,12 +236,12 @@ def publish_two_files() -> None:
 
 
 def save_a_state() -> None:
-    from ipdiff.states import States
+    from ipdiff.work.train_states import States
 
     States(Path("work/states/x"), keep=2).save(8, {"x": np.arange(5.0)})
 
 
 def save_a_unit() -> None:
-    from ipdiff.shards import Shards
+    from ipdiff.work.shards import Shards
 
     Shards(Path("work/samples/x")).complete([range(3)], lambda unit: {"images": np.arange(3)})

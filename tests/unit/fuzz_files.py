@@ -34,8 +34,9 @@ from inception import write_inception  # noqa: E402
 from safetensors.torch import save  # noqa: E402
 from unit.params_factory import put, small, write  # noqa: E402
 
-from ipdiff import cli, config  # noqa: E402
-from ipdiff.checkpoint import checking  # noqa: E402
+from ipdiff import cli
+from ipdiff.interop import checking  # noqa: E402
+from ipdiff.pipeline import config  # noqa: E402
 
 GIB = 2**30
 MOST = 300

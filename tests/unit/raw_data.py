@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ipdiff import prepare
+from ipdiff.data import prepare
+from ipdiff.data.spec import Source
 from ipdiff.errors import UserError
-from ipdiff.spec import Source
 
 SIZES = {"cifar10": (32, 3), "imagenet32": (32, 3), "lsun": (64, 3), "celeba": (64, 3), "ffhq": (128, 3)}
 SIZES |= {"fashion_mnist": (28, 1), "folder": (8, 1)}

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ipdiff.report.records import Record, load
+from ipdiff.report.results import Record, load
 
 BASE = {
     "dataset": "digits",

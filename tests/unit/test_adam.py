@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ipdiff.adam import Adam
+from ipdiff.training.adam import Adam
 
 CLASSES = {True: torch.optim.AdamW, False: torch.optim.Adam}
 
@@ -96,7 +96,7 @@ def test_a_skipped_update_changes_nothing() -> None:
 def test_an_update_imports_no_compiler() -> None:
     code = (
         "import sys, torch\n"
-        "from ipdiff.adam import Adam\n"
+        "from ipdiff.training.adam import Adam\n"
         "p = torch.zeros(3, requires_grad=True)\n"
         "p.grad = torch.ones(3)\n"
         "optimizer = Adam([p], weight_decay=0.0, decoupled=True, fused=True)\n"

@@ -13,12 +13,16 @@ import torch
 from safetensors.torch import save_file
 from unit.tiny import IMAGES, RUNS, files
 
-from ipdiff import analyse, build, rng
+from ipdiff import rng
+from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError
-from ipdiff.report import errors
+from ipdiff.nets import build
+from ipdiff.report.figures import error_curves
+from ipdiff.report.spec import Figure
 from ipdiff.rng import Purpose
+from ipdiff.sample_sets import prediction_error
+from ipdiff.sample_sets.spec import Analysis
 from ipdiff.schedule import make_betas
-from ipdiff.spec import Analysis, Compute, Figure
 
 SPEC = RUNS["adm"]
 SETTINGS = Analysis(images=16, batch_size=8, timesteps=4, normality_samples=10)
@@ -42,7 +46,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def analysed(inputs: tuple[Path, Path], out: Path, **changes: int) -> Path:
     out.mkdir()
     settings = dataclasses.replace(SETTINGS, **changes)
-    analyse.run(SPEC, *inputs, settings, ABOUT, out, compute=Compute())
+    prediction_error.run(SPEC, *inputs, settings, ABOUT, out, compute=Compute())
     return out
 
 
@@ -53,18 +57,20 @@ def rows(path: Path) -> list[dict[str, float]]:
 
 def test_the_papers_timesteps() -> None:
     settings = Analysis(images=2, batch_size=1)
-    assert analyse.timesteps(settings, 1000) == list(range(0, 1000, 10))
-    assert analyse.timesteps(settings, 20) == list(range(20))
+    assert prediction_error.timesteps(settings, 1000) == list(range(0, 1000, 10))
+    assert prediction_error.timesteps(settings, 20) == list(range(20))
 
 
 def test_normal_errors_are_rejected_at_the_tests_own_rate() -> None:
     settings = dataclasses.replace(SETTINGS, normality_samples=50)
     drawn = (0.3 + 0.7 * np.random.default_rng(0).standard_normal((400, 1500))).astype(np.float32)
-    found = analyse.summarise(0, drawn, settings, ORDER)
+    found = prediction_error.summarise(0, drawn, settings, ORDER)
     assert found.nu == pytest.approx(0.7, rel=0.01)
     assert found.mean == pytest.approx(0.3, abs=0.01)
     assert found.rejected == pytest.approx(0.05, abs=3 * (0.05 * 0.95 / 1500) ** 0.5)
-    inside = found.histogram[(analyse.EDGES[:-1] >= -1 - 1e-9) & (analyse.EDGES[:-1] < 1 - 1e-9)].sum()
+    inside = found.histogram[
+        (prediction_error.EDGES[:-1] >= -1 - 1e-9) & (prediction_error.EDGES[:-1] < 1 - 1e-9)
+    ].sum()
     assert inside == pytest.approx(0.6827, abs=0.005)
     assert found.histogram.sum() == pytest.approx(1, abs=1e-5)
 
@@ -73,7 +79,7 @@ def test_normal_errors_are_rejected_at_the_tests_own_rate() -> None:
 def test_other_errors_are_rejected(kind: str) -> None:
     drawn = np.random.default_rng(0).random((400, 50)) if kind == "uniform" else np.full((400, 50), 0.25)
     settings = dataclasses.replace(SETTINGS, normality_samples=200)
-    assert analyse.summarise(0, drawn.astype(np.float32), settings, ORDER).rejected == 1.0
+    assert prediction_error.summarise(0, drawn.astype(np.float32), settings, ORDER).rejected == 1.0
 
 
 def test_the_error_is_that_of_one_network_call(inputs: tuple[Path, Path], tmp_path: Path) -> None:
@@ -125,7 +131,7 @@ def test_the_figure_shows_what_was_analysed(inputs: tuple[Path, Path], tmp_path:
     where.parent.mkdir(parents=True)
     analysed(inputs, where)
     figure = Figure("errors", "Errors", ["digits"], ["adm"])
-    errors.draw("errors", figure, [where / "errors.csv"], tmp_path)
+    error_curves.draw("errors", figure, [where / "errors.csv"], tmp_path)
     with (tmp_path / "figure.csv").open() as stream:
         drawn = list(csv.DictReader(stream))
     assert {(row["dataset"], row["model"], row["seed"], row["step"]) for row in drawn} == {("digits", "adm", "3", "8")}
@@ -139,4 +145,4 @@ def test_a_file_that_is_no_analysis_is_named(text: str, tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_text(text)
     with pytest.raises(UserError, match=r"errors\.csv: expected analysis/DATASET"):
-        errors.read(path)
+        error_curves.read(path)

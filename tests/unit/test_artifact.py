@@ -13,10 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from ipdiff.artifact import RECIPE, STAGING, file_digest, lock_of, publishing, read_recipe, sealed, verify_inputs
 from ipdiff.errors import IntegrityError, UserError
-from ipdiff.locks import locked
-from ipdiff.receipts import RECEIPTS
+from ipdiff.pipeline.store.artifact import (
+    RECIPE,
+    STAGING,
+    file_digest,
+    lock_of,
+    publishing,
+    read_recipe,
+    sealed,
+    verify_inputs,
+)
+from ipdiff.pipeline.store.receipts import RECEIPTS
+from ipdiff.work.locks import locked
 
 FILES = {"a.npy": b"first file", "b.csv": b"second file"}
 HEAD = {"stage": "train", "params": {"lr": 0.1}, "inputs": {}}

@@ -13,10 +13,11 @@ from benchmarks import __main__ as benchmarks
 from benchmarks import metrics
 from benchmarks.configurations import CIFAR10, FFHQ128
 from benchmarks.rows import Row, as_json, describe
-from ipdiff import bench, cli, plan
-from ipdiff.bench import SHAPES, Measured
-from ipdiff.metrics import manifold
-from ipdiff.spec import Compute
+from ipdiff import cli
+from ipdiff.device.spec import Compute
+from ipdiff.metrics import overlap
+from ipdiff.pipeline.commands.study import bench, plan
+from ipdiff.pipeline.commands.study.bench import SHAPES, Measured
 
 
 def test_rates_are_those_of_the_quicker_quarter(monkeypatch):
@@ -114,7 +115,7 @@ def test_a_row_s_ratio_is_1_at_the_limit_and_more_beyond_it():
 
 
 def test_products_of_a_set_with_itself_are_about_half_of_those_with_another(monkeypatch):
-    monkeypatch.setattr(manifold, "BLOCK", 4)
+    monkeypatch.setattr(overlap, "BLOCK", 4)
     assert metrics._more("overlap", 8, 4) == 4
     assert metrics._more("radii", 8, 4) == 3  # two blocks: three of the four pairs
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 from unit.tiny import ADM, DDIM, RUNS, change
 
-from ipdiff import build
-from ipdiff.nets import ADMUNet, DDPMUNet
+from ipdiff.nets import ADMUNet, DDPMUNet, build
 from ipdiff.schedule import make_betas
 
 

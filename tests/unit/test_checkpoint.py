@@ -21,9 +21,15 @@ from torch import Tensor
 from unit.params_factory import put, small, write
 from unit.tiny import ADM, DDIM, change, flip_bit
 
-from ipdiff import artifact, build, cli, compute, config, exported, grid, imported, plan, stages
-from ipdiff.checkpoint import checking, diffusers
+from ipdiff import cli
+from ipdiff.device import compute
 from ipdiff.errors import ConfigError, IntegrityError, UserError
+from ipdiff.interop import checking, diffusers
+from ipdiff.nets import build
+from ipdiff.pipeline import config, grid, jobs
+from ipdiff.pipeline.commands.exchange import export, import_
+from ipdiff.pipeline.commands.study import plan
+from ipdiff.pipeline.store import artifact
 from ipdiff.schedule import make_betas, respace
 from ipdiff.spec import RunSpec
 
@@ -65,7 +71,7 @@ def save(path: Path, value: Any, **options: Any) -> Path:
 def refused(path: Path, run: str = IP) -> str:
     """The one line with which an import is refused, after which nothing is there."""
     with pytest.raises(UserError) as caught:
-        imported.import_checkpoint(path, run, step=8)
+        import_.import_checkpoint(path, run, step=8)
     message = str(caught.value)
     assert "\n" not in message
     assert "Traceback" not in message
@@ -115,7 +121,7 @@ def test_every_format_gives_the_same_bytes(name: str, run: str, project: Path) -
     save, called = FORMATS[name]
     state = weights(spec_of(run))
     save(project / "file", state)
-    done = imported.import_checkpoint(project / "file", run, step=8)
+    done = import_.import_checkpoint(project / "file", run, step=8)
     assert (done.format, done.directory, done.pointer) == (called, f"runs/{run}/s0/8", None)
     assert done.parameters == sum(value.numel() for value in state.values())
     save_file(state, project / "expected")
@@ -136,7 +142,7 @@ def test_what_wrappers_put_into_names_is_taken_off_in_every_format(prefix: str, 
     else:
         value = [named, {}, 3, 5000, named] if kind == "list" else named
         save(project / "file", value, _use_new_zipfile_serialization=kind != "old")
-    done = imported.import_checkpoint(project / "file", IP, step=8)
+    done = import_.import_checkpoint(project / "file", IP, step=8)
     found = load_file(project / done.directory / "ema.safetensors")
     assert found.keys() == state.keys()
     assert all(torch.equal(found[name], state[name]) for name in state)
@@ -146,10 +152,10 @@ def test_a_wrapper_inside_the_network_is_taken_off_but_two_tensors_never_become_
     state = weights(spec_of(IP))
     inner = {name.replace("middle_block.0.", "middle_block.0._orig_mod."): value for name, value in state.items()}
     assert inner.keys() != state.keys()
-    imported.import_checkpoint(save(project / "inner.pt", inner), IP, step=8)
+    import_.import_checkpoint(save(project / "inner.pt", inner), IP, step=8)
     both = {**state, **{f"module.{name}": value + 1 for name, value in state.items()}}
     with pytest.raises(UserError, match=r"differences: module\.\S+ is not in the network"):
-        imported.import_checkpoint(save(project / "both.pt", both), IP, step=4)
+        import_.import_checkpoint(save(project / "both.pt", both), IP, step=4)
 
 
 @pytest.mark.parametrize("prefix", ["model.", "ema_model.unet."])
@@ -181,7 +187,7 @@ def test_a_prefix_that_is_not_known_is_named_once(prefix: str, kind: str, projec
 def test_the_step_is_read_off_the_files_name(name: str, step: int, project: Path) -> None:
     state, path = weights(spec_of(IP)), project / name
     save_file(state, path) if name.endswith("safetensors") else save(path, state)
-    assert imported.import_checkpoint(path, IP).directory == f"runs/{IP}/s0/{step}"
+    assert import_.import_checkpoint(path, IP).directory == f"runs/{IP}/s0/{step}"
 
 
 @pytest.mark.parametrize("name", ["ADM_IP_015.pt", "a.pt", "model.pt", "ema.pt", "ema_0.9999.pt", "model2.pt"])
@@ -200,17 +206,17 @@ def test_a_name_without_a_step_is_asked_about(name: str, project: Path, capsys: 
 def test_the_step_inside_the_ddim_codes_list_is_used_and_the_one_asked_for_comes_first(project: Path) -> None:
     state = weights(spec_of(DDPM))
     path = save(project / "ckpt.pth", [state, {}, 3, 5000, state])
-    done = imported.import_checkpoint(path, DDPM)
+    done = import_.import_checkpoint(path, DDPM)
     assert done.directory == f"runs/{DDPM}/s0/5000"
     write = "write datasets.tiny.final_step.ddim-official: 5000 in params.yaml"
     assert str(done).endswith(f"; tables read step 8 of it, unless they name one: {write}")
-    assert imported.import_checkpoint(path, DDPM, step=8).directory == f"runs/{DDPM}/s0/8"
+    assert import_.import_checkpoint(path, DDPM, step=8).directory == f"runs/{DDPM}/s0/8"
 
 
 def test_the_recipe_names_the_source_and_the_run_and_nothing_of_this_machine(project: Path) -> None:
     state = weights(spec_of(IP))
     path = save(project / "ema_0.9999_460000.pt", state)
-    imported.import_checkpoint(path, IP, seed=3, step=460000)
+    import_.import_checkpoint(path, IP, seed=3, step=460000)
     recipe = artifact.read_recipe(project / "runs/tiny/official/s3/460000/recipe.json")
     assert recipe["source"]["name"] == "ema_0.9999_460000.pt"
     assert recipe["source"]["md5"] == artifact.file_digest(path)
@@ -222,27 +228,27 @@ def test_the_recipe_names_the_source_and_the_run_and_nothing_of_this_machine(pro
 
 
 def test_the_sample_stage_takes_an_imported_checkpoint(project: Path) -> None:
-    imported.import_checkpoint(save(project / "a.pt", weights(spec_of(IP))), IP, step=8)
+    import_.import_checkpoint(save(project / "a.pt", weights(spec_of(IP))), IP, step=8)
     cell = grid.load().cell("sample", dataset="tiny", model="official", seed="0", step="8", sampler="ancestral-2")
-    stages.make(cell)
+    jobs.make(cell)
     images = np.load(cell.outputs[0])["arr_0"]
     assert images.shape == (64, 8, 8, 1)
     assert images.std() > 10
     flip_bit(Path("runs/tiny/official/s0/8/ema.safetensors"))
     with pytest.raises(IntegrityError, match=r"ema\.safetensors"):
-        stages.make(cell)
+        jobs.make(cell)
 
 
 def test_a_set_is_quantised_and_computed_as_params_yaml_says(project: Path) -> None:
     small_weights = {name: 0.1 * value for name, value in weights(spec_of(DDPM)).items()}
-    imported.import_checkpoint(save(project / "a.pt", small_weights), DDPM, step=8)
+    import_.import_checkpoint(save(project / "a.pt", small_weights), DDPM, step=8)
     raw = put(small(), "models.ddim-official", {"family": "ddpm", "imported": True})
     cell = {"dataset": "tiny", "model": "ddim-official", "seed": "0", "step": "8", "sampler": "exposure-2"}
-    stages.make(grid.load().cell("prepare", dataset="tiny"))
+    jobs.make(grid.load().cell("prepare", dataset="tiny"))
     sets = []
     for quantise in ("round", "truncate"):
         write(project, put(raw, "datasets.tiny.families.ddpm.quantise", quantise))
-        stages.make(grid.load().cell("sample", **cell))
+        jobs.make(grid.load().cell("sample", **cell))
         sets.append(np.load(grid.load().cell("sample", **cell).outputs[0])["arr_0"].astype(int))
     more = sets[0] - sets[1]
     assert set(np.unique(more)) == {0, 1}
@@ -252,15 +258,15 @@ def test_a_set_is_quantised_and_computed_as_params_yaml_says(project: Path) -> N
     assert (dataset.compute.precision, dataset.sampling_compute.precision) == ("float32", "bfloat16")
     if not compute.has_bfloat16():
         with pytest.raises(UserError, match="the precision is bfloat16, but this CPU has no bfloat16 instructions"):
-            stages.make(grid.load().cell("sample", **cell))
+            jobs.make(grid.load().cell("sample", **cell))
         return
-    stages.make(grid.load().cell("sample", **cell))
+    jobs.make(grid.load().cell("sample", **cell))
     low = np.load(grid.load().cell("sample", **cell).outputs[0])["arr_0"].astype(int)
     assert 0 < np.abs(low - sets[1]).mean() < 8
 
 
 def test_a_checkpoint_imported_before_decay_was_a_models_key_is_still_read(project: Path) -> None:
-    imported.import_checkpoint(save(project / "a.pt", weights(spec_of(IP))), IP, step=8)
+    import_.import_checkpoint(save(project / "a.pt", weights(spec_of(IP))), IP, step=8)
     now = spec_of(IP).to_json()
     del now["objective"]["decay"]
     for optimizer, decay in (("adam", "coupled"), ("adamw", "decoupled")):
@@ -269,25 +275,25 @@ def test_a_checkpoint_imported_before_decay_was_a_models_key_is_still_read(proje
 
 
 def test_a_chain_changed_after_the_import_is_refused_where_it_is_sampled(project: Path) -> None:
-    imported.import_checkpoint(save(project / "a.pt", weights(spec_of(IP))), IP, step=8)
+    import_.import_checkpoint(save(project / "a.pt", weights(spec_of(IP))), IP, step=8)
     raw = put(small(), "models.official", {"family": "adm", "gamma": 0.15, "imported": True})
     write(project, put(raw, "datasets.tiny.families.adm.diffusion.T", 30))
     cell = grid.load().cell("sample", dataset="tiny", model="official", seed="0", step="8", sampler="ancestral-2")
     with pytest.raises(UserError, match=r"imported with another datasets\.tiny\.families\.adm\.diffusion; delete that"):
-        stages.make(cell)
+        jobs.make(cell)
     assert not Path("samples").exists()
 
 
 def test_importing_again_changes_nothing_and_another_file_is_refused(project: Path) -> None:
     state = weights(spec_of(IP))
     path = save(project / "a.pt", state)
-    folder = Path(imported.import_checkpoint(path, IP, step=8).directory)
+    folder = Path(import_.import_checkpoint(path, IP, step=8).directory)
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    imported.import_checkpoint(path, IP, step=8)
+    import_.import_checkpoint(path, IP, step=8)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     other = save(project / "b.pt", {name: value + 1 for name, value in state.items()})
     with pytest.raises(UserError, match=r"runs/tiny/official/s0/8 holds the checkpoint of a\.pt; delete that folder"):
-        imported.import_checkpoint(other, IP, step=8)
+        import_.import_checkpoint(other, IP, step=8)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
@@ -497,17 +503,17 @@ def official(project: Path) -> RunSpec:
 @pytest.mark.parametrize("form", ["guided-diffusion", "safetensors"])
 def test_export_and_import_give_the_same_bytes(form: str, project: Path) -> None:
     trained(official(project))
-    first = exported.export_checkpoint("tiny/adm", form, project / "a.pt")
-    second = exported.export_checkpoint("runs/tiny/adm/s0/8/ema.safetensors", form, project / "b.pt")
+    first = export.export_checkpoint("tiny/adm", form, project / "a.pt")
+    second = export.export_checkpoint("runs/tiny/adm/s0/8/ema.safetensors", form, project / "b.pt")
     assert first.read_bytes() == second.read_bytes()
-    done = imported.import_checkpoint(first, IP, step=8)
+    done = import_.import_checkpoint(first, IP, step=8)
     ours = project / "runs/tiny/adm/s0/8/ema.safetensors"
     assert (project / done.directory / "ema.safetensors").read_bytes() == ours.read_bytes()
 
 
 def test_a_guided_diffusion_export_is_a_plain_float32_state_dict(project: Path) -> None:
     state = trained(official(project))
-    path = exported.export_checkpoint("tiny/adm/s0/8", "guided-diffusion", project / "a.pt")
+    path = export.export_checkpoint("tiny/adm/s0/8", "guided-diffusion", project / "a.pt")
     found = torch.load(path, weights_only=True)
     assert found.keys() == state.keys()
     assert all(torch.equal(found[name], state[name]) for name in state)
@@ -515,7 +521,7 @@ def test_a_guided_diffusion_export_is_a_plain_float32_state_dict(project: Path) 
 
 def test_exported_safetensors_carry_their_run_in_one_key(project: Path) -> None:
     trained(ADM)
-    path = exported.export_checkpoint("tiny/adm", "safetensors", project / "a.safetensors")
+    path = export.export_checkpoint("tiny/adm", "safetensors", project / "a.safetensors")
     with safe_open(path, "pt") as stream:
         metadata = stream.metadata()
     assert list(metadata) == ["ipdiff"]
@@ -537,7 +543,7 @@ def test_a_network_that_does_not_map_is_refused_with_the_reason(
 ) -> None:
     trained(spec)
     with pytest.raises(UserError) as caught:
-        exported.export_checkpoint(f"tiny/{MODEL[spec.family]}", form, project / "out")
+        export.export_checkpoint(f"tiny/{MODEL[spec.family]}", form, project / "out")
     assert said in str(caught.value)
     assert not [path for path in project.iterdir() if "out" in path.name]
 
@@ -546,16 +552,16 @@ def test_exports_never_replace_and_read_only_what_is_whole(project: Path) -> Non
     trained(ADM)
     (project / "there").touch()
     with pytest.raises(UserError, match="there exists; delete it"):
-        exported.export_checkpoint("tiny/adm", "safetensors", project / "there")
+        export.export_checkpoint("tiny/adm", "safetensors", project / "there")
     with pytest.raises(UserError, match="is no directory; make it first"):
-        exported.export_checkpoint("tiny/adm", "safetensors", project / "no/where")
+        export.export_checkpoint("tiny/adm", "safetensors", project / "no/where")
     with pytest.raises(UserError, match=r"runs/tiny/adm-ip/s0/8/ema\.safetensors is missing"):
-        exported.export_checkpoint("tiny/adm-ip", "safetensors", project / "a")
+        export.export_checkpoint("tiny/adm-ip", "safetensors", project / "a")
     with pytest.raises(UserError, match=r"'adm' is no folder of a checkpoint here, nor DATASET/MODEL"):
-        exported.export_checkpoint("adm", "safetensors", project / "a")
+        export.export_checkpoint("adm", "safetensors", project / "a")
     flip_bit(Path("runs/tiny/adm/s0/8/ema.safetensors"))
     with pytest.raises(IntegrityError):
-        exported.export_checkpoint("tiny/adm", "safetensors", project / "a")
+        export.export_checkpoint("tiny/adm", "safetensors", project / "a")
     assert not (project / "a").exists()
 
 
@@ -567,7 +573,7 @@ def test_the_command_line_imports_and_exports(project: Path, capsys: pytest.Capt
     assert capsys.readouterr().out == "net\n"
     assert cli.main(["import", "params.yaml", "--as", IP]) == 2
     assert capsys.readouterr().err.count("\n") == 1
-    assert tuple(cli.EXPORT_FORMATS) == exported.FORMATS
+    assert tuple(cli.EXPORT_FORMATS) == export.FORMATS
 
 
 # The paper's networks
@@ -634,7 +640,7 @@ def library() -> Any:
 def test_diffusers_computes_the_same(name: str, library: Any, project: Path) -> None:
     spec = MAPPED[name]
     state = trained(spec)
-    folder = exported.export_checkpoint(f"tiny/{MODEL[spec.family]}", "diffusers", project / "net")
+    folder = export.export_checkpoint(f"tiny/{MODEL[spec.family]}", "diffusers", project / "net")
     theirs = library.UNet2DModel.from_pretrained(folder)
     assert sum(value.numel() for value in theirs.state_dict().values()) == sum(v.numel() for v in state.values())
     ours = build.network(spec)
@@ -675,7 +681,7 @@ def test_the_papers_networks_have_their_names_and_shapes_in_diffusers(name: str,
 )
 def test_a_step_of_the_exported_scheduler_is_ours(spec: RunSpec, grid: str, library: Any, project: Path) -> None:
     state = trained(spec)
-    folder = exported.export_checkpoint(f"tiny/{MODEL[spec.family]}", "diffusers", project / "net")
+    folder = export.export_checkpoint(f"tiny/{MODEL[spec.family]}", "diffusers", project / "net")
     kind = library.DDIMScheduler if spec.family == "ddpm" else library.DDPMScheduler
     scheduler = kind.from_pretrained(folder)
     T = spec.diffusion.T
@@ -724,7 +730,7 @@ def test_what_diffusers_has_no_word_for_is_said(project: Path, capsys: pytest.Ca
 
 def test_the_pipeline_of_diffusers_loads_the_folder(library: Any, project: Path) -> None:
     trained(change(ADM, learn_sigma=True))
-    folder = exported.export_checkpoint("tiny/adm", "diffusers", project / "net")
+    folder = export.export_checkpoint("tiny/adm", "diffusers", project / "net")
     assert {path.name for path in folder.iterdir()} == {
         "config.json", "diffusion_pytorch_model.safetensors", "model_index.json", "scheduler_config.json"
     }  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 from archives import planes, python2_batch, write_cifar10_binary, write_cifar10_python, write_tar_gz
 from unit.raw_data import prepared, refusal, source
 
-from ipdiff.data.readers import pickled
+from ipdiff.data.formats import pickled
 
 WRITERS = {"binary": write_cifar10_binary, "python": write_cifar10_python}
 

@@ -7,12 +7,15 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ipdiff import classifier, prepare
-from ipdiff.compute import configure
+from ipdiff.data import prepare
+from ipdiff.data.spec import Source
+from ipdiff.device.compute import configure
+from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError
-from ipdiff.metrics.classifier import FeatureNet, load, save
-from ipdiff.metrics.features import ClassifierFeatures, Statistics, pixels, show
-from ipdiff.spec import Classifier, Compute, Source
+from ipdiff.metrics.features import classifier
+from ipdiff.metrics.features.classifier_net import FeatureNet, load, save
+from ipdiff.metrics.features.extractors import ClassifierFeatures, Statistics, pixels, show
+from ipdiff.metrics.spec import Classifier
 
 CPU = Compute()
 

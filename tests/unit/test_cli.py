@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from unit.params_factory import put, small, write
 
-from ipdiff import cli, code, grid
-from ipdiff.artifact import file_digest, sealed
+from ipdiff import cli
 from ipdiff.errors import IntegrityError, Preempted, UserError
+from ipdiff.pipeline import grid
+from ipdiff.pipeline.store import code_digests
+from ipdiff.pipeline.store.artifact import file_digest, sealed
 
 ROOT = Path(__file__).parents[2]
 
@@ -168,23 +170,23 @@ def test_the_set_of_the_exposure_test_has_another_size(run: Run) -> None:
 def test_errors_have_their_exit_codes(
     run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, said: str
 ) -> None:
-    from ipdiff import stages
+    from ipdiff.pipeline import jobs
 
     def fail(_: object) -> None:
         raise error
 
-    monkeypatch.setattr(stages, "make", fail)
+    monkeypatch.setattr(jobs, "make", fail)
     done = run("prepare", "--dataset", "tiny")
     assert (done.code, done.out, done.err) == (code, "", said)
 
 
 def test_a_mistake_of_ours_is_not_dressed_up_as_bad_input(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ipdiff import stages
+    from ipdiff.pipeline import jobs
 
     def fail(_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(stages, "make", fail)
+    monkeypatch.setattr(jobs, "make", fail)
     with pytest.raises(ZeroDivisionError):
         run("prepare", "--dataset", "tiny")
 
@@ -196,7 +198,7 @@ def test_a_stage_publishes_and_says_where(run: Run) -> None:
     assert {path.name for path in Path("data/tiny").iterdir()} == {"images.npy", "labels.npy", "recipe.json"}
     recipe = json.loads(Path("data/tiny/recipe.json").read_text())
     assert recipe["command"] == "ipdiff prepare --dataset tiny"
-    assert recipe["code"] == code.code_digest("prepare")
+    assert recipe["code"] == code_digests.code_digest("prepare")
     assert recipe["params"] == {"datasets.tiny.source": small()["datasets"]["tiny"]["source"]}
 
 
@@ -205,7 +207,7 @@ def test_settings_are_written_where_dvc_looks_for_them(run: Run) -> None:
     assert (done.code, done.err) == (0, "")
     assert "settings/small/train/tiny/adm.json\n" in done.out
     written = json.loads(Path("settings/small/train/tiny/adm.json").read_text())
-    assert written["code"] == code.code_digest("train")
+    assert written["code"] == code_digests.code_digest("train")
     assert written["params"]["models.adm"] == small()["models"]["adm"]
     assert all(Path(line).is_file() for line in done.out.splitlines())
 
@@ -256,9 +258,9 @@ def test_help_of_a_verb_says_what_each_name_is(run: Run, verb: str) -> None:
 
 
 def test_what_both_engines_run_is_what_the_command_line_reads() -> None:
-    from ipdiff import stages
+    from ipdiff.pipeline import jobs
 
-    assert set(cli.STAGE_HELP) == set(cli.WILDCARDS) == set(grid.STAGES) == set(stages.RUN) == set(code.STAGES)
+    assert set(cli.STAGE_HELP) == set(cli.WILDCARDS) == set(grid.STAGES) == set(jobs.RUN) == set(code_digests.STAGES)
     for verb, stage in grid.STAGES.items():
         assert cli.WILDCARDS[verb] == stage.wildcards
     known = grid.load(ROOT / "params.yaml")

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from ipdiff import code
-from ipdiff.code import STAGES, code_digest, code_files
+from ipdiff.pipeline.store import code_digests
+from ipdiff.pipeline.store.code_digests import STAGES, code_digest, code_files
 
 ROOT = Path(__file__).parents[2]
 ALL = set(STAGES)
 PRINT = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from ipdiff.code import STAGES, code_digest
+from ipdiff.pipeline.store.code_digests import STAGES, code_digest
 print(json.dumps({verb: code_digest(verb) for verb in STAGES}))
 """
 
@@ -51,9 +51,9 @@ class Package:
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = shutil.copytree(code.PACKAGE, tmp_path / "ipdiff", ignore=shutil.ignore_patterns("__pycache__"))
+    path = shutil.copytree(code_digests.PACKAGE, tmp_path / "ipdiff", ignore=shutil.ignore_patterns("__pycache__"))
     before = {verb: code_digest(verb) for verb in STAGES}  # names of modules count, their place does not
-    monkeypatch.setattr(code, "PACKAGE", path)
+    monkeypatch.setattr(code_digests, "PACKAGE", path)
     yield Package(path, before)
     code_digest.cache_clear()
 
@@ -217,12 +217,12 @@ def test_an_import_that_would_not_be_counted_is_refused(package: Package, line: 
 
 
 def test_every_stage_of_the_grid_has_a_digest_of_its_own() -> None:
-    from ipdiff import grid
+    from ipdiff.pipeline import grid
 
     assert set(grid.STAGES) == ALL
     assert len({code_digest(verb) for verb in STAGES}) == len(STAGES)
     for verb in STAGES:
-        assert all(path.is_file() and code.PACKAGE in path.parents for path in code_files(verb))
+        assert all(path.is_file() and code_digests.PACKAGE in path.parents for path in code_files(verb))
 
 
 def digests_of(python: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:

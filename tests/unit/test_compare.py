@@ -7,10 +7,11 @@ import pytest
 from inception import write_inception
 from unit.params_factory import small, write
 
-from ipdiff import cli, evaluate
+from ipdiff import cli
 from ipdiff.data.arrays import save_npz
-from ipdiff.metrics.features import Network
-from ipdiff.spec import Compute
+from ipdiff.device.spec import Compute
+from ipdiff.metrics import evaluate
+from ipdiff.metrics.features.extractors import Network
 
 CPU = Compute()
 RNG = np.random.default_rng(0)

@@ -13,8 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from unit.params_factory import drop, put, small, write
 
-from ipdiff import config, spec
+from ipdiff import spec
 from ipdiff.errors import ConfigError
+from ipdiff.pipeline import config
 from ipdiff.spec import ADMNetwork, DDPMNetwork
 
 ROOT = Path(__file__).parents[2]

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from unit.raw_data import prepared, source
 
-from ipdiff import prepare
-from ipdiff.artifact import file_digest
+from ipdiff.data import prepare
 from ipdiff.data.arrays import load_npz, save_npz, stream_npz
 from ipdiff.data.images import load_images, to_network, to_uint8
 from ipdiff.data.npy import NpyReader, npy_rows
+from ipdiff.data.spec import Source
 from ipdiff.errors import IntegrityError, UserError
-from ipdiff.spec import Source
+from ipdiff.pipeline.store.artifact import file_digest
 
 DIGITS = Source("digits", 8, 1)
 

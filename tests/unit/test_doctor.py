@@ -6,9 +6,10 @@ import pytest
 from inception import write_inception
 from unit.params_factory import drop, put, small, write
 
-from ipdiff import cli, doctor
-from ipdiff.doctor import FINE, NOTE, WRONG, Finding
-from ipdiff.spec import INCEPTION_SHA256
+from ipdiff import cli
+from ipdiff.metrics.spec import INCEPTION_SHA256
+from ipdiff.pipeline.commands.study import doctor
+from ipdiff.pipeline.commands.study.doctor import FINE, NOTE, WRONG, Finding
 
 
 @pytest.fixture

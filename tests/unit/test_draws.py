@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ipdiff import rng
-from ipdiff.draws import DeviceDraws, HostDraws, draws_on
+from ipdiff.device.streams import DeviceDraws, HostDraws, draws_on
 from ipdiff.rng import Purpose
 
 CPU = torch.device("cpu")
@@ -42,9 +42,9 @@ def test_images_and_step_may_be_tensors_of_the_device():
 
 def test_extreme_words_have_equal_normals():
     raw = np.array([[0, 0, 1, 2**64 - 1], [2**64 - 1, 2**63, 2**64 - 2**11, 2**62]], dtype=np.uint64)
-    from ipdiff import draws
+    from ipdiff.device import streams
 
-    found = draws.normals(torch.from_numpy(raw.view(np.int64)))
+    found = streams.normals(torch.from_numpy(raw.view(np.int64)))
     assert np.array_equal(found.numpy(), rng.box_muller(raw))
 
 

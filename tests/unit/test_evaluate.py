@@ -9,13 +9,16 @@ import signal
 import numpy as np
 import pytest
 
-from ipdiff import classifier, evaluate, neighbours, prepare, reference
+from ipdiff.data import prepare
 from ipdiff.data.arrays import load_npz, save_npz
+from ipdiff.data.spec import Source
+from ipdiff.device.spec import Compute
 from ipdiff.errors import Preempted, UserError
-from ipdiff.metrics import features
-from ipdiff.metrics.features import Network
-from ipdiff.shards import Shards
-from ipdiff.spec import Classifier, Compute, Reference, Source
+from ipdiff.metrics import evaluate, neighbours, reference
+from ipdiff.metrics.features import classifier, extractors
+from ipdiff.metrics.features.extractors import Network
+from ipdiff.metrics.spec import Classifier, Reference
+from ipdiff.work.shards import Shards
 
 SPEC, CPU = Classifier(steps=60, width=16), Compute()
 ALL = Reference()
@@ -171,7 +174,7 @@ def test_order_of_the_images_does_not_matter(pipeline, images, tmp_path):
 @pytest.fixture
 def small_units(monkeypatch):
     """Sets of more than one network call are cut into units of one (the classifier takes 500 images a call)."""
-    monkeypatch.setattr(features, "UNIT", 500)
+    monkeypatch.setattr(extractors, "UNIT", 500)
 
 
 @pytest.mark.usefixtures("small_units")
@@ -201,7 +204,7 @@ def test_any_number_of_processes_makes_the_same_files(pipeline, images, tmp_path
 
 @pytest.mark.usefixtures("small_units")
 def test_a_signal_and_a_damaged_unit_cost_one_unit_each(pipeline, tmp_path, monkeypatch):
-    calls, real = [], features.ClassifierFeatures.__call__
+    calls, real = [], extractors.ClassifierFeatures.__call__
 
     def counted(extractor, images):
         calls.append(len(images))
@@ -209,7 +212,7 @@ def test_a_signal_and_a_damaged_unit_cost_one_unit_each(pipeline, tmp_path, monk
             os.kill(os.getpid(), signal.SIGTERM)
         return real(extractor, images)
 
-    monkeypatch.setattr(features.ClassifierFeatures, "__call__", counted)
+    monkeypatch.setattr(extractors.ClassifierFeatures, "__call__", counted)
     shards = Shards(tmp_path / "shards")
     arguments = (ALL, network(pipeline), CPU, pipeline / "images.npy", tmp_path, shards)
     with pytest.raises(Preempted, match="what was finished is saved"):
@@ -230,7 +233,7 @@ def test_a_set_of_one_unit_is_not_saved_on_the_way(pipeline, tmp_path):
 
 
 def test_pooled_features_are_kept_as_float32_and_no_more_than_were_announced():
-    kept = features.Pooled(5)
+    kept = extractors.Pooled(5)
     rows = np.arange(20.0).reshape(5, 4)
     kept({"pool": rows[:3]})
     np.testing.assert_array_equal(kept.array(), rows[:3])

@@ -9,7 +9,7 @@ from archives import blobs, encoded, write_celeba, write_ffhq, write_zip
 from PIL import Image
 from unit.raw_data import prepared, refusal, source
 
-from ipdiff.data.resize import PREPROCESS
+from ipdiff.data.formats.resize import PREPROCESS
 
 
 @pytest.mark.parametrize("rule", [None, "resize", "crop128", "center-crop"])

@@ -9,10 +9,10 @@ import pytest
 from archives import write_fashion_mnist
 from unit.raw_data import prepared, refusal, source
 
-from ipdiff import prepare
+from ipdiff.data import prepare
 from ipdiff.data.readers import fashion_mnist
 from ipdiff.data.readers.fashion_mnist import IMAGES, LABELS
-from ipdiff.spec import Source
+from ipdiff.data.spec import Source
 
 
 def test_a_directory_and_two_archives_are_the_same(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from archives import encoded
 from PIL import Image
 from unit.raw_data import prepared, refusal, source
 
-from ipdiff.data import files
+from ipdiff.data.formats import files
 from ipdiff.errors import UserError
 
 

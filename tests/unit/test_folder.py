@@ -13,9 +13,9 @@ from archives import write_lmdb, write_zip
 from PIL import Image, ImageOps
 from unit.raw_data import prepared, refusal, source
 
-from ipdiff import prepare
-from ipdiff.data import decode
-from ipdiff.data.resize import MAX_PIXELS
+from ipdiff.data import prepare
+from ipdiff.data.formats import decode
+from ipdiff.data.formats.resize import MAX_PIXELS
 
 COLOURS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 0]]], np.uint8)
 """Red, green; blue, yellow: no two of the eight ways to lay it are equal."""

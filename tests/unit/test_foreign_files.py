@@ -17,14 +17,15 @@ from inception import write_inception
 from unit.params_factory import put, small, write
 from unit.raw_data import refusal, source
 
-from ipdiff import cli, compare
-from ipdiff.data import filekind
+from ipdiff import cli
 from ipdiff.data.arrays import load_npz, save_npz
+from ipdiff.data.formats import filekind
 from ipdiff.data.npy import load_npy
+from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError, brief
-from ipdiff.metrics.inception import InceptionFeatures
-from ipdiff.metrics.pixels import pixels
-from ipdiff.spec import Compute
+from ipdiff.metrics import compare
+from ipdiff.metrics.features.inception import InceptionFeatures
+from ipdiff.metrics.features.pixels import pixels
 
 HTML = b"\xef\xbb\xbf\n<!DOCTYPE html><html><title>Google Drive - Virus scan warning</title>" + b"x" * 20_000
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 12345\n"

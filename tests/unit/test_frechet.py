@@ -154,7 +154,7 @@ def test_moments_refusals():
 
 
 def test_needs_no_torch():
-    code = "import sys, ipdiff.metrics, ipdiff.prepare, ipdiff.data.images; sys.exit('torch' in sys.modules)"
+    code = "import sys, ipdiff.metrics, ipdiff.data.prepare, ipdiff.data.images; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -18,8 +18,8 @@ from PIL import Image
 from unit.fuzzed import Fuzzed
 from unit.params_factory import put, small, write
 
-from ipdiff.data import decode
-from ipdiff.spec import Source
+from ipdiff.data.formats import decode
+from ipdiff.data.spec import Source
 
 SIDES = [(8, 8), (5, 70), (16_000, 1)]
 WRITTEN = [

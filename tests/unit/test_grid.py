@@ -11,10 +11,12 @@ import pytest
 import yaml
 from unit.params_factory import drop, put, small, write
 
-from ipdiff import config, dvcfile, grid, settings, written
-from ipdiff.code import code_digest, code_files
 from ipdiff.errors import ConfigError, UserError
-from ipdiff.grid import Cell, Grid
+from ipdiff.pipeline import config, grid
+from ipdiff.pipeline.commands.study import generated_files
+from ipdiff.pipeline.engines import dvc_files
+from ipdiff.pipeline.grid import Cell, Grid, cache_keys
+from ipdiff.pipeline.store.code_digests import code_digest, code_files
 
 ROOT = Path(__file__).parents[2]
 VIEWS = {"table", "figure", "report"}
@@ -222,7 +224,10 @@ def test_what_measures_reads_the_feature_network(
     plain, measured = known.cell("reference", **TINY), known.cell("evaluate", **SET)
     assert (plain.inputs, plain.params) == (("data/tiny/images.npy", *network), keys)
     assert (measured.inputs[2:], measured.params) == (("reference/tiny/stats.npz", *network), keys)
-    assert (dvcfile.stage_name(plain), dvcfile.stage_name(measured)) == (f"reference{variant}", f"evaluate{variant}")
+    assert (dvc_files.stage_name(plain), dvc_files.stage_name(measured)) == (
+        f"reference{variant}",
+        f"evaluate{variant}",
+    )
     with pytest.raises(ConfigError, match=r"datasets.tiny.reference.neighbours: not true"):
         known.cell("neighbours", **TINY)
 
@@ -233,11 +238,11 @@ def test_what_measures_reads_the_feature_network(
         cell = known.cell(verb, **TINY)
         assert sorted(cell.params) == sorted((*keys, *subset))
         assert cell.inputs == plain.inputs
-        assert dvcfile.stage_name(cell) == f"{verb}_subset{variant}"
+        assert dvc_files.stage_name(cell) == f"{verb}_subset{variant}"
     near = ("neighbours/tiny/features.npy", "neighbours/tiny/radii.npy")
     more = known.cell("evaluate", **SET)
     assert (more.inputs[2:], more.params) == (("reference/tiny/stats.npz", *near, *network), measured.params)
-    assert dvcfile.stage_name(more) == f"evaluate_neighbours{variant}"
+    assert dvc_files.stage_name(more) == f"evaluate_neighbours{variant}"
     assert "neighbours/tiny" in {cell.directory for cell in known.study("small")}
     assert ("features/tiny" in {cell.directory for cell in known.study("small")}) == (not edits)
 
@@ -494,35 +499,35 @@ def expanded(text: str) -> dict[str, dict[str, Any]]:
 
 def test_dvc_files_say_what_the_cells_say(study: tuple[Grid, str]) -> None:
     known, name = study
-    stages = expanded(dvcfile.render(known, name))
-    cells = {dvcfile.address(cell): cell for cell in known.study(name)}
+    stages = expanded(dvc_files.render(known, name))
+    cells = {dvc_files.address(cell): cell for cell in known.study(name)}
     assert stages.keys() - {"settings"} == cells.keys()
     assert len(cells) == len(known.study(name))
     for address, cell in cells.items():
         stage = stages[address]
         assert stage["cmd"] == cell.command
-        assert stage["deps"] == [*cell.inputs, settings.path_of(cell, name)]
+        assert stage["deps"] == [*cell.inputs, cache_keys.path_of(cell, name)]
         assert stage["params"] == []
         assert sorted(stage["outs"] + stage["metrics"]) == sorted(cell.outputs)
         assert stage["metrics"] == [path for path in cell.outputs if path.endswith("metrics.json")]
     stage = stages["settings"]
     assert stage["cmd"] == f"ipdiff settings --study {name}"
-    assert set(stage["outs"]) == {settings.path_of(cell, name) for cell in cells.values()}
+    assert set(stage["outs"]) == {cache_keys.path_of(cell, name) for cell in cells.values()}
     assert {ROOT / path for path in stage["deps"]} == {
         path for cell in cells.values() for path in code_files(cell.stage.verb)
     }
-    depth = len(dvcfile.path_of(name).parent.parts)
+    depth = len(dvc_files.path_of(name).parent.parts)
     assert {stage["wdir"] for stage in stages.values()} == {"/".join([".."] * depth) or "."}
 
 
 def test_cells_share_settings_where_code_and_parameters_are_the_same(study: tuple[Grid, str]) -> None:
     known, name = study
     raw = config.load_raw(ROOT / "params.yaml")
-    texts = settings.texts(known.study(name), name, raw)
+    texts = cache_keys.texts(known.study(name), name, raw)
     for cell in known.study(name):
-        chosen = json.loads(texts[settings.path_of(cell, name)])
+        chosen = json.loads(texts[cache_keys.path_of(cell, name)])
         assert chosen == {"code": code_digest(cell.stage.verb), "params": grid.param_values(cell, raw)}
-    keys = settings.keys(known.study(name))
+    keys = cache_keys.keys(known.study(name))
     assert not [key for key in keys if any(key.startswith(f"{other}.") for other in keys)]
     for cell in known.study(name):
         assert all(any(f"{key}.".startswith(f"{other}.") for other in keys) for key in cell.params)
@@ -533,7 +538,7 @@ def test_cells_of_a_group_have_as_many_dependencies(study: tuple[Grid, str]) -> 
     counts: dict[str, set[int]] = {}
     for cell in known.study(name):
         if not cell.exact_inputs:
-            counts.setdefault(dvcfile.stage_name(cell), set()).add(len(cell.inputs))
+            counts.setdefault(dvc_files.stage_name(cell), set()).add(len(cell.inputs))
     assert all(len(found) == 1 for found in counts.values())
     assert "train" in counts
 
@@ -549,7 +554,7 @@ def test_addresses_say_which_variant_it_is(cells: Grid) -> None:
         ("table", {"study": "small", "table": "table3"}, "table_table3"),
         ("report", {"study": "small"}, "report"),
     ):
-        assert dvcfile.address(cells.cell(verb, **names)) == address
+        assert dvc_files.address(cells.cell(verb, **names)) == address
 
 
 def test_two_cells_of_one_address_are_refused_not_lost(tmp_path: Path) -> None:
@@ -560,13 +565,13 @@ def test_two_cells_of_one_address_are_refused_not_lost(tmp_path: Path) -> None:
     table2 = {**table, "datasets": ["tiny"], "models": ["adm-ip"]}
     raw["studies"]["small"] |= {"datasets": ["tiny", "tiny-adm"], "tables": {"a": table, "b": table2}}
     with pytest.raises(ConfigError, match=r"have the same address in DVC, tiny-adm-ip-s0-8; rename"):
-        dvcfile.render(grid_of(tmp_path, raw), "small")
+        dvc_files.render(grid_of(tmp_path, raw), "small")
 
 
 def test_the_text_is_the_same_every_time_and_has_no_anchors(tmp_path: Path, study: tuple[Grid, str]) -> None:
     _, name = study
-    text = dvcfile.render(grid.load(ROOT / "params.yaml"), name)
-    assert text == dvcfile.render(grid.load(ROOT / "params.yaml"), name)
+    text = dvc_files.render(grid.load(ROOT / "params.yaml"), name)
+    assert text == dvc_files.render(grid.load(ROOT / "params.yaml"), name)
     assert not [token for token in yaml.scan(text) if isinstance(token, yaml.AnchorToken | yaml.AliasToken)]
     assert all(len(line) < 400 for line in text.splitlines())
 
@@ -577,26 +582,26 @@ def test_an_edited_or_missing_file_is_stale_and_writing_repairs_it(
     monkeypatch.chdir(tmp_path)
     raw = small()
     known = grid_of(tmp_path, raw)
-    path = dvcfile.path_of("small")
+    path = dvc_files.path_of("small")
     assert path == Path("workflow/small/dvc.yaml")
-    assert path in written.stale(known)
-    assert path in written.write(known)
-    assert written.stale(known) == written.write(known) == []
+    assert path in generated_files.stale(known)
+    assert path in generated_files.write(known)
+    assert generated_files.stale(known) == generated_files.write(known) == []
     good = path.read_text()
 
     path.write_text(good.replace("ancestral-5", "ancestral-6", 1))
-    assert written.stale(known) == [path]
-    written.write(known)
+    assert generated_files.stale(known) == [path]
+    generated_files.write(known)
     assert path.read_text() == good
 
     longer = grid_of(tmp_path, put(raw, f"{TABLE}.samplers", ["ancestral-5", "ancestral-7"]))
-    assert written.stale(longer) == [path]
+    assert generated_files.stale(longer) == [path]
     valued = grid_of(tmp_path, put(small(), "datasets.tiny.families.adm.training.lr", 0.5))
-    assert written.stale(valued) == []
+    assert generated_files.stale(valued) == []
 
 
 def test_only_the_default_study_lies_in_the_root() -> None:
-    assert dvcfile.path_of(dvcfile.DEFAULT_STUDY) == Path("dvc.yaml")
+    assert dvc_files.path_of(dvc_files.DEFAULT_STUDY) == Path("dvc.yaml")
 
 
 def test_a_cell_is_named_by_its_directory(study: tuple[Grid, str]) -> None:

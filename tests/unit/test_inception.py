@@ -9,11 +9,12 @@ import pytest
 import torch
 from inception import build, write_inception
 
-from ipdiff import inception
+from ipdiff.device.spec import Compute
 from ipdiff.errors import IntegrityError, UserError
-from ipdiff.metrics.features import Network, Statistics, show
-from ipdiff.metrics.inception import InceptionFeatures, resize
-from ipdiff.spec import INCEPTION_SHA256, Compute, Inception
+from ipdiff.metrics.features import inception_file
+from ipdiff.metrics.features.extractors import Network, Statistics, show
+from ipdiff.metrics.features.inception import InceptionFeatures, resize
+from ipdiff.metrics.spec import INCEPTION_SHA256, Inception
 
 CPU = Compute()
 RNG = np.random.default_rng(0)
@@ -177,15 +178,15 @@ def test_a_cut_file_is_refused(tmp_path, path):
 
 def test_the_file_is_found_where_it_was_said_to_be(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(inception.VARIABLE, raising=False)
+    monkeypatch.delenv(inception_file.VARIABLE, raising=False)
     monkeypatch.delenv("IPDIFF_RAW", raising=False)
     spec = Inception()
-    assert inception.find(Inception(raw="some/net.pt")) == Path("some/net.pt")
+    assert inception_file.find(Inception(raw="some/net.pt")) == Path("some/net.pt")
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / spec.file).write_bytes(b"x")
-    assert inception.find(spec).resolve() == tmp_path / "raw" / spec.file
-    monkeypatch.setenv(inception.VARIABLE, str(tmp_path / "nowhere.pt"))
+    assert inception_file.find(spec).resolve() == tmp_path / "raw" / spec.file
+    monkeypatch.setenv(inception_file.VARIABLE, str(tmp_path / "nowhere.pt"))
     with pytest.raises(UserError, match=r"IPDIFF_INCEPTION is '.*nowhere.pt', where no file is"):
-        inception.find(spec)
+        inception_file.find(spec)
     (tmp_path / "nowhere.pt").write_bytes(b"x")
-    assert inception.find(spec) == tmp_path / "nowhere.pt"
+    assert inception_file.find(spec) == tmp_path / "nowhere.pt"

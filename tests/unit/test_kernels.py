@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from unit.tiny import ADM, IMAGES, change
 
-from ipdiff import draws, kernels, nets, rng
-from ipdiff.draws import DeviceDraws
-from ipdiff.resident import ResidentTrainer
+from ipdiff import nets, rng
+from ipdiff.device import kernels, streams
+from ipdiff.device.streams import DeviceDraws
 from ipdiff.rng import Purpose
 from ipdiff.spec import ADMNetwork
-from ipdiff.trainer import Trainer
+from ipdiff.training.resident import ResidentTrainer
+from ipdiff.training.trainer import Trainer
 
 pytestmark = [
     pytest.mark.skipif(not kernels.available(), reason="triton is not installed"),
@@ -31,7 +32,7 @@ if not torch.cuda.is_available():
 
 def by_kernel() -> DeviceDraws:
     """Draws by the kernel."""
-    from ipdiff.kernels import philox
+    from ipdiff.device.kernels import philox
 
     device = DeviceDraws(torch.device("cpu"))
     device._fill = philox.fill
@@ -110,7 +111,7 @@ NORMS = [
     ],
 )
 def test_the_norm_and_all_its_gradients(shape, groups, rows, silu, dtype, mean, bound):
-    from ipdiff.kernels.norm import group_norm
+    from ipdiff.device.kernels.norm import group_norm
 
     parts = inputs(shape, {"all": shape[0], "one": 1, None: None}[rows], dtype, mean)
     single = [None if part is None else part.detach().requires_grad_() for part in parts]
@@ -136,7 +137,7 @@ def test_the_norm_and_all_its_gradients(shape, groups, rows, silu, dtype, mean, 
 
 
 def test_the_norm_is_differentiable_once_only():
-    from ipdiff.kernels.norm import group_norm
+    from ipdiff.device.kernels.norm import group_norm
 
     x, weight, bias, *_ = inputs((1, 4, 2, 2), None, torch.float32, 0.0)
     y = group_norm(x.requires_grad_(), 2, weight, bias, 1e-5, silu=True)
@@ -146,7 +147,7 @@ def test_the_norm_is_differentiable_once_only():
 
 
 def test_the_norm_in_inference_mode_takes_one_row_for_all_images():
-    from ipdiff.kernels.norm import group_norm
+    from ipdiff.device.kernels.norm import group_norm
 
     x, weight, bias, scale, shift = inputs((3, 8, 4, 4), 1, torch.float32, 0.0)
     weight.requires_grad_()
@@ -224,14 +225,14 @@ def test_updates_through_all_kernels(monkeypatch):
 def test_kernels_are_for_gpus_only():
     x = torch.zeros(1, 4, 2, 2).to(memory_format=torch.channels_last)
     assert not nets.layers._takes_kernels(x)
-    assert DeviceDraws(torch.device("cpu"))._fill is draws.fill
+    assert DeviceDraws(torch.device("cpu"))._fill is streams.fill
 
 
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from ipdiff.kernels import norm, philox
+from ipdiff.device.kernels import norm, philox
 
 def compiled(kernel, options=None, **known):
     signature, constants = {}, {}

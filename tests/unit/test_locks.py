@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from unit.tiny import flip_bit
 
-from ipdiff import launch
 from ipdiff.errors import UserError
-from ipdiff.files import write_whole
-from ipdiff.locks import locked, locked_if_free
-from ipdiff.shards import Shards
+from ipdiff.work import launch
+from ipdiff.work.files import write_whole
+from ipdiff.work.locks import locked, locked_if_free
+from ipdiff.work.shards import Shards
 
 HOLD = """
 import sys
 from pathlib import Path
-from ipdiff.locks import locked
+from ipdiff.work.locks import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -162,7 +162,7 @@ def test_only_stages_that_can_share_their_work_are_started_several_times(monkeyp
 JOIN = """
 import sys
 from pathlib import Path
-from ipdiff.locks import join
+from ipdiff.work.locks import join
 join(Path(sys.argv[1]), lambda: print("alone", flush=True))
 print("joined", flush=True)
 sys.stdin.read()

@@ -9,8 +9,8 @@ from archives import blobs, encoded, write_lmdb, write_lsun, write_zip
 from PIL import Image
 from unit.raw_data import prepared, refusal, source
 
-from ipdiff.data import decode
-from ipdiff.data.resize import box_crop
+from ipdiff.data.formats import decode
+from ipdiff.data.formats.resize import box_crop
 
 
 def test_images_in_the_order_of_the_keys(tmp_path, monkeypatch):

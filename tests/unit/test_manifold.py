@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ipdiff.metrics import manifold
-from ipdiff.metrics.manifold import precision_recall, radii
-from ipdiff.metrics.score import SPLIT, InceptionScore
-from ipdiff.spec import Compute
+from ipdiff.device.spec import Compute
+from ipdiff.metrics import overlap
+from ipdiff.metrics.inception_score import SPLIT, InceptionScore
+from ipdiff.metrics.overlap import precision_recall, radii
 
 CPU = Compute()
 RNG = np.random.default_rng(0)
@@ -46,7 +46,7 @@ def test_blocks_do_not_matter(block, monkeypatch):
     samples, reference = points(64, shift=0.5), points(91)
     whole = radii(reference, CPU)
     expected = measured(samples, reference)
-    monkeypatch.setattr(manifold, "BLOCK", block)
+    monkeypatch.setattr(overlap, "BLOCK", block)
     np.testing.assert_allclose(radii(reference, CPU), whole, rtol=1e-5)
     assert measured(samples, reference) == expected
 
@@ -59,11 +59,11 @@ def test_a_set_s_own_distances_are_computed_once(monkeypatch):
         seen.append((len(rows), len(columns)))
         return squared(rows, columns)
 
-    squared = manifold.squared_distances
+    squared = overlap.squared_distances
     near = points(26)
     whole = radii(near, CPU)
-    monkeypatch.setattr(manifold, "squared_distances", count)
-    monkeypatch.setattr(manifold, "BLOCK", 8)
+    monkeypatch.setattr(overlap, "squared_distances", count)
+    monkeypatch.setattr(overlap, "BLOCK", 8)
     np.testing.assert_allclose(radii(near, CPU), whole, rtol=1e-5)
     assert len(seen) == 10
     assert seen[-1] == (2, 2)  # the last block is smaller than the neighbours that are looked for

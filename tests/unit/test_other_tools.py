@@ -16,13 +16,13 @@ import pytest
 import torch
 from inception import write_inception
 
+from ipdiff.device.spec import Compute
 from ipdiff.metrics import frechet_distance
-from ipdiff.metrics.features import Pooled, Statistics, show
+from ipdiff.metrics.features.extractors import Pooled, Statistics, show
+from ipdiff.metrics.features.inception import InceptionFeatures
 from ipdiff.metrics.frechet import Moments
-from ipdiff.metrics.inception import InceptionFeatures
-from ipdiff.metrics.manifold import precision_recall, radii
-from ipdiff.metrics.score import InceptionScore
-from ipdiff.spec import Compute
+from ipdiff.metrics.inception_score import InceptionScore
+from ipdiff.metrics.overlap import precision_recall, radii
 
 CPU = Compute()
 

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from unit import params_factory
 
-from ipdiff import config, sync, targets, watched
-from ipdiff.artifact import file_digest
 from ipdiff.errors import ConfigError, UserError
-from ipdiff.grid import Grid
-from ipdiff.records import params_text
+from ipdiff.pipeline import config
+from ipdiff.pipeline.engines import sync
+from ipdiff.pipeline.engines.snakemake_records import params_text
+from ipdiff.pipeline.grid import Grid, selection
+from ipdiff.pipeline.store import watched
+from ipdiff.pipeline.store.artifact import file_digest
 
 
 @pytest.fixture(autouse=True)
@@ -68,9 +70,9 @@ def test_a_path_that_holds_the_project_is_refused(raw: str, key: str, project: P
 )
 def test_a_target_may_be_spelt_in_any_way(spelling: str, project: Path) -> None:
     known = Grid(config.load(params_factory.write(project, params_factory.small())))
-    found = targets.select(known, [spelt(spelling, project)], ["small"])
+    found = selection.select(known, [spelt(spelling, project)], ["small"])
     assert list(found) == ["data/tiny/images.npy", "data/tiny/labels.npy", "data/tiny/recipe.json"]
-    (file,) = set(targets.select(known, [f"{spelt(spelling, project)}/images.npy"], ["small"])) - {
+    (file,) = set(selection.select(known, [f"{spelt(spelling, project)}/images.npy"], ["small"])) - {
         "data/tiny/recipe.json"
     }
     assert file == "data/tiny/images.npy"
@@ -79,7 +81,7 @@ def test_a_target_may_be_spelt_in_any_way(spelling: str, project: Path) -> None:
 @pytest.mark.parametrize("root", [".", "./", "{root}"])
 def test_the_root_is_a_folder_of_everything(root: str, project: Path) -> None:
     known = Grid(config.load(params_factory.write(project, params_factory.small())))
-    assert targets.select(known, [root.format(root=project)], ["small"]) == targets.select(known, [], ["small"])
+    assert selection.select(known, [root.format(root=project)], ["small"]) == selection.select(known, [], ["small"])
 
 
 def old(path: Path, seconds: float) -> None:

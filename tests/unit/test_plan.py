@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from unit import params_factory
 
-from ipdiff import config, plan
 from ipdiff.errors import UserError
-from ipdiff.freshness import Freshness
-from ipdiff.grid import Grid
-from ipdiff.plan import Planner, Speed
+from ipdiff.pipeline import config
+from ipdiff.pipeline.commands.study import plan
+from ipdiff.pipeline.commands.study.plan import Planner, Speed
+from ipdiff.pipeline.grid import Grid
+from ipdiff.pipeline.grid.freshness import Freshness
 
 
 @pytest.fixture

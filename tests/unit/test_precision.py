@@ -12,14 +12,15 @@ from safetensors.numpy import save_file
 from unit.test_nets import ADMUNet, DDPMUNet, batch, filled
 from unit.tiny import ADM, IMAGES, RUNS, change
 
-from ipdiff import build, compute
+from ipdiff.device import compute
+from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError
-from ipdiff.lowering import low_precision
-from ipdiff.nets import Dropout, dropout_masks, prepare_for_sampling
+from ipdiff.nets import Dropout, build, dropout_masks, prepare_for_sampling
+from ipdiff.nets.execution import low_precision
 from ipdiff.nets.layers import GroupNorm
-from ipdiff.sample import ImageSampler
-from ipdiff.spec import Compute, Sampler
-from ipdiff.train import Trainer
+from ipdiff.sample_sets.sample import ImageSampler
+from ipdiff.sample_sets.spec import Sampler
+from ipdiff.training.segment import Trainer
 
 BF16 = Compute(precision="bfloat16")
 BOTH = pytest.mark.parametrize("make", [ADMUNet, DDPMUNet])

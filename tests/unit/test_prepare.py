@@ -10,10 +10,12 @@ from archives import write_celeba, write_zip
 from PIL import Image
 from unit.params_factory import drop, put, small, write
 
-from ipdiff import artifact, cli, grid
-from ipdiff.config import load, load_raw
-from ipdiff.data.decode import BLOCK
+from ipdiff import cli
+from ipdiff.data.formats.decode import BLOCK
 from ipdiff.errors import UserError
+from ipdiff.pipeline import grid
+from ipdiff.pipeline.config import load, load_raw
+from ipdiff.pipeline.store import artifact
 
 
 @pytest.fixture

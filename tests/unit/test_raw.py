@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from ipdiff import inception
-from ipdiff.data.raw import obtain, place
+from ipdiff.data.download import obtain, place
+from ipdiff.data.spec import Archive
 from ipdiff.errors import IntegrityError, UserError
-from ipdiff.spec import Archive, Inception
+from ipdiff.metrics.features import inception_file
+from ipdiff.metrics.spec import Inception
 
 DATA = bytes(range(256)) * 20_000
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -137,15 +138,15 @@ def test_download(server, size, capfd):
 
 
 def test_the_inception_network_is_got_the_same_way(server, monkeypatch):
-    monkeypatch.delenv(inception.VARIABLE, raising=False)
+    monkeypatch.delenv(inception_file.VARIABLE, raising=False)
     spec = Inception(sha256=SHA256, file="net.pt", url=f"{server.url}/whole")
     with pytest.raises(UserError, match="net.pt is missing: get it from http"):
-        inception.find(spec)
-    assert inception.obtain(spec) == Path("raw/net.pt")
-    assert inception.find(spec).read_bytes() == DATA
-    monkeypatch.setenv(inception.VARIABLE, "nowhere.pt")
+        inception_file.find(spec)
+    assert inception_file.obtain(spec) == Path("raw/net.pt")
+    assert inception_file.find(spec).read_bytes() == DATA
+    monkeypatch.setenv(inception_file.VARIABLE, "nowhere.pt")
     with pytest.raises(UserError, match="is 'nowhere.pt', where no file is"):
-        inception.obtain(spec)
+        inception_file.obtain(spec)
     assert len(server.asked) == 1
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ipdiff import receipts
+from ipdiff.pipeline.store import receipts
 
 ONE = {
     "recipe": "a",

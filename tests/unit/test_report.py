@@ -14,9 +14,10 @@ import pytest
 from unit.report_factory import MADE, cifar, record, records, write
 
 from ipdiff.errors import UserError
-from ipdiff.report import entries, labels, layout, paper, render, table
-from ipdiff.report import records as report_records
-from ipdiff.spec import Point, Table
+from ipdiff.report import entries, labels, paper
+from ipdiff.report import results as report_records
+from ipdiff.report.spec import Point, Table
+from ipdiff.report.tables import layout, render, table
 
 PAPER = paper.values()
 

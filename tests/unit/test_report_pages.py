@@ -16,9 +16,12 @@ from PIL import Image
 from unit.report_factory import cifar, recipes, write
 
 from ipdiff.errors import UserError
-from ipdiff.report import colours, entries, figure, html, paper, table
-from ipdiff.report.outcome import pairs
-from ipdiff.spec import Figure, Point, Study, Table
+from ipdiff.report import entries, paper
+from ipdiff.report.figures import colours, figure
+from ipdiff.report.pages import html
+from ipdiff.report.pages.outcome import pairs
+from ipdiff.report.spec import Figure, Point, Study, Table
+from ipdiff.report.tables import table
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -335,6 +338,6 @@ def test_a_missing_table_or_figure_is_named(tmp_path: Path) -> None:
 
 
 def test_the_report_imports_no_torch() -> None:
-    code = "import sys, ipdiff.report.html, ipdiff.report.figure; print({'torch', 'pandas'} & set(sys.modules))"
+    code = "import sys, ipdiff.report.pages.html, ipdiff.report.figures.figure; print({'torch', 'pandas'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -15,18 +15,19 @@ import torch
 from patience import wait_until
 from unit.tiny import IMAGES, RUNS, Looks, change
 
-from ipdiff import optim, resident, train
 from ipdiff.data.batches import batch_indices
 from ipdiff.data.prefetch import DEPTH, Prefetch
-from ipdiff.device_timesteps import timesteps_on
-from ipdiff.draws import DeviceDraws
+from ipdiff.device.spec import Compute
+from ipdiff.device.streams import DeviceDraws
 from ipdiff.errors import Preempted, UserError
-from ipdiff.processes import Processes
-from ipdiff.resident import ResidentTrainer
-from ipdiff.spec import Compute, Work
-from ipdiff.states import States, tensors_of
-from ipdiff.timesteps import LossSecondMoment, make_timestep_sampler
-from ipdiff.trainer import Diverged, Trainer
+from ipdiff.training import optimizer, resident, segment
+from ipdiff.training.device_timesteps import timesteps_on
+from ipdiff.training.distributed import Processes
+from ipdiff.training.resident import ResidentTrainer
+from ipdiff.training.timesteps import LossSecondMoment, make_timestep_sampler
+from ipdiff.training.trainer import Diverged, Trainer
+from ipdiff.work.spec import Work
+from ipdiff.work.train_states import States, tensors_of
 
 CPU = torch.device("cpu")
 WHOLE = {name: change(spec, micro_batch=None) for name, spec in RUNS.items() if not spec.objective.gp_weight}
@@ -172,7 +173,7 @@ def test_a_state_with_such_an_update_is_not_given(made, monkeypatch):
 
 def scaled(trainer, log2=20.0):
     """With float16's loss scale, which a CPU trains in float32."""
-    trainer.scale = optim.LossScale(log2)
+    trainer.scale = optimizer.LossScale(log2)
     if isinstance(trainer, ResidentTrainer):
         trainer._log2.fill_(log2)
     return trainer
@@ -236,8 +237,8 @@ def test_an_update_neither_looks_at_values_nor_sends_any(name, monkeypatch):
     """On the meta device, where there are none; torch has no fused optimiser there."""
     meta = torch.device("meta")
     monkeypatch.setattr("ipdiff.data.images.fits", lambda images, device: True)
-    monkeypatch.setattr("ipdiff.trainer.configure", lambda compute: meta)
-    monkeypatch.setattr("ipdiff.trainer.initialise", lambda net, uniforms: None)
+    monkeypatch.setattr("ipdiff.training.trainer.configure", lambda compute: meta)
+    monkeypatch.setattr("ipdiff.training.trainer.initialise", lambda net, uniforms: None)
     trainer = ResidentTrainer(WHOLE[name], IMAGES)
     trainer.draws = DeviceDraws(meta)
     monkeypatch.setattr(trainer.optimizer, "step", lambda lr, *, skip: None)
@@ -251,11 +252,11 @@ def test_an_update_neither_looks_at_values_nor_sends_any(name, monkeypatch):
 # The stage
 
 
-def segment(spec, root, step, previous=None, **work):
+def trained_to(spec, root, step, previous=None, **work):
     out = root / str(step)
     out.mkdir(parents=True, exist_ok=True)
     np.save(root / "images.npy", IMAGES)
-    return train.run(
+    return segment.run(
         spec,
         root / "images.npy",
         out,
@@ -269,20 +270,20 @@ def segment(spec, root, step, previous=None, **work):
 @pytest.fixture
 def stay(monkeypatch):
     """The stage trains with the resident trainer."""
-    monkeypatch.setattr(train, "trainer_for", lambda spec, images, processes=None: ResidentTrainer(spec, images))
+    monkeypatch.setattr(segment, "trainer_for", lambda spec, images, processes=None: ResidentTrainer(spec, images))
 
 
 def test_segments_meet(stay, tmp_path):
-    whole = segment(SPEC, tmp_path / "whole", 9, save_every=100)
-    first = segment(SPEC, tmp_path / "two", 3, save_every=2)
-    assert segment(SPEC, tmp_path / "two", 9, (3, first), save_every=2) == whole
+    whole = trained_to(SPEC, tmp_path / "whole", 9, save_every=100)
+    first = trained_to(SPEC, tmp_path / "two", 3, save_every=2)
+    assert trained_to(SPEC, tmp_path / "two", 9, (3, first), save_every=2) == whole
 
 
 def test_the_stage_saves_nothing_behind_a_bad_update(stay, tmp_path, monkeypatch):
-    digest = segment(SPEC, tmp_path, 2)
+    digest = trained_to(SPEC, tmp_path, 2)
     spoil(monkeypatch, 5, math.nan)
     with pytest.raises(UserError) as caught:
-        segment(SPEC, tmp_path, 7, (2, digest), save_every=3)
+        trained_to(SPEC, tmp_path, 7, (2, digest), save_every=3)
     assert "at step 5 " in str(caught.value)
     assert "the last state saved is of step 3 (" in str(caught.value)
     assert "the last checkpoint is of step 2" in str(caught.value)
@@ -300,8 +301,8 @@ def test_a_warning_is_heeded(stay, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ResidentTrainer, "advance", warned)
         with pytest.raises(Preempted, match="at step 2 of 6; saved"):
-            segment(SPEC, tmp_path, 6)
-    assert segment(SPEC, tmp_path, 6) == segment(SPEC, tmp_path / "other", 6)
+            trained_to(SPEC, tmp_path, 6)
+    assert trained_to(SPEC, tmp_path, 6) == trained_to(SPEC, tmp_path / "other", 6)
 
 
 def test_which_runs_stay_on_the_device():

@@ -11,8 +11,8 @@ import pytest
 from archives import blobs
 from PIL import Image
 
-from ipdiff.data.resize import PREPROCESS, linear
-from ipdiff.spec import PREPROCESSINGS
+from ipdiff.data.formats.resize import PREPROCESS, linear
+from ipdiff.data.spec import PREPROCESSINGS
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden" / "opencv_linear.npz"
 

@@ -15,17 +15,19 @@ import torch
 from safetensors.numpy import save_file
 from unit.tiny import IMAGES, RUNS, Looks, change
 
-from ipdiff import rng, sample
+from ipdiff import rng
 from ipdiff.data.arrays import save_npz, stream_npz
 from ipdiff.data.images import to_network, to_uint8
-from ipdiff.draws import DeviceDraws
+from ipdiff.device.spec import Compute
+from ipdiff.device.streams import DeviceDraws
 from ipdiff.errors import Preempted, UserError
 from ipdiff.rng import Purpose
-from ipdiff.sample import ImageSampler
+from ipdiff.sample_sets import sample
+from ipdiff.sample_sets.sample import ImageSampler
+from ipdiff.sample_sets.spec import Sampler, Sampling
 from ipdiff.schedule import make_betas, respace
-from ipdiff.shards import Shards, cut
-from ipdiff.spec import Compute, Sampler, Sampling
-from ipdiff.train import Trainer
+from ipdiff.training.segment import Trainer
+from ipdiff.work.shards import Shards, cut
 
 MODELS = {"adm": change(RUNS["adm-ip"], gamma=0.0, lr=5e-3), "adm-ip": change(RUNS["adm-ip"], lr=5e-3)}
 SET = Sampling(num_samples=10, batch_size=4)
@@ -433,7 +435,7 @@ def test_a_chain_that_counts_its_own_steps_draws_the_same_images(name, model, sa
 def test_a_step_of_a_chain_neither_looks_at_values_nor_sends_any(name, sampler, monkeypatch):
     """On the meta device, where there are none."""
     meta = torch.device("meta")
-    monkeypatch.setattr("ipdiff.sample.configure", lambda compute: meta)
+    monkeypatch.setattr("ipdiff.sample_sets.sample.configure", lambda compute: meta)
     drawer = sampler(name)
     drawer.draws = DeviceDraws(meta)
     chain = drawer.chain(3)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from unit.tiny import flip_bit
 
-from ipdiff import config, grid, stages
-from ipdiff.states import States, state_digest, tensors_of
+from ipdiff.pipeline import config, grid, jobs
+from ipdiff.work.train_states import States, state_digest, tensors_of
 
 
 def tensors(value):
@@ -118,13 +118,13 @@ def test_runs_do_not_share_states(monkeypatch):
 
     def directory(images="a" * 32, **names):
         cell = cells.cell("train", **{"dataset": "digits_mini", "model": "adm", "seed": "0", "step": "4", **names})
-        job = stages.Job(params, cell, {"data/digits_mini/images.npy": images})
+        job = jobs.Job(params, cell, {"data/digits_mini/images.npy": images})
         return job.states(job.run_spec()).directory
 
     base = directory()
     assert directory(step="8") == base  # segments of one run go on from each other
     others = [directory(model="adm-ip"), directory(seed="1"), directory(images="b" * 32)]
-    monkeypatch.setattr(stages, "code_digest", lambda verb: "c" * 32)
+    monkeypatch.setattr(jobs, "code_digest", lambda verb: "c" * 32)
     assert len({base, *others, directory()}) == 5
 
 
@@ -132,7 +132,7 @@ def test_a_run_keeps_as_many_states_as_params_yaml_says():
     params = config.load(Path(__file__).parents[2] / "params.yaml")
     params = dataclasses.replace(params, work=dataclasses.replace(params.work, states_kept=5))
     cell = grid.Grid(params).cell("train", dataset="digits_mini", model="adm", seed="0", step="4")
-    job = stages.Job(params, cell, {"data/digits_mini/images.npy": "a" * 32})
+    job = jobs.Job(params, cell, {"data/digits_mini/images.npy": "a" * 32})
     assert job.states(job.run_spec()).keep == 5
 
 

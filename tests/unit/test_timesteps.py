@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ipdiff.timesteps import (
+from ipdiff.training.timesteps import (
     NAMES,
     AntitheticTimesteps,
     LossSecondMoment,

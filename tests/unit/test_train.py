@@ -16,16 +16,20 @@ import pytest
 import torch
 from unit.tiny import ADM, DDIM, IMAGES, RUNS, change, files, flip_bit
 
-from ipdiff import config, optim, resume, rng, train
+from ipdiff import rng
 from ipdiff.data.batches import batch_indices, flips
 from ipdiff.data.images import to_network
 from ipdiff.data.readers.digits import read
+from ipdiff.data.spec import Source
 from ipdiff.diffusion import GaussianDiffusion
 from ipdiff.errors import Preempted, UserError
-from ipdiff.spec import RunSpec, Source, Training, Work
-from ipdiff.states import States, tensors_of
-from ipdiff.timesteps import LossSecondMoment
-from ipdiff.trainer import Trainer, mean_of
+from ipdiff.pipeline import config
+from ipdiff.spec import RunSpec, Training
+from ipdiff.training import optimizer, resume, segment
+from ipdiff.training.timesteps import LossSecondMoment
+from ipdiff.training.trainer import Trainer, mean_of
+from ipdiff.work.spec import Work
+from ipdiff.work.train_states import States, tensors_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,7 +67,7 @@ class Chain:
         """Train a segment; returns the digest of its state."""
         out = self.root / str(step)
         out.mkdir(parents=True, exist_ok=True)
-        made = train.run(
+        made = segment.run(
             self.spec,
             self.images,
             out,
@@ -398,7 +402,7 @@ def test_tree_sum_adds_in_its_written_order(count):
         asked.append(i)
         return [leaves[i].clone(), 2 * leaves[i]]
 
-    total = optim.tree_sum(count, leaf)
+    total = optimizer.tree_sum(count, leaf)
     assert torch.equal(total[0], added(leaves, TREES[count]))
     assert torch.equal(total[1], 2 * total[0])
     assert asked == list(range(count))
@@ -410,14 +414,14 @@ def test_tree_sum_adds_in_its_written_order(count):
 def test_processes_that_sum_a_subtree_each_give_the_same_bits(processes):
     leaves = torch.from_numpy(np.random.default_rng(1).standard_normal((8, 1000)).astype(np.float32))
     share = 8 // processes
-    partial = [optim.tree_sum(share, lambda i: [leaves[i].clone()], rank * share)[0] for rank in range(processes)]
-    (joined,) = optim.tree_sum(processes, lambda rank: [partial[rank]])
-    assert torch.equal(joined, optim.tree_sum(8, lambda i: [leaves[i].clone()])[0])
+    partial = [optimizer.tree_sum(share, lambda i: [leaves[i].clone()], rank * share)[0] for rank in range(processes)]
+    (joined,) = optimizer.tree_sum(processes, lambda rank: [partial[rank]])
+    assert torch.equal(joined, optimizer.tree_sum(8, lambda i: [leaves[i].clone()])[0])
 
 
 def test_learning_rate():
     def rates(steps, **fields):
-        return [optim.learning_rate(Training(8, 2.0, **fields), step) for step in steps]
+        return [optimizer.learning_rate(Training(8, 2.0, **fields), step) for step in steps]
 
     assert rates([0, 5, 10**6]) == [2.0, 2.0, 2.0]
     assert rates([0, 1, 3, 4, 50], lr_warmup=4) == [0.5, 1.0, 2.0, 2.0, 2.0]
@@ -443,11 +447,11 @@ def test_the_optimiser_takes_the_rate_of_its_step():
 
 
 def test_ema_decay_and_update():
-    assert optim.ema_decay(Training(8, 1.0, ema_decay=0.99), 0) == 0.99
+    assert optimizer.ema_decay(Training(8, 1.0, ema_decay=0.99), 0) == 0.99
     warm = Training(8, 1.0, ema_decay=0.9, ema_warmup=True)
-    assert [optim.ema_decay(warm, step) for step in (0, 2, 1000)] == [1 / 10, 3 / 12, 0.9]
+    assert [optimizer.ema_decay(warm, step) for step in (0, 2, 1000)] == [1 / 10, 3 / 12, 0.9]
     ema, params = [torch.tensor([1.0, -2.0])], [torch.tensor([3.0, 2.0])]
-    optim.ema_update(ema, params, 0.75)
+    optimizer.ema_update(ema, params, 0.75)
     torch.testing.assert_close(ema[0], torch.tensor([1.5, -1.0]))
     assert params[0].tolist() == [3.0, 2.0]
 
@@ -624,7 +628,7 @@ def test_a_gradient_that_is_not_finite_stops_training_at_its_step(chain, monkeyp
 def scaled(spec=ADM, log2=20.0):
     """A trainer with float16's loss scale, which a CPU trains in float32."""
     trainer = Trainer(spec, IMAGES)
-    trainer.scale = optim.LossScale(log2)
+    trainer.scale = optimizer.LossScale(log2)
     return trainer
 
 
@@ -697,14 +701,14 @@ def test_processes_that_can_share_an_update(micro, reduction, counts):
     spec = Training(8, 1.0, micro_batch=micro, reduction=reduction)
     for count in range(1, 10):
         if count in counts:
-            assert optim.micro_batches(spec, count) * count * micro == 8
+            assert optimizer.micro_batches(spec, count) * count * micro == 8
         else:
             with pytest.raises(UserError, match=f"{count} processes cannot share the {8 // micro} micro-batches"):
-                optim.micro_batches(spec, count)
+                optimizer.micro_batches(spec, count)
     six = Training(6, 1.0, micro_batch=1, reduction="fast")
-    assert optim.micro_batches(six, 3) == 2
+    assert optimizer.micro_batches(six, 3) == 2
     with pytest.raises(UserError, match="use 1 or 2, or"):
-        optim.micro_batches(Training(6, 1.0, micro_batch=1), 3)
+        optimizer.micro_batches(Training(6, 1.0, micro_batch=1), 3)
 
 
 def test_images_of_another_shape_are_refused():
@@ -730,9 +734,9 @@ def test_a_segment_writes_its_own_losses(chain):
 
 def test_a_long_loss_curve_is_averaged(tmp_path):
     losses = np.random.default_rng(0).random(1050).astype(np.float32)
-    train.write_losses(tmp_path / "loss.csv", losses, 50)
+    segment.write_losses(tmp_path / "loss.csv", losses, 50)
     rows = curve(tmp_path / "loss.csv")
-    assert len(rows) == train.LOSS_ROWS
+    assert len(rows) == segment.LOSS_ROWS
     assert [step for step, _ in rows] == list(range(55, 1051, 5))
     means = losses[50:].astype(np.float64).reshape(-1, 5).mean(axis=1)
     assert [loss for _, loss in rows] == pytest.approx(means, rel=1e-6)
@@ -740,7 +744,7 @@ def test_a_long_loss_curve_is_averaged(tmp_path):
 
 def test_a_curve_that_does_not_divide_evenly_loses_no_update(tmp_path):
     losses = np.random.default_rng(1).random(333).astype(np.float32)
-    train.write_losses(tmp_path / "loss.csv", losses, 0)
+    segment.write_losses(tmp_path / "loss.csv", losses, 0)
     steps, means = zip(*curve(tmp_path / "loss.csv"), strict=True)
     assert steps[-1] == 333
     counts = np.diff([0, *steps])

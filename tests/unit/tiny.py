@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ipdiff.spec import ADMNetwork, Compute, DDPMNetwork, Diffusion, Objective, RunSpec, Training
+from ipdiff.device.spec import Compute
+from ipdiff.spec import ADMNetwork, DDPMNetwork, Diffusion, Objective, RunSpec, Training
 
 IMAGES: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 1), dtype=np.uint8)
 

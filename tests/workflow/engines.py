@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ipdiff import dvcfile, grid
-from ipdiff.artifact import file_digest
+from ipdiff.pipeline import grid
+from ipdiff.pipeline.engines import dvc_files
+from ipdiff.pipeline.store.artifact import file_digest
 
 MINI = "workflow/mini/dvc.yaml"
 
@@ -56,8 +57,8 @@ def stale(project: Path, study: str = "mini") -> dict[str, str]:
 
 def changed(project: Path, study: str = "mini") -> set[str]:
     """Directories of the study's cells that DVC calls changed, and of all that DVC would make from those."""
-    names = {name.rpartition(":")[2] for name in _run(DVC_CHANGED, project, str(dvcfile.path_of(study)))}
-    return {cell.directory for cell in cells(project, study).values() if dvcfile.address(cell) in names}
+    names = {name.rpartition(":")[2] for name in _run(DVC_CHANGED, project, str(dvc_files.path_of(study)))}
+    return {cell.directory for cell in cells(project, study).values() if dvc_files.address(cell) in names}
 
 
 def outputs(project: Path) -> dict[str, str]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from workflow.conftest import ROOT, run
 
-from ipdiff import config, grid
-from ipdiff.artifact import RECIPE, file_digest
+from ipdiff.pipeline import config, grid
+from ipdiff.pipeline.store.artifact import RECIPE, file_digest
 
 CELLS = grid.load(ROOT / "params.yaml").study("digits")
 MADE = all((ROOT / path).exists() for cell in CELLS for path in cell.outputs)

@@ -29,8 +29,11 @@ import yaml
 from workflow.conftest import ROOT, make_project, publish
 from workflow.engines import environment, run, stale
 
-from ipdiff import cli, config, grid, plan, targets
-from ipdiff.checkpoint import checking
+from ipdiff import cli
+from ipdiff.interop import checking
+from ipdiff.pipeline import config, grid
+from ipdiff.pipeline.commands.study import plan
+from ipdiff.pipeline.grid import selection
 
 pytestmark = pytest.mark.workflow
 
@@ -263,7 +266,7 @@ def names_exist(args: argparse.Namespace) -> None:
     elif named.get("study") is not None:
         params.study(args.study)
     if args.verb in ("plan", "pull", "verify"):
-        targets.select(GRID, args.targets, params.studies)
+        selection.select(GRID, args.targets, params.studies)
     if named.get("speed"):
         params.dataset(plan.Speed.parse(args.speed).dataset)
 

@@ -57,7 +57,7 @@ def test_after_a_comment_in_the_code_a_run_of_snakemake_leaves_dvc_nothing_to_do
     by_snakemake: Path, copy: Callable[[Path], Path]
 ) -> None:
     project = copy(by_snakemake)
-    with (project / "ipdiff/evaluate.py").open("a") as stream:
+    with (project / "ipdiff/metrics/evaluate.py").open("a") as stream:
         stream.write("# A comment.\n")
     assert "settings" in run(project, "dvc", "status", MINI).stdout
     run(project, "snakemake", "--cores", "1", "mini")

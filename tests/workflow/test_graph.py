@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from workflow.engines import dvc_graph, snakemake_graph
 
-from ipdiff import config, dvcfile, grid, settings
-from ipdiff.code import code_digest
+from ipdiff.pipeline import config, grid
+from ipdiff.pipeline.engines import dvc_files
+from ipdiff.pipeline.grid import cache_keys
+from ipdiff.pipeline.store.code_digests import code_digest
 
 ROOT = Path(__file__).parents[2]
 STUDIES = list(config.load(ROOT / "params.yaml").studies)
@@ -45,16 +47,16 @@ def test_dvc_resolves_the_grid(cells: dict[str, grid.Cell]) -> None:
     for command, stage in stages.items():
         cell = cells[command]
         study = Path(stage["address"].partition(":")[0]).parent.name if ":" in stage["address"] else "digits"
-        chosen = settings.path_of(cell, study or "digits")
+        chosen = cache_keys.path_of(cell, study or "digits")
         assert sorted(stage["deps"]) == sorted([*cell.inputs, chosen]), command
         assert sorted(str(Path(out).relative_to(ROOT)) for out in stage["outs"]) == sorted(cell.outputs), command
         assert stage["params"] == [], command
         assert Path(stage["wdir"]) == ROOT, command
-        assert stage["address"].rpartition(":")[2] == dvcfile.address(cell), command
+        assert stage["address"].rpartition(":")[2] == dvc_files.address(cell), command
 
 
 def test_the_default_target_is_the_digits_study_from_either_snakefile() -> None:
-    wanted = {cell.command for cell in grid.load(ROOT / "params.yaml").study(dvcfile.DEFAULT_STUDY)}
+    wanted = {cell.command for cell in grid.load(ROOT / "params.yaml").study(dvc_files.DEFAULT_STUDY)}
     for arguments in ([], ["-s", "workflow/Snakefile"]):
         done = subprocess.run(
             [sys.executable, "-m", "snakemake", "-n", "--forceall", "--printshellcmds", *arguments],

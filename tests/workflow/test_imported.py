@@ -12,8 +12,8 @@ import yaml
 from workflow.conftest import make_project
 from workflow.engines import MINI, outputs, planned, run, stale
 
-from ipdiff import config
-from ipdiff.checkpoint import checking
+from ipdiff.interop import checking
+from ipdiff.pipeline import config
 
 pytestmark = pytest.mark.workflow
 

@@ -19,9 +19,12 @@ from patience import wait_until
 from PIL import Image
 from workflow.engines import cells, environment, run
 
-from ipdiff import cli, config, dvccache, dvcfile, grid
-from ipdiff.artifact import RECIPE, file_digest
-from ipdiff.grid import Cell, Grid
+from ipdiff import cli
+from ipdiff.pipeline import config, grid
+from ipdiff.pipeline.engines import dvc_files
+from ipdiff.pipeline.grid import Cell, Grid
+from ipdiff.pipeline.store import dvc_cache
+from ipdiff.pipeline.store.artifact import RECIPE, file_digest
 from workflow import servers
 
 pytestmark = pytest.mark.workflow
@@ -45,12 +48,12 @@ def digests(project: Path) -> dict[str, str]:
 
 
 def recorded(project: Path) -> dict[str, str]:
-    return dvcfile.lock_digests((project / dvcfile.lock_of("mini")).read_text())
+    return dvc_files.lock_digests((project / dvc_files.lock_of("mini")).read_text())
 
 
 def cached(project: Path, path: str) -> Path:
     """Where DVC's cache keeps an output."""
-    return dvccache.path_in(project / ".dvc/cache/files/md5", recorded(project)[path])
+    return dvc_cache.path_in(project / ".dvc/cache/files/md5", recorded(project)[path])
 
 
 def store_of(origin: Path) -> Path:
@@ -195,14 +198,14 @@ def test_a_corrupted_object_of_a_remote_is_caught(
     shutil.copytree(store_of(origin), store)
     use_remote(clone, str(store), verify=str(verified_by_dvc).lower())
     digest = recorded(clone)[EMA]
-    flip(dvccache.path_in(store / "files/md5", digest))
+    flip(dvc_cache.path_in(store / "files/md5", digest))
     said = one_line(run(clone, "ipdiff", "pull", code=3).stderr)
     assert EMA in said
     assert digest in said
     assert not (clone / EMA).exists()
     assert not cached(clone, EMA).exists()
     assert len(digests(clone)) == len(outputs(clone)) - 1
-    flip(dvccache.path_in(store / "files/md5", digest))
+    flip(dvc_cache.path_in(store / "files/md5", digest))
     assert ", 1 fetched now)" in run(clone, "ipdiff", "pull").stdout
     assert_complete(clone, origin)
 
@@ -260,9 +263,9 @@ def test_mistakes_end_with_one_line_and_code_2(clone: Path) -> None:
     assert "knows no revision 'nowhen'" in said("verify", "--against", "nowhen")
     run(clone, "dvc", "remote", "remove", "store")
     assert "dvc remote add --default" in said("pull")
-    (clone / dvcfile.lock_of("mini")).write_text("<<<<<<< HEAD\n")
+    (clone / dvc_files.lock_of("mini")).write_text("<<<<<<< HEAD\n")
     assert "git checkout workflow/mini/dvc.lock" in said("pull")
-    (clone / dvcfile.lock_of("mini")).unlink()
+    (clone / dvc_files.lock_of("mini")).unlink()
     assert "there is no dvc.lock" in said("pull")
 
 
@@ -271,10 +274,10 @@ def test_mistakes_end_with_one_line_and_code_2(clone: Path) -> None:
 
 @pytest.mark.slow
 def test_another_clone_restores_a_checkpoint_without_training(clone: Path) -> None:
-    lock = clone / dvcfile.lock_of("mini")
+    lock = clone / dvc_files.lock_of("mini")
     recorded_digest = recorded(clone)[EMA]
     run(clone, "git", "rm", "--quiet", str(lock))
-    stage = f"workflow/mini/dvc.yaml:{dvcfile.address(cell_of(clone, EMA))}"
+    stage = f"workflow/mini/dvc.yaml:{dvc_files.address(cell_of(clone, EMA))}"
     no_ipdiff = {"PATH": "/usr/bin:/bin"}  # the command cannot run, so it did not
     run(clone, sys.executable, "-m", "dvc", "repro", "--pull", stage, **no_ipdiff)
     assert file_digest(clone / EMA) == recorded_digest
@@ -383,7 +386,7 @@ def test_two_swapped_files_are_both_named(inside: Path, capsys: pytest.CaptureFi
 def test_an_untracked_artifact_is_held_against_its_recipe_alone(
     inside: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lock = dvcfile.lock_of("mini")
+    lock = dvc_files.lock_of("mini")
     text = lock.read_text()
     lock.unlink()
     try:
@@ -488,8 +491,8 @@ def test_against_a_revision(inside: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_every_study_of_params_is_a_target() -> None:
     params = config.load()
-    from ipdiff import targets
+    from ipdiff.pipeline.grid import selection
 
     known = Grid(params)
     for study in params.studies:
-        assert set(targets.select(known, [study], [])) == {path for c in known.study(study) for path in c.outputs}
+        assert set(selection.select(known, [study], [])) == {path for c in known.study(study) for path in c.outputs}

@@ -14,8 +14,8 @@ from workflow.conftest import make_project, once
 from workflow.engines import MINI, changed, planned, run, stale
 from workflow.test_stale import edit, replacing
 
-from ipdiff import dvcfile
-from ipdiff.artifact import file_digest
+from ipdiff.pipeline.engines import dvc_files
+from ipdiff.pipeline.store.artifact import file_digest
 
 pytestmark = pytest.mark.workflow
 
@@ -68,7 +68,7 @@ NOTHING, AGAIN = [False] * 3, [True] * 3
 def test_what_is_made_of_a_folder_is_recorded(of_folder: Path, copy: Callable[[Path], Path]) -> None:
     project = copy(of_folder)
     assert due(project) == NOTHING
-    lock = yaml.safe_load((project / dvcfile.lock_of("mini")).read_text())
+    lock = yaml.safe_load((project / dvc_files.lock_of("mini")).read_text())
     recorded = {dep["path"]: dep["md5"] for dep in lock["stages"][STAGE.partition(":")[2]]["deps"]}
     assert recorded["raw/photos"] == file_digest(project / "raw/photos")
     assert "0 problems" in run(project, "ipdiff", "verify", CELL).stdout
@@ -173,4 +173,4 @@ def test_what_dvcignore_leaves_out_is_said(project: Path) -> None:
     run(project, "ipdiff", "prepare", "--dataset", "digits_mini")
     said = run(project, "ipdiff", "sync", code=3).stderr
     assert ".dvcignore leaves out some of its files" in said
-    assert "prepare_raw@" not in (project / dvcfile.lock_of("mini")).read_text()
+    assert "prepare_raw@" not in (project / dvc_files.lock_of("mini")).read_text()

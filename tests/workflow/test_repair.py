@@ -93,7 +93,7 @@ def snakemake(project: Path, ipdiff: str, *, code: int) -> None:
 def redrawn(by_snakemake: Path, copy: Callable[[Path], Path]) -> Path:
     """The mini study with other code of its tables and figures: their jobs and the report's are due."""
     project = copy(by_snakemake)
-    edit(project / "ipdiff/report/records.py", lambda text: f"{text}\n_REDRAWN = True\n")
+    edit(project / "ipdiff/report/results.py", lambda text: f"{text}\n_REDRAWN = True\n")
     due = {name for name, cell in cells(project).items() if cell.stage.verb in ("table", "figure", "report")}
     assert stale(project).keys() == due
     return project

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from workflow.engines import MINI, cells, changed, damaged, outputs, planned, run, stale
 
-from ipdiff import dvcfile, grid
+from ipdiff.pipeline import grid
+from ipdiff.pipeline.engines import dvc_files
 
 pytestmark = pytest.mark.workflow
 
@@ -105,7 +106,7 @@ def test_an_edit_of_params_makes_the_expected_cells_stale(
 
 def test_an_edit_of_code_and_its_taking_back(by_snakemake: Path, copy: Callable[[Path], Path]) -> None:
     project = copy(by_snakemake)
-    code = project / "ipdiff/evaluate.py"
+    code = project / "ipdiff/metrics/evaluate.py"
     edit(code, replacing("DIGITS = 10", "DIGITS = 9", ""))
     agree(project, "metrics/.*|tables/mini/.*|figures/mini/figure3|report/mini")
     edit(code, replacing("DIGITS = 9", "DIGITS = 10", ""))
@@ -116,11 +117,11 @@ def test_comments_and_docstrings_change_nothing(by_snakemake: Path, copy: Callab
     project = copy(by_snakemake)
     edit(project / "ipdiff/spec.py", replacing("class ", "# A comment.\nclass ", ""))
     edit(project / "ipdiff/rng.py", replacing('"""', '"""Another docstring. ', ""))
-    edit(project / "ipdiff/evaluate.py", replacing("DIGITS = 10", "DIGITS  =  10  # ten", ""))
+    edit(project / "ipdiff/metrics/evaluate.py", replacing("DIGITS = 10", "DIGITS  =  10  # ten", ""))
     assert stale(project) == {}
     assert planned(project) == set()
     ran = run(project, "dvc", "repro", MINI).stdout  # DVC goes by the files: it asks for the code's digests again
-    assert set(re.findall(r"Running stage '.*:(.*)'", ran)) <= {dvcfile.SETTINGS}
+    assert set(re.findall(r"Running stage '.*:(.*)'", ran)) <= {dvc_files.SETTINGS}
     assert changed(project) == set()
 
 
@@ -128,16 +129,16 @@ def test_comments_and_docstrings_change_nothing(by_snakemake: Path, copy: Callab
 def test_after_an_edit_of_code_both_engines_make_the_same(by_snakemake: Path, copy: Callable[[Path], Path]) -> None:
     project = copy(by_snakemake)
     first = outputs(project)
-    edit(project / "ipdiff/evaluate.py", replacing("DIGITS = 10", "DIGITS = 9", ""))
+    edit(project / "ipdiff/metrics/evaluate.py", replacing("DIGITS = 10", "DIGITS = 9", ""))
     run(project, "dvc", "repro", MINI)
     second = outputs(project)
     assert second != first
     agree(project, "nothing")
-    edit(project / "ipdiff/evaluate.py", replacing("DIGITS = 9", "DIGITS = 10", ""))
+    edit(project / "ipdiff/metrics/evaluate.py", replacing("DIGITS = 9", "DIGITS = 10", ""))
     run(project, "snakemake", "--cores", "2", "mini")
     assert outputs(project) == first
     agree(project, "nothing")
-    edit(project / "ipdiff/evaluate.py", replacing("DIGITS = 10", "DIGITS = 9", ""))
+    edit(project / "ipdiff/metrics/evaluate.py", replacing("DIGITS = 10", "DIGITS = 9", ""))
     run(project, "snakemake", "--cores", "2", "mini")
     assert outputs(project) == second
     agree(project, "nothing")
@@ -178,7 +179,7 @@ def test_a_table_alone_needs_only_its_own_cells(by_snakemake: Path, copy: Callab
     needed = {cell.directory for cell in known.needed(target)}
     assert len(needed) < len(cells(project)) / 2
     assert planned(project, target.outputs[0]) == needed
-    said = run(project, "dvc", "repro", f"{MINI}:{dvcfile.address(target)}").stdout
+    said = run(project, "dvc", "repro", f"{MINI}:{dvc_files.address(target)}").stdout
     assert "Running stage" not in said  # the cache has it all
     made = {path for path in before if (project / path).exists()}
     assert made == {path for cell in known.needed(target) for path in cell.outputs}
@@ -210,7 +211,7 @@ def test_one_missing_metric_out_of_many_is_made_alone(project: Path) -> None:
     (project / missing.outputs[0]).unlink()
     assert stale(project, "digits") == {missing.directory: "missing"}
     assert planned(project, missing.outputs[0], study="digits") == {missing.directory}
-    said = run(project, "dvc", "repro", dvcfile.address(missing)).stdout
-    assert re.findall(r"Stage '(.*)' is cached", said) == [dvcfile.address(missing)]
+    said = run(project, "dvc", "repro", dvc_files.address(missing)).stdout
+    assert re.findall(r"Stage '(.*)' is cached", said) == [dvc_files.address(missing)]
     assert "Running stage" not in said
     assert stale(project, "digits") == {}

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipdiff.data.readers import cifar10, digits, fashion_mnist, imagenet32, images, lsun
+from ipdiff.data.spec import Source
 from ipdiff.errors import UserError
-from ipdiff.spec import Source
 
 Block = tuple[NDArray[np.uint8], NDArray[np.int64]]
 

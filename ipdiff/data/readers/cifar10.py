@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ipdiff.data import files
-from ipdiff.data.planes import to_nhwc
-from ipdiff.data.readers.pickled import read_batch
+from ipdiff.data.formats import files
+from ipdiff.data.formats.pickled import read_batch
+from ipdiff.data.formats.planes import to_nhwc
+from ipdiff.data.spec import Source
 from ipdiff.errors import UserError
-from ipdiff.spec import Source
 
 BINARY = [f"data_batch_{n}.bin" for n in range(1, 6)]
 PYTHON = [f"data_batch_{n}" for n in range(1, 6)]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ipdiff.spec import Source
+from ipdiff.data.spec import Source
 
 
 def read(

@@ -12,9 +12,9 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ipdiff.data import filekind, files
+from ipdiff.data.formats import filekind, files
+from ipdiff.data.spec import Source
 from ipdiff.errors import UserError
-from ipdiff.spec import Source
 
 IMAGES = "train-images-idx3-ubyte.gz"
 LABELS = "train-labels-idx1-ubyte.gz"

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ipdiff.data import files
+from ipdiff.data.formats import files
+from ipdiff.data.formats.planes import to_nhwc
 from ipdiff.data.npy import NpyReader
-from ipdiff.data.planes import to_nhwc
+from ipdiff.data.spec import Source
 from ipdiff.errors import UserError
-from ipdiff.spec import Source
 
 BATCH = re.compile(r"train_data_batch_([1-9][0-9]?)(\.npz)?")
 PIXELS = 3 * 32 * 32

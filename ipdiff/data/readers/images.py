@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ipdiff.data import decode, files
+from ipdiff.data.formats import decode, files
+from ipdiff.data.spec import Source
 from ipdiff.errors import UserError
-from ipdiff.spec import Source
 
 SUFFIXES = tuple(suffix for suffixes in decode.FORMATS.values() for suffix in suffixes)
 """Ends of the names of images that are read."""

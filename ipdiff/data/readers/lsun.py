@@ -11,9 +11,9 @@ from typing import IO, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ipdiff.data import decode, files, lmdb_values
+from ipdiff.data.formats import decode, files, lmdb_values
+from ipdiff.data.spec import Source
 from ipdiff.errors import UserError, brief
-from ipdiff.spec import Source
 
 _LONGEST_KEY = 511
 

@@ -1,0 +1,173 @@
+"""Published files: found where the user put them, or downloaded, and held against their digest.
+
+A file has its name only when its size and digest fit: a download grows beside it as `NAME.part` and a broken
+one goes on where it stopped. Parallel jobs wait for each other.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+
+from ipdiff.data.formats import filekind
+from ipdiff.data.spec import Archive
+from ipdiff.errors import IntegrityError, UserError
+
+if TYPE_CHECKING:
+    from requests import Response
+
+VARIABLE = "IPDIFF_RAW"
+"""Environment variable that names a directory to look in before raw/, for clusters without a network."""
+
+_TIMEOUT_S = 30
+
+
+def place(archive: Archive) -> Path:
+    """Where the file lies, or has to be put: in the directory that IPDIFF_RAW names, or in raw/."""
+    folders = [Path(folder) for folder in (os.environ.get(VARIABLE), "raw") if folder]
+    places = [folder / archive.file for folder in folders]
+    return next(filter(Path.exists, places), places[0])
+
+
+def obtain(archive: Archive) -> Path:
+    """The path of a published file that is there and is the right one.
+
+    Args:
+        archive: its name, size, digest and source.
+
+    Returns:
+        `place(archive)`; the file was downloaded if it was missing and has a url.
+
+    Raises:
+        UserError: it is missing and cannot be downloaded, or a web page or a pointer stands in its place.
+        IntegrityError: its size or digest is another.
+    """
+    path = place(archive)
+    if not path.exists():
+        if archive.url is None:
+            _ask_for(archive, path)
+        _download(archive, archive.url, path)
+    else:
+        check(archive, path)
+    return path
+
+
+def _ask_for(archive: Archive, path: Path) -> NoReturn:
+    how = archive.how.strip() or "Get it from its publisher."
+    raise UserError(
+        f"{path} is missing. {how} Put it there, or name the directory that has it in {VARIABLE}"
+        + (f" (sha256 {archive.sha256})" if archive.sha256 else "")
+    )
+
+
+def check(archive: Archive, path: Path, name: str = "") -> None:
+    """Hold a file against the archive's size and digest; see `obtain` for what is raised.
+
+    Args:
+        archive: what it should be.
+        path: the file.
+        name: what messages call it, if not by its path.
+    """
+    name = name or str(path)
+    if not path.is_file():
+        raise UserError(f"{name}: is no file; expected {archive.file} as published")
+    with path.open("rb") as file:
+        kind = filekind.of(file.read(filekind.HEAD))
+        if kind.stand_in:
+            raise UserError(f"{name}: is not {archive.file}; it is {kind.words}")
+        size = path.stat().st_size
+        if archive.size not in (None, size):
+            raise IntegrityError(name, f"{archive.size} bytes", f"{size} bytes")
+        file.seek(0)
+        if archive.sha256 is not None:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != archive.sha256:
+                raise IntegrityError(name, f"sha256 {archive.sha256}", f"sha256 {digest}")
+
+
+def _download(archive: Archive, url: str, path: Path) -> None:
+    """Download to PATH.part, going on from what is there, then check it and give it its name."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(path):
+            if path.exists():  # another job was faster
+                return check(archive, path)
+            part = path.with_name(f"{path.name}.part")
+            _fetch(archive, url, part)
+            try:
+                check(archive, part, url)
+            except (IntegrityError, UserError):
+                part.unlink()
+                raise
+            part.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One job at a time; the others wait."""
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch(archive: Archive, url: str, part: Path) -> None:
+    """Append what is missing to `part`; from its start if the server cannot go on in the middle."""
+    try:
+        import pooch
+        import requests
+    except ImportError as error:
+        raise UserError(f"downloading {url} needs {error.name}; pip install 'ipdiff[data]'") from error
+    with part.open("ab") as file:
+        have = file.tell()
+        if archive.size is not None and have >= archive.size:
+            return
+        _check_room(archive, part, have)
+        headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
+        downloader = pooch.HTTPDownloader(
+            progressbar=sys.stderr.isatty(),
+            chunk_size=1 << 20,
+            timeout=_TIMEOUT_S,
+            headers=headers,
+            hooks={"response": partial(_inspect, archive, part, file)},
+        )
+        try:
+            downloader(url, file, None)
+        except requests.RequestException as error:
+            if getattr(error.response, "status_code", None) == 416:  # nothing is left to ask for
+                return
+            raise UserError(
+                f"{url}: cannot be downloaded: {' '.join(str(error).split())}; run again to go on, or get it on "
+                f"another machine and put it at {part.with_suffix('')} (or name its directory in {VARIABLE})"
+            ) from error
+
+
+def _check_room(archive: Archive, part: Path, have: int) -> None:
+    free = shutil.disk_usage(part.parent).free
+    if archive.size is not None and archive.size - have > free:
+        raise UserError(f"{part}: needs {archive.size - have} bytes more, {free} are free")
+
+
+def _inspect(archive: Archive, part: Path, file: BinaryIO, response: Response, *_: Any, **__: Any) -> None:
+    """Look at the server's answer before its body is written."""
+    if response.status_code >= 400:
+        response.close()
+    if response.status_code != 200:
+        return
+    length = response.headers.get("Content-Length")
+    if archive.size is not None and length not in (None, str(archive.size)):
+        response.close()
+        raise UserError(
+            f"{response.url}: offers {length} bytes ({response.headers.get('Content-Type')}), not {archive.size}; "
+            f"get {archive.file} elsewhere and put it at {part.with_suffix('')}"
+        )
+    file.truncate(0)  # the answer is the whole file, even where only the rest was asked for

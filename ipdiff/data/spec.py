@@ -1,0 +1,137 @@
+"""Where a data set comes from and what its images are."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
+
+from ipdiff.parameters import FORBID, Range, Record, check
+
+Quantise = Literal["truncate", "round"]
+
+
+Reader = Literal["digits", "folder", "cifar10", "imagenet32", "lsun", "celeba", "ffhq", "fashion_mnist"]
+
+
+Preprocessing = Literal["none", "center-crop", "box-crop", "resize", "crop128"]
+
+
+IMAGES: dict[str, tuple[int | None, int | None]] = {
+    "digits": (8, 1),
+    "folder": (None, None),
+    "cifar10": (32, 3),
+    "imagenet32": (32, 3),
+    "lsun": (None, 3),
+    "celeba": (None, 3),
+    "ffhq": (None, 3),
+    "fashion_mnist": (28, 1),
+}
+"""Image size and channels of each reader's data; None where `Source` chooses."""
+
+
+PREPROCESSINGS: dict[str, tuple[str, ...]] = {
+    "folder": ("none", "center-crop"),
+    "lsun": ("box-crop",),
+    "celeba": ("resize", "crop128", "center-crop"),
+}
+"""What each reader can make of an image of another size, its default first; ("none",) for the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Download(Record):
+    """How a published file is got. Changes no byte of any artifact."""
+
+    __pydantic_config__: ClassVar = FORBID
+    size: Annotated[int | None, "its size in bytes", Range(1)] = None
+    url: Annotated[str | None, "where it may be downloaded from without asking anybody"] = None
+    how: Annotated[str, "a sentence that says how to get it, where there is no url"] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive(Download):
+    """A published file: its name, its digest, and how it is got."""
+
+    file: Annotated[str, "its name in raw/"]
+    sha256: Annotated[str | None, "digest of its bytes; not checked if empty"] = None
+
+
+@dataclass(frozen=True)
+class Source(Record):
+    """Where a data set comes from and what its images are."""
+
+    __pydantic_config__: ClassVar = FORBID
+    reader: Annotated[Reader, "which reader of `ipdiff.data` opens the raw data"]
+    image_size: Annotated[int, "height and width in pixels", Range(1)]
+    channels: Annotated[int, "1 (grey) or 3 (RGB)", Range(values=(1, 3))]
+    raw: Annotated[str | None, "path of the raw archive or directory, an input of both engines"] = None
+    limit: Annotated[int | None, "use only the first so many images; all if empty", Range(2)] = None
+    archives: Annotated[
+        dict[str, str | None],
+        "instead of `raw`: published files by name, each with its sha256 (unknown if empty); `downloads` says how "
+        "they are got",
+    ] = field(default_factory=dict)
+    preprocessing: Annotated[
+        Preprocessing | None,
+        "what is made of images of another size; the reader's first choice if empty",
+    ] = None
+    num_images: Annotated[int | None, "how many images the raw data must hold; not checked if empty", Range(1)] = None
+    modes: Annotated[
+        Literal["refuse", "convert"],
+        "reader folder, images that are not grey or RGB as `channels` says: refuse them (all are counted, the first "
+        "named), or convert them: transparency on white, palette, grey and CMYK to RGB, colour to grey, 16 bits to 8",
+    ] = "refuse"
+    skip_broken: Annotated[
+        bool, "reader folder: pass over images that cannot be read, and name them in the recipe, not refuse them"
+    ] = False
+    labels: Annotated[
+        Literal["folders", "none"],
+        "reader folder: the folders that images lie in are their labels, or images have none",
+    ] = "folders"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        size, channels = IMAGES[self.reader]
+        check(size in (None, self.image_size), f"image_size is {self.image_size}; images of {self.reader} have {size}")
+        check(
+            channels in (None, self.channels), f"channels is {self.channels}; images of {self.reader} have {channels}"
+        )
+        check(
+            self.preprocessing in (None, *self._choices),
+            f"preprocessing is {self.preprocessing}; reader {self.reader} has {', '.join(self._choices)}",
+        )
+        for key, default in (("modes", "refuse"), ("skip_broken", False), ("labels", "folders")):
+            check(
+                self.reader == "folder" or getattr(self, key) == default,
+                f"{key} is {getattr(self, key)}; reader {self.reader} takes its images as they are published",
+            )
+        if self.reader == "digits":
+            check(self.raw is None and not self.archives, "reader digits needs no `raw` and no `archives`")
+        else:
+            check(
+                (self.raw is None) == bool(self.archives),
+                f"reader {self.reader} needs one of `raw` (the path of its archive or directory) and `archives`",
+            )
+        for file, digest in self.archives.items():
+            check(
+                bool(re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", file)),
+                f"archives has '{file}'; use the plain name of a file, without a directory",
+            )
+            check(
+                digest is None or bool(re.fullmatch("[0-9a-f]{64}", digest)),
+                f"archives.{file} is '{digest}'; use a sha256: 64 hexadecimal digits in lower case",
+            )
+
+    @property
+    def _choices(self) -> tuple[str, ...]:
+        return PREPROCESSINGS.get(self.reader, ("none",))
+
+    @property
+    def chosen_preprocessing(self) -> str:
+        """`preprocessing`, or the reader's first choice."""
+        return self.preprocessing or self._choices[0]
+
+    @property
+    def expected_images(self) -> int | None:
+        """How many images there will be, where that is known before they are read."""
+        return min((number for number in (self.limit, self.num_images) if number is not None), default=None)

@@ -1,0 +1,1 @@
+"""What numbers are computed on: random streams, kernels, captured programs, precision."""

@@ -1,0 +1,1 @@
+"""What metrics look at: the activations of a network, or pixels."""

@@ -1,0 +1,50 @@
+"""Where the file of the Inception network is: found, or got, or one line that says what to do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ipdiff.data import download
+from ipdiff.data.spec import Archive
+from ipdiff.errors import UserError
+from ipdiff.metrics.spec import Inception
+
+VARIABLE = "IPDIFF_INCEPTION"
+"""Environment variable that may name the file."""
+
+
+def obtain(spec: Inception) -> Path:
+    """The network's file, downloaded if it is nowhere. Its digest is checked by whoever opens it.
+
+    Raises:
+        UserError: it is not where it was said to be, or cannot be downloaded.
+        IntegrityError: what was downloaded is another file.
+    """
+    if spec.raw is None and VARIABLE not in os.environ and not download.place(_archive(spec)).exists():
+        return download.obtain(_archive(spec))
+    return find(spec)
+
+
+def find(spec: Inception) -> Path:
+    """The network's file if it is on this machine. Its digest is checked by whoever opens it.
+
+    Raises:
+        UserError: it is not where it was said to be, or nowhere.
+    """
+    if spec.raw is not None:
+        return Path(spec.raw)
+    if VARIABLE in os.environ:
+        path = Path(os.environ[VARIABLE])
+        if not path.is_file():
+            raise UserError(f"{VARIABLE} is '{path}', where no file is; set it to the path of {spec.file}")
+        return path
+    if (path := download.place(_archive(spec))).is_file():
+        return path
+    raise UserError(
+        f"{spec.file} is missing: get it from {spec.url} and put it into raw/, or set {VARIABLE} to its path"
+    )
+
+
+def _archive(spec: Inception) -> Archive:
+    return Archive(file=spec.file, sha256=spec.sha256, url=spec.url)

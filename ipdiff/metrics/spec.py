@@ -1,0 +1,75 @@
+"""What is measured, and on which features."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from ipdiff.parameters import FORBID, SEED, Range, Record, check
+
+
+@dataclass(frozen=True)
+class Classifier(Record):
+    """A small CNN trained on the labelled data, whose activations are the features of FID and sFID."""
+
+    __pydantic_config__: ClassVar = FORBID
+    width: Annotated[int, "channels of the first convolution; the second has twice as many", Range(1)] = 32
+    features: Annotated[int, "width of the penultimate layer: the dimension of the FID features", Range(1)] = 64
+    spatial_channels: Annotated[int, "channels of the second convolution's map that sFID uses", Range(1)] = 7
+    steps: Annotated[int, "optimiser updates", Range(1)] = 300
+    batch_size: Annotated[int, "images an update", Range(1)] = 128
+    lr: Annotated[float, "AdamW learning rate, decayed to 0 by a cosine", Range(above=0)] = 2e-3
+    seed: Annotated[int, "seed of its initialisation and data order", SEED] = 0
+    holdout: Annotated[float, "share of the images kept out to measure its accuracy", Range(0, 0.5)] = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        most = 2 * self.width
+        check(
+            self.spatial_channels <= most,
+            f"spatial_channels is {self.spatial_channels}; the second convolution has {most} (2 * width)",
+        )
+
+
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+"""The published inception-2015-12-05.pt: only its figures may stand beside the paper's."""
+
+
+@dataclass(frozen=True)
+class Inception(Record):
+    """Where the file of the Inception network is whose activations are compared."""
+
+    __pydantic_config__: ClassVar = FORBID
+    sha256: Annotated[str, "of the file; names the network in the cells' parameters"] = INCEPTION_SHA256
+    file: Annotated[str, "its name in raw/ or in the directory $IPDIFF_RAW"] = "inception-2015-12-05.pt"
+    url: Annotated[str, "where it is downloaded from if it is in neither"] = (
+        "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
+    )
+    raw: Annotated[str | None, "instead: path of a network that the engines watch; `sha256` is then not asked"] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            re.fullmatch("[0-9a-f]{64}", self.sha256) is not None,
+            f"sha256 is '{self.sha256}'; use 64 digits 0-9a-f",
+        )
+
+
+@dataclass(frozen=True)
+class Reference(Record):
+    """The real images that samples are compared with."""
+
+    __pydantic_config__: ClassVar = FORBID
+    images: Annotated[int | None, "a random subset of so many; all if empty", Range(2)] = None
+    seed: Annotated[int, "seed of that subset", SEED] = 0
+    neighbours: Annotated[bool, "also measure precision and recall: distances of all images to each other"] = False
+
+
+METRICS = ("fid", "sfid", "pixel_fd", "inception_score", "precision", "recall")
+
+
+Metric = Literal["fid", "sfid", "pixel_fd", "inception_score", "precision", "recall"]
+
+
+HIGHER_IS_BETTER = ("inception_score", "precision", "recall")

@@ -1,0 +1,1 @@
+"""Verbs that exchange checkpoints with other code bases."""

@@ -1,0 +1,108 @@
+"""`ipdiff export`: a checkpoint of this project in the formats of others."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ipdiff.errors import ConfigError, UserError
+from ipdiff.pipeline import config, grid
+from ipdiff.pipeline.config.spec import ADMFamily, DDPMFamily
+from ipdiff.pipeline.store import artifact
+from ipdiff.pipeline.store.artifact import RECIPE
+from ipdiff.spec import RunSpec
+
+FORMATS = ("safetensors", "guided-diffusion", "diffusers")
+_WEIGHTS = grid.IMPORT.files[0]
+
+
+def export_checkpoint(source: str, form: str, to: Path, say: Callable[[str], None] = lambda line: None) -> Path:
+    """Write a run's EMA weights in another format, in one step.
+
+    Args:
+        source: a checkpoint's folder or its ema.safetensors, or DATASET/MODEL[/sSEED[/STEP]] (seed 0 and the step that
+            tables read where they are left out).
+        form: one of `FORMATS`.
+        to: a file, or for diffusers a folder; it must not exist.
+        say: told, a line each, what the format cannot express of the run.
+
+    Returns:
+        `to`.
+
+    Raises:
+        UserError: the checkpoint is not here, its network does not map onto the format, or `to` exists.
+        IntegrityError: the weights are not those of their recipe.
+    """
+    from safetensors.torch import load_file
+
+    from ipdiff.interop import diffusers, writing
+
+    if form not in FORMATS:
+        raise UserError(f"--format is '{form}'; use {', '.join(FORMATS)}")
+    folder = _folder(source)
+    weights = folder / _WEIGHTS
+    artifact.verify_inputs((str(weights), str(folder / RECIPE)))
+    recipe = artifact.read_recipe(folder / RECIPE)
+    if "run" not in recipe:
+        raise UserError(f"{folder / RECIPE}: not the recipe of a run's checkpoint")
+    spec, tensors = RunSpec.from_json(recipe["run"]), load_file(weights)
+    with _appearing(to) as staged:
+        if form == "diffusers":
+            staged.mkdir()
+            clip = _clips(recipe, spec)
+            diffusers.write(staged, tensors, spec, clip_denoised=clip)
+            for line in diffusers.unsaid(spec, clip):
+                say(line)
+        elif form == "guided-diffusion":
+            writing.write_guided_diffusion(staged, tensors, spec)
+        else:
+            writing.write_safetensors(staged, tensors, spec)
+    return to
+
+
+def _folder(source: str) -> Path:
+    path = Path(source)
+    if path.exists():
+        return path if path.is_dir() else path.parent
+    match = re.fullmatch(r"([^/]+)/([^/]+)(?:/s(\d+)(?:/(\d+))?)?/*", source)
+    if match is None:
+        raise UserError(f"'{source}' is no folder of a checkpoint here, nor DATASET/MODEL[/sSEED[/STEP]]")
+    dataset, model, seed, step = match.groups()
+    params = config.load()
+    params.family(dataset, model)
+    step = step or str(params.dataset(dataset).last_step(model))
+    verb = "import" if params.model(model).imported else "train"
+    cell = grid.Grid(params).cell(verb, dataset=dataset, model=model, seed=seed or "0", step=step)
+    return Path(cell.directory)
+
+
+def _clips(recipe: dict[str, Any], spec: RunSpec) -> bool:
+    """Whether the project clamps x0 while sampling from the run; its family's default where it does not know it."""
+    parts = str(recipe.get("cell")).split("/")
+    try:
+        return config.load().family(parts[1], parts[2]).clip_denoised
+    except (ConfigError, IndexError):
+        return {"adm": ADMFamily, "ddpm": DDPMFamily}[spec.family].clip_denoised
+
+
+@contextmanager
+def _appearing(to: Path) -> Iterator[Path]:
+    """A path to write to, beside `to`, that becomes `to` when all is written."""
+    if to.exists():
+        raise UserError(f"{to} exists; delete it, or name another place")
+    if not to.parent.is_dir():
+        raise UserError(f"{to.parent} is no directory; make it first")
+    work = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.parent))
+    staged = work / "staged"
+    try:
+        yield staged
+        for path in [staged, *staged.rglob("*")]:
+            path.chmod(0o755 if path.is_dir() else 0o644)  # some writers choose 0600
+        staged.rename(to)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

@@ -1,0 +1,73 @@
+"""What a clone can read without a pull: a study's numbers, tables, figures and receipts, copied to published/.
+
+DVC keeps the artifacts themselves out of git. The copies are made from artifacts that hold and are recorded in
+dvc.lock; they are for people, and for saying later how another machine differs.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ipdiff.errors import UserError
+from ipdiff.pipeline import config, grid
+from ipdiff.pipeline.engines import dvc_files
+from ipdiff.pipeline.grid import Cell
+from ipdiff.pipeline.grid.freshness import Freshness, State
+from ipdiff.pipeline.store import receipts
+
+PUBLISHED = Path("published")
+RECEIPTS = "receipts.json"
+COPIED = {"table": ("table.md", "table.csv"), "figure": ("figure.png", "figure.csv")}
+"""Verb -> the files of its cells that are copied."""
+
+
+def publish(study: str) -> list[Path]:
+    """Copy a study's results to published/STUDY; returns what was written.
+
+    Raises:
+        UserError: a cell of the study does not hold, or is not what dvc.lock records.
+    """
+    fresh = Freshness(grid.load(), config.load_raw())
+    cells = fresh.grid.study(study)
+    _check(study, cells, fresh)
+    folder = PUBLISHED / study
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    metrics = {cell.directory: _json(Path(cell.outputs[0])) for cell in cells if cell.stage.verb == "evaluate"}
+    made = {cell.directory: receipts.read(cell.directory) for cell in cells}
+    written = [
+        _write(folder / "metrics.json", metrics),
+        _write(folder / RECEIPTS, {name: receipt for name, receipt in made.items() if receipt}),
+    ]
+    for cell in cells:
+        for name in COPIED.get(cell.stage.verb, ()):
+            target = folder / f"{cell.stage.verb}s" / f"{cell.bindings[cell.stage.verb]}{Path(name).suffix}"
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(Path(cell.directory) / name, target)
+            written.append(target)
+    return written
+
+
+def _check(study: str, cells: Iterable[Cell], fresh: Freshness) -> None:
+    recorded = dvc_files.recorded([study])
+    for cell in cells:
+        if fresh.state(cell) is not State.HOLDS:
+            raise UserError(f"{cell.directory} is {fresh.state(cell)}; make the study first: snakemake {study}")
+        recipe = fresh.recipe(cell) or {}
+        for name, digest in recipe["outputs"].items():
+            if recorded.get(f"{cell.directory}/{name}") != digest:
+                lock = dvc_files.lock_of(study)
+                raise UserError(f"{cell.directory}/{name} is not what {lock} records; run `ipdiff sync` first")
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def _write(path: Path, data: object) -> Path:
+    path.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
+    return path

@@ -1,0 +1,1 @@
+"""Verbs about a study as a whole."""

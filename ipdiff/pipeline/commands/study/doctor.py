@@ -1,0 +1,240 @@
+"""`ipdiff doctor`: what this machine has and lacks, in plain words.
+
+A finding is fine, worth knowing, or in the way of something. It reads no large file but the Inception network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+
+from ipdiff.data.download import place
+from ipdiff.data.spec import Archive
+from ipdiff.errors import UserError
+from ipdiff.metrics.features import inception_file
+from ipdiff.metrics.spec import Inception
+from ipdiff.pipeline import config
+from ipdiff.pipeline.engines import dvc_files
+
+FINE, NOTE, WRONG = "ok", "note", "lacks"
+MISSING = "missing"
+"""Of a data set: a note, or what a study lacks."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, how it stands, and what to do where something is lacking.
+
+    `subject` is what the text begins with, where the rest is true of other data sets' files too.
+    """
+
+    mark: str
+    about: str
+    text: str
+    subject: str = ""
+
+
+def lines(findings: Sequence[Finding]) -> list[str]:
+    """Findings as they are printed, in columns that are as wide as their longest entry."""
+    mark = max((len(finding.mark) for finding in findings), default=0)
+    about = max((len(finding.about) for finding in findings), default=0)
+    return [f"{finding.mark:<{mark}}  {finding.about:<{about}}  {finding.text}" for finding in findings]
+
+
+def examine(study: str | None = None) -> list[Finding]:
+    """Look at everything; a check that fails is a finding, not an end.
+
+    Args:
+        study: what its data sets need and is not here counts as lacking; the default study's if None. For other
+            data sets it is only said.
+
+    Raises:
+        UserError: there is no such study.
+    """
+    findings = [*_python(), *_torch(), *_cpu(), *_packages(), *_git_state(), *_disk()]
+    try:
+        params = config.load()
+    except UserError as error:
+        return [*findings, Finding(WRONG, "params.yaml", str(error).removeprefix("params.yaml "))]
+    text = f"{len(params.datasets)} data sets; studies {', '.join(params.studies)}"
+    findings += [Finding(FINE, "params.yaml", text), *_store(params)]
+    needed = set(params.study(study or dvc_files.DEFAULT_STUDY).datasets)
+    networks: dict[Inception, list[Finding]] = {}
+    found: list[Finding] = []
+    for name, dataset in params.datasets.items():
+        found += _data(params, name)
+        if dataset.features == "inception":
+            if dataset.inception not in networks:
+                networks[dataset.inception] = list(_network(dataset.inception))
+            found += [replace(finding, about=name) for finding in networks[dataset.inception]]
+    return [*findings, *_together(replace(one, mark=_mark(one, one.about in needed)) for one in found)]
+
+
+def _mark(finding: Finding, needed: bool) -> str:
+    """What is missing stands in the way only of a study that needs it."""
+    return finding.mark if finding.mark != MISSING else WRONG if needed else NOTE
+
+
+def _together(findings: Iterable[Finding]) -> list[Finding]:
+    """What is found of several data sets, once: with all their names, and the gravest of their marks."""
+    groups: dict[str, list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault(finding.text.removeprefix(finding.subject), []).append(finding)
+    return [group[0] if len(group) == 1 else _joined(text, group) for text, group in groups.items()]
+
+
+def _joined(text: str, group: list[Finding]) -> Finding:
+    names: dict[str, list[str]] = {}
+    for finding in group:
+        names.setdefault(finding.subject, []).append(finding.about)
+    mark = max((finding.mark for finding in group), key=(FINE, NOTE, WRONG).index)
+    about = f"{len({finding.about for finding in group})} data sets"
+    subjects = ", ".join(f"{subject} ({', '.join(of)})" for subject, of in names.items())
+    if len(names) == 1:  # one thing of all of them
+        return Finding(mark, about, f"{group[0].text} ({', '.join(names[group[0].subject])})")
+    return Finding(mark, about, f"each of {subjects}{text}")
+
+
+def _python() -> Iterator[Finding]:
+    version = platform.python_version()
+    enough = sys.version_info >= (3, 11)
+    yield Finding(FINE if enough else WRONG, "python", version if enough else f"{version}; ipdiff needs 3.11 or later")
+
+
+def _torch() -> Iterator[Finding]:
+    try:
+        import torch
+    except ImportError as error:
+        yield Finding(WRONG, "torch", f"cannot be imported ({error}); run make install")
+        return
+    yield Finding(FINE, "torch", torch.__version__)
+    if torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        text = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}, {memory:.0f} GiB each"
+        yield Finding(FINE, "CUDA", f"{text}; bf16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}")
+    else:
+        yield Finding(NOTE, "CUDA", "no device: everything runs on the CPU, days to weeks for the paper's networks")
+
+
+def _cpu() -> Iterator[Finding]:
+    found = _cpu_flags()
+    words = {"AVX2": "avx2", "AVX-512": "avx512f", "bf16 (AVX-512)": "avx512_bf16", "bf16 (AMX)": "amx_bf16"}
+    has = [name for name, flag in words.items() if flag in found]
+    known = f"has {', '.join(has) or 'none of ' + ', '.join(words)}" if found else "features unknown here"
+    yield Finding(FINE, "CPU", f"{_cores()} cores for this process; {known}")
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return set(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _packages() -> Iterator[Finding]:
+    for name, why in (
+        ("snakemake", "the parallel engine"),
+        ("dvc", "the store of artifacts and the one-machine engine"),
+        ("matplotlib", "figures"),
+        ("scikit-learn", "the digits"),
+    ):
+        try:
+            yield Finding(FINE, name, metadata.version(name))
+        except metadata.PackageNotFoundError:
+            yield Finding(WRONG, name, f"not installed ({why}); run make install")
+
+
+def _git_state() -> Iterator[Finding]:
+    revision = _git("rev-parse", "--short", "HEAD")
+    if revision is None:
+        yield Finding(NOTE, "git", "not a repository, or no git: DVC needs one to record artifacts")
+    else:
+        dirty = bool(_git("status", "--porcelain", "--untracked-files=no"))
+        yield Finding(FINE, "git", f"at {revision}" + (", with changes that are not committed" if dirty else ""))
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _store(params: config.Params) -> Iterator[Finding]:
+    if not Path(".dvc").is_dir():
+        yield Finding(WRONG, "store", "no .dvc here: run this in the project's root, or dvc init")
+        return
+    try:
+        recorded = dvc_files.recorded(params.studies)
+    except UserError as error:
+        yield Finding(WRONG, "store", str(error))
+        return
+    text = f"{len(recorded)} files are recorded in dvc.lock" if recorded else "nothing is recorded yet in a dvc.lock"
+    yield Finding(FINE if recorded else NOTE, "store", text)
+
+
+def _data(params: config.Params, name: str) -> Iterator[Finding]:
+    """Whether a data set is made, or can be made from what is here."""
+    source = params.dataset(name).source
+    raw, archives = source.raw, params.archives(source)
+    if Path(f"data/{name}/recipe.json").exists():
+        yield Finding(FINE, name, "images are prepared")
+    elif archives:
+        yield from (_archive(name, archive) for archive in archives)
+    elif raw is None:
+        yield Finding(FINE, name, "images come with a package: nothing to get")
+    elif Path(raw).exists():
+        yield Finding(FINE, name, f"{raw} is here", raw)
+    else:
+        yield Finding(MISSING, name, f"{raw} is not here: put it there, or `ipdiff pull` the data set", raw)
+
+
+def _archive(name: str, archive: Archive) -> Finding:
+    """Whether a published file is here, with the right size; `prepare` also looks at its digest."""
+    path = place(archive)
+    if path.exists():
+        if archive.size in (None, path.stat().st_size):
+            return Finding(FINE, name, f"{path} is here", str(path))
+        return Finding(WRONG, name, f"{path} has {path.stat().st_size} bytes of {archive.size}; get it again")
+    if archive.url is not None:
+        return Finding(NOTE, name, f"{path} is not here: `ipdiff prepare` downloads it from {archive.url}")
+    return Finding(MISSING, name, f"{path} is not here: {archive.how}")
+
+
+def _network(spec: Inception) -> Iterator[Finding]:
+    """Whether an Inception network is here, and the right one."""
+    about = "Inception"
+    try:
+        path = inception_file.find(spec)
+        with path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        yield Finding(MISSING, about, f"the Inception network {spec.raw} cannot be read: {error.strerror}")
+    except UserError as error:
+        yield Finding(MISSING, about, f"the Inception network {error}")
+    else:
+        if spec.raw is None and found != spec.sha256:
+            text = f"{path} is not the Inception network: sha256 {found}, expected {spec.sha256}; get it again"
+            yield Finding(WRONG, about, text)
+        else:
+            yield Finding(FINE, about, f"the Inception network is {path}" + ("" if spec.raw else ", verified"))
+
+
+def _disk() -> Iterator[Finding]:
+    usage = shutil.disk_usage(".")
+    text = f"{usage.free / 1e9:.1f} GB free of {usage.total / 1e9:.0f} GB"
+    yield Finding(FINE if usage.free > 2e9 else WRONG, "disk", text)

@@ -1,0 +1,148 @@
+"""What a study says of its data sets and models: records of params.yaml that no stage takes whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Annotated, ClassVar, Literal
+
+from ipdiff.data.spec import Quantise, Source
+from ipdiff.device.spec import Compute
+from ipdiff.metrics.spec import Classifier, Inception, Reference
+from ipdiff.parameters import FORBID, Range, Record, check
+from ipdiff.sample_sets.spec import Analysis, Sampling
+from ipdiff.spec import ADMNetwork, DDPMNetwork, Decay, Diffusion, Family, Strength, Training
+
+
+@dataclass(frozen=True)
+class ADMFamily(Record):
+    """How the ADM models (adm, adm-ip, adm-gp, adm-wd, ddpm-y) are built and trained on a data set."""
+
+    __pydantic_config__: ClassVar = FORBID
+    network: ADMNetwork
+    diffusion: Diffusion
+    training: Training
+    clip_denoised: Annotated[bool, "clamp the predicted x0 to [-1, 1] while sampling"] = True
+    quantise: Annotated[Quantise, "how samples become whole grey levels; guided-diffusion truncates"] = "truncate"
+
+
+@dataclass(frozen=True)
+class DDPMFamily(Record):
+    """How the DDIM code base's models (ddim, ddim-ip) are built and trained on a data set."""
+
+    __pydantic_config__: ClassVar = FORBID
+    network: DDPMNetwork
+    diffusion: Diffusion
+    training: Training
+    clip_denoised: Annotated[bool, "clamp the predicted x0 to [-1, 1] while sampling"] = False
+    quantise: Annotated[Quantise, "how samples become whole grey levels; the DDIM code rounds"] = "round"
+
+
+@dataclass(frozen=True)
+class Families(Record):
+    """The network families a data set can be trained with."""
+
+    __pydantic_config__: ClassVar = FORBID
+    adm: ADMFamily | None = None
+    ddpm: DDPMFamily | None = None
+
+
+@dataclass(frozen=True)
+class Strengths(Record):
+    """Strengths of the regularisers, chosen for each data set; models ask for them with the word `dataset`."""
+
+    __pydantic_config__: ClassVar = FORBID
+    gamma: Annotated[Strength, "input perturbation, Eq. 6: a constant, or values over t", Range(0)] = 0.1
+    gp_weight: Annotated[
+        float,
+        "lambda_GP of the gradient penalty, reduced like the squared error: acts as extra input noise of this variance "
+        "(the paper's value is not published)",
+        Range(0),
+    ] = 3e-3
+    weight_decay: Annotated[float, "lambda_WD (the paper's value is not published)", Range(0)] = 1e-2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.gamma != [], "gamma is an empty list; use 0 or more, or a list of such values")
+
+
+@dataclass(frozen=True)
+class Dataset(Record):
+    """One data set: images, features, networks, training, sampling."""
+
+    __pydantic_config__: ClassVar = FORBID
+    source: Source
+    families: Families
+    sampling: Sampling
+    checkpoints: Annotated[list[int], "training steps that publish a checkpoint, ascending", Range(1)]
+    final_step: Annotated[dict[str, int], "the checkpoint a table means, by model; `default` for the others", Range(1)]
+    strengths: Strengths = field(default_factory=Strengths)
+    features: Annotated[
+        Literal["classifier", "inception"], "the network whose activations are compared; the paper's is inception"
+    ] = "classifier"
+    classifier: Classifier = field(default_factory=Classifier)
+    inception: Inception = field(default_factory=Inception)
+    reference: Reference = field(default_factory=Reference)
+    compute: Compute = field(default_factory=Compute)
+    analysis: Annotated[Analysis | None, "prediction-error statistics; needed by figures of kind errors"] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        steps = self.checkpoints
+        check(
+            bool(steps) and steps == sorted(set(steps)),
+            f"checkpoints {steps} must be one or more, ascending and without repeats",
+        )
+        known, asked = self.source.expected_images, self.reference.images
+        check(
+            known is None or asked is None or asked <= known,
+            f"reference.images is {asked}, more than the {known} images",
+        )
+        check(
+            self.features != "classifier" or self.source.image_size >= 2,
+            "features is classifier, which needs source.image_size of 2 or more",
+        )
+        check("default" in self.final_step, "final_step needs a `default`")
+        last = self.final_step["default"]
+        check(last in steps, f"final_step.default is {last}, not one of checkpoints {steps}")
+        check(
+            self.sampling.precision != "float16" or self.compute.device == "cuda",
+            f"sampling.precision is float16 with device {self.compute.device}; float16 needs cuda, use bfloat16 or "
+            "float32",
+        )
+
+    @property
+    def sampling_compute(self) -> Compute:
+        """What samples are drawn on: `compute`, in the precision of `sampling`."""
+        return replace(self.compute, precision=self.sampling.precision or self.compute.precision)
+
+    def last_step(self, model: str) -> int:
+        """The training step at which tables read `model`."""
+        return self.final_step.get(model, self.final_step["default"])
+
+
+@dataclass(frozen=True)
+class Model(Record):
+    """A training objective on a network family. The word `dataset` takes the data set's own strength."""
+
+    __pydantic_config__: ClassVar = FORBID
+    family: Annotated[Family, "adm (guided-diffusion's network and training) or ddpm (the DDIM code base's)"]
+    gamma: Annotated[Strength | Literal["dataset"], "input perturbation (official flag --input_pertub)", Range(0)] = 0.0
+    target: Annotated[Literal["eps", "eps_prime"], "eps (Alg. 3) or eps' (DDPM-y)"] = "eps"
+    gp_weight: Annotated[float | Literal["dataset"], "lambda_GP of the gradient penalty", Range(0)] = 0.0
+    weight_decay: Annotated[float | Literal["dataset"], "lambda_WD, handed to the optimiser", Range(0)] = 0.0
+    decay: Annotated[
+        Decay,
+        "of the weights beside the gradient (AdamW, the official code), or coupled: weight_decay times the weights is "
+        "added to the gradient that Adam sees, after clipping, as an L2 term of the loss would be",
+    ] = "decoupled"
+    imported: Annotated[bool, "its checkpoints come from `ipdiff import`; nothing trains it"] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.gamma != [], "gamma is an empty list; use 0 or more, or a list of such values")
+        check(len(self.borrowed) <= 1, f"takes {self.borrowed} from the data set; one at most")
+
+    @property
+    def borrowed(self) -> list[str]:
+        """Names of the strengths taken from the data set."""
+        return [key for key in ("gamma", "gp_weight", "weight_decay") if getattr(self, key) == "dataset"]

@@ -1,0 +1,1 @@
+"""Snakemake and DVC: two views of one grid, kept in agreement."""

@@ -1,0 +1,129 @@
+"""What the Snakemake rules read: the grid, seen through wildcards."""
+
+from __future__ import annotations
+
+import atexit
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ipdiff.errors import UserError
+from ipdiff.pipeline import config, grid
+from ipdiff.pipeline.engines import dvc_files, snakemake_records, sync
+from ipdiff.pipeline.store import artifact
+from ipdiff.pipeline.store.code_digests import code_digest
+from ipdiff.work import launch, locks
+
+_T = TypeVar("_T")
+
+
+class Workflow:
+    """The grid of params.yaml for Snakemake. Bad input ends Snakemake with one line and exit code 2."""
+
+    def __init__(self) -> None:
+        """Read params.yaml."""
+        self.grid = _or_exit(grid.load)
+        self.raw = _or_exit(config.load_raw)
+
+    @property
+    def studies(self) -> list[str]:
+        """Names of the studies; the default study first."""
+        return sorted(self.grid.params.studies, key=lambda name: name != dvc_files.DEFAULT_STUDY)
+
+    @property
+    def trained(self) -> str:
+        """Pattern of the models that are trained: nothing makes the checkpoints of imported ones."""
+        imported = [name for name, model in self.grid.params.models.items() if model.imported]
+        return rf"(?!(?:{'|'.join(imported)})/)[^/]+" if imported else "[^/]+"
+
+    def targets(self, study: str) -> list[str]:
+        """The files that stand for a study."""
+        return self.grid.targets(study)
+
+    def inputs(self, verb: str) -> Callable[[Any], list[str]]:
+        """Snakemake's input function of a verb."""
+        return lambda wildcards: list(self._cell(verb, wildcards).inputs)
+
+    def outputs(self, verb: str) -> dict[str, str]:
+        """Named outputs of a verb, with wildcards: {images_npy: data/{dataset}/images.npy, recipe_json: ...}."""
+        return {path.rpartition("/")[2].replace(".", "_"): path for path in grid.STAGES[verb].outputs}
+
+    def params(self, verb: str) -> Callable[[Any], str]:
+        """Snakemake's params function of a verb: what decides a cell besides files and code, as JSON."""
+        return lambda wildcards: _or_exit(lambda: snakemake_records.params_text(self._cell(verb, wildcards), self.raw))
+
+    def _cell(self, verb: str, wildcards: Any) -> grid.Cell:
+        names = {name: getattr(wildcards, name) for name in grid.STAGES[verb].wildcards}
+        return self.grid.cell(verb, **names)
+
+    def code(self, verb: str) -> str:
+        """The code digest of a verb: a change of it makes the verb's cells stale."""
+        return code_digest(verb)
+
+    def log(self, verb: str) -> str:
+        """Where a job's messages go."""
+        return grid.STAGES[verb].log
+
+    def command(self, verb: str) -> str:
+        """The shell command of a verb."""
+        return snakemake_records.shell_command(verb)
+
+    def threads(self, verb: str) -> Callable[[Any], int]:
+        """CPU cores of a job that runs a network: the threads it computes with, in each of its processes."""
+        processes = _or_exit(lambda: launch.wanted(verb))
+        return lambda wildcards: processes * self.grid.params.dataset(wildcards.dataset).compute.threads
+
+    def gpus(self, verb: str) -> Callable[[Any], int]:
+        """GPUs of a job that runs a network: one for each of its processes, or none."""
+        processes = _or_exit(lambda: launch.wanted(verb))
+        return lambda wildcards: (
+            processes if self.grid.params.dataset(wildcards.dataset).compute.device == "cuda" else 0
+        )
+
+    def prepare(self) -> None:
+        """What a Snakemake does that is no job of another one, before it looks at anything.
+
+        A lock that a killed Snakemake left is taken off; one that is held is left for Snakemake to respect. What
+        `dvc repro`, `dvc pull` or a clone brought is accepted, before Snakemake looks at times.
+        """
+        _or_exit(_join)
+        if (why := sync.obstacle()) is not None:
+            print(f"ipdiff: what is made will not be recorded: {why}", file=sys.stderr)
+        _or_exit(sync.adopt)
+
+    def record_at_exit(self, snakemake: Any) -> None:
+        """Record what an earlier run could not, even if this one finds nothing to do (it calls no onsuccess then)."""
+
+        def record() -> None:
+            if snakemake.executor_plugin is not None and not snakemake.dryrun and sync.unrecorded():
+                subprocess.run(["ipdiff", "sync", "--record-only"], check=False)
+
+        atexit.register(record)
+
+
+def _join() -> None:
+    lock = artifact.LOCKS / "snakemake.lock"
+    try:
+        locks.join(lock, _unlock)
+    except OSError as error:
+        raise UserError(
+            f"{lock}: cannot be written: {error.strerror}; use a copy of the project that you may write"
+        ) from None
+
+
+def _unlock() -> None:
+    if snakemake_records.unlock():
+        print(
+            "ipdiff: took off the lock of a Snakemake that was killed here; no other one is running",
+            file=sys.stderr,
+        )
+
+
+def _or_exit(function: Callable[[], _T]) -> _T:
+    """Call a function; bad input ends Snakemake with one line and exit code 2."""
+    try:
+        return function()
+    except UserError as error:
+        print(f"ipdiff: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,83 @@
+"""What decides a cell besides the files it reads: a digest of its code, and its parameters, as a file.
+
+Snakemake is told both by the grid. DVC's graph goes by files: one stage of each study, `settings`, writes them all, and
+every cell depends on its own. (DVC parses params.yaml anew for each stage that names parameters, and runs a stage again
+when a comment in its code has changed; with one such stage it does so once, and the cells see only what counts.)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+from ipdiff.pipeline import grid
+from ipdiff.pipeline.grid import Cell, Stage
+from ipdiff.pipeline.store.code_digests import code_digest
+from ipdiff.work.files import md5, write_whole
+
+FOLDER = "settings"
+
+
+def template(stage: Stage, study: str) -> str:
+    """Where a stage's cells find their settings: a template of the names that decide them.
+
+    One file for each study, because DVC allows an output in one dvc.yaml only.
+    """
+    named = {name for key in stage.params for _, name, _, _ in Formatter().parse(key) if name}
+    if named - set(stage.wildcards):
+        named.add("model")  # it decides the rest: its family, its strength
+    deciding = [f"{{{name}}}" for name in stage.wildcards if name in named and name != "study"]
+    return "/".join([FOLDER, study, stage.name, *deciding]) + ".json"
+
+
+def path_of(cell: Cell, study: str) -> str:
+    """The file of a cell's settings."""
+    return template(cell.stage, study).format(**cell.bindings)
+
+
+def text(code: str, params: Mapping[str, Any]) -> str:
+    """The content of the file: JSON with sorted keys."""
+    return json.dumps({"code": code, "params": params}, indent=1, sort_keys=True) + "\n"
+
+
+def digest(code: str, params: Mapping[str, Any]) -> str:
+    """md5 of `text`, as dvc.lock has it."""
+    return md5(text(code, params).encode())
+
+
+def texts(cells: Iterable[Cell], study: str, raw: dict[str, Any]) -> dict[str, str]:
+    """Path -> content of all settings files of a study's cells, in the order of the paths.
+
+    Args:
+        cells: the study's.
+        study: its name.
+        raw: params.yaml, as it is written.
+
+    Raises:
+        UserError: params.yaml does not write out a key that a cell needs.
+    """
+    of_each = {path_of(cell, study): cell for cell in cells}
+    return {
+        path: text(code_digest(cell.stage.verb), grid.param_values(cell, raw)) for path, cell in sorted(of_each.items())
+    }
+
+
+def keys(cells: Iterable[Cell]) -> list[str]:
+    """Keys of params.yaml that the settings of these cells are made of; none lies within another."""
+    found = {key for cell in cells for key in cell.params}
+    return sorted(key for key in found if not any(key.startswith(f"{other}.") for other in found))
+
+
+def write(contents: Mapping[str, str]) -> list[Path]:
+    """Write settings files that are not as they should be; returns the paths of all."""
+    paths = []
+    for name, content in contents.items():
+        path = Path(name)
+        if not path.exists() or path.read_text() != content:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, content.encode())  # never in place: the file may be a hard link into DVC's cache
+        paths.append(path)
+    return paths

@@ -1,0 +1,87 @@
+"""What a person may name: a study, a view with all it was made from, an artifact, a file, a folder of artifacts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+from ipdiff.errors import UserError
+from ipdiff.pipeline import config
+from ipdiff.pipeline.grid import Cell, Grid
+from ipdiff.pipeline.store.artifact import RECIPE
+
+RESULTS = ("evaluate", "table", "figure", "report")
+"""Verbs whose files are small and are what a reader wants first."""
+
+
+def select(known: Grid, targets: Sequence[str], studies: Iterable[str]) -> dict[str, Cell]:
+    """Output path -> its cell, makers before users.
+
+    Args:
+        known: the grid.
+        targets: names of studies, `table:STUDY/NAME`, `figure:STUDY/NAME` (with all they were made from), outputs
+            (with their recipe), artifacts' directories or folders of them; nothing means everything.
+        studies: those that "everything" and folders mean.
+
+    Raises:
+        UserError: a target is none of these.
+    """
+    names = list(studies)
+    found: dict[str, Cell] = {}
+    for target in targets or names:
+        found |= _select_one(known, target, names)
+    return found
+
+
+def results(selected: dict[str, Cell]) -> dict[str, Cell]:
+    """The part that holds numbers: metrics, tables, figures, reports, and every recipe."""
+    return {path: cell for path, cell in selected.items() if cell.stage.verb in RESULTS or path.endswith(f"/{RECIPE}")}
+
+
+def cells_of(selected: dict[str, Cell]) -> list[Cell]:
+    """The selected cells, each once."""
+    return list({cell.directory: cell for cell in selected.values()}.values())
+
+
+def _select_one(known: Grid, target: str, studies: list[str]) -> dict[str, Cell]:
+    if target in known.params.studies:
+        return _outputs(_cells(known, target))
+    kind, colon, name = target.partition(":")
+    if colon and kind in ("table", "figure"):
+        return _outputs(known.needed(_view(known, kind, name)))
+    path = config.project_path(target or os.curdir)
+    if cell := known.maker(path):
+        return dict.fromkeys((path, cell.outputs[-1]), cell)
+    if cell := known.maker(f"{path}/{RECIPE}"):
+        return _outputs([cell])
+    cells = [cell for study in studies for cell in _cells(known, study)]
+    if inside := [cell for cell in cells if path == os.curdir or cell.directory.startswith(f"{path}/")]:
+        return _outputs(inside)
+    raise UserError(_unknown(known, target, cells))
+
+
+def _cells(known: Grid, study: str) -> list[Cell]:
+    return [*known.imports(study), *known.study(study)]
+
+
+def _outputs(cells: Iterable[Cell]) -> dict[str, Cell]:
+    return {path: cell for cell in cells for path in cell.outputs}
+
+
+def _view(known: Grid, kind: str, name: str) -> Cell:
+    study, slash, view = name.partition("/")
+    if not slash:
+        raise UserError(f"'{kind}:{name}' names no study; write {kind}:STUDY/NAME")
+    return known.cell(kind, study=study, **{kind: view})
+
+
+def _unknown(known: Grid, target: str, cells: list[Cell]) -> str:
+    """A line about a target that is nothing."""
+    views = [
+        f"{kind}:{study}/{name}"
+        for study, settings in known.params.studies.items()
+        for kind, names in (("table", settings.tables), ("figure", settings.figures))
+        for name in names
+    ]
+    near = config.nearest(target, [*known.params.studies, *views, *(cell.directory for cell in cells)])
+    return f"'{target}' is no study, table:STUDY/NAME, figure:STUDY/NAME, output or folder of outputs{near}"

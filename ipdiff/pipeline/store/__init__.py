@@ -1,0 +1,1 @@
+"""Content-addressed artifacts: recipes, receipts, code digests, DVC's cache."""

@@ -1,0 +1,93 @@
+"""Figures of the prediction error over t: nu_t, and in how many pixels it is not normal."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Canvas
+
+from ipdiff.errors import UserError
+from ipdiff.report import labels
+from ipdiff.report.figures import colours
+from ipdiff.report.spec import Figure
+
+DPI = 160
+COLUMNS = ("dataset", "model", "seed", "step", "t", "nu", "mean", "rejected")
+STATISTICS = {"nu": "\N{GREEK SMALL LETTER NU}, error of the predicted x0", "rejected": "share of pixels not normal"}
+"""What the two panels of a data set show."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One checkpoint's errors.csv and what its path says it is."""
+
+    dataset: str
+    model: str
+    seed: int
+    step: int
+    rows: tuple[dict[str, float], ...]
+
+
+def draw(name: str, figure: Figure, inputs: list[Path], out: Path) -> None:
+    """Write out/figure.png and out/figure.csv from analysis/{dataset}/{model}/s{seed}/{step}/errors.csv files.
+
+    Raises:
+        UserError: a file is malformed, or there is none.
+    """
+    runs = [read(path) for path in inputs]
+    if not runs:
+        raise UserError(f"figure '{name}' asks for no checkpoint; give datasets and models")
+    _draw(figure, runs).savefig(out / "figure.png", dpi=DPI, metadata={"Software": None})
+    with (out / "figure.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for run in runs:
+            for row in run.rows:
+                values = [f"{row['t']:g}", *(f"{row[key]:.9g}" for key in COLUMNS[5:])]
+                writer.writerow([run.dataset, run.model, run.seed, run.step, *values])
+
+
+def read(path: Path) -> Run:
+    """One file of the stage analyse; UserError where it is none."""
+    parts = path.parts[-6:]
+    try:
+        with path.open(newline="") as stream:
+            rows = tuple({key: float(row[key]) for key in COLUMNS[4:]} for row in csv.DictReader(stream))
+        if parts[0] != "analysis" or not rows or not all(map(math.isfinite, (x for row in rows for x in row.values()))):
+            raise ValueError("no errors of a checkpoint")
+        return Run(parts[1], parts[2], int(parts[3][1:]), int(parts[4]), rows)
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(
+            f"{path}: expected analysis/DATASET/MODEL/sSEED/STEP/errors.csv with {', '.join(COLUMNS[4:])} ({error}); "
+            "make the analysis again"
+        ) from error
+
+
+def _draw(figure: Figure, runs: list[Run]) -> Canvas:
+    datasets = list(dict.fromkeys(run.dataset for run in runs))
+    canvas = Canvas(figsize=(8.6, 3.2 * len(datasets) + 0.5), layout="constrained")
+    FigureCanvasAgg(canvas)
+    axes = canvas.subplots(len(datasets), len(STATISTICS), squeeze=False)
+    for line, dataset in zip(axes, datasets, strict=True):
+        for axis, (key, text) in zip(line, STATISTICS.items(), strict=True):
+            _panel(axis, key, text, [run for run in runs if run.dataset == dataset])
+            axis.set_title(labels.dataset(dataset), loc="left")
+    models = list(dict.fromkeys((run.model, run.step) for run in runs))
+    handles = [axes[0][0].plot([], [], color=colours.colour(model), linewidth=2)[0] for model, _ in models]
+    names = [f"{labels.model(model)}, {step:,} training steps" for model, step in models]
+    canvas.legend(handles, names, loc="outside lower center", ncols=min(len(names), 3), fontsize=8)
+    return canvas
+
+
+def _panel(axis: Axes, key: str, text: str, runs: list[Run]) -> None:
+    for run in runs:
+        t, values = [row["t"] for row in run.rows], [row[key] for row in run.rows]
+        axis.plot(t, values, color=colours.colour(run.model), linewidth=1.4, alpha=0.9)
+    axis.set_xlabel("t")
+    axis.set_ylabel(text)
+    axis.set_ylim(bottom=0)

@@ -1,0 +1,1 @@
+"""Numbers as tables: csv, markdown, LaTeX."""

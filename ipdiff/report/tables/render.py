@@ -1,0 +1,122 @@
+"""Markdown and LaTeX of a laid-out table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import groupby
+
+from ipdiff.report.tables.layout import Key, Panel, Row, Text
+
+TEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "\N{MINUS SIGN}": "$-$",
+    "\N{PLUS-MINUS SIGN}": r"$\pm$",
+    "|": r"\textbar{}",
+}
+
+
+def markdown(title: str, panels: Sequence[Panel], notes: Sequence[str]) -> str:
+    """A title, a pipe table for each panel, the notes."""
+    parts = [f"### {_md(title)}"]
+    for panel in panels:
+        if panel.caption:
+            parts.append(f"**{_md(panel.caption)}**")
+        header = [*panel.stubs, *(" ".join(column) for column in panel.columns)]
+        rule = ["---"] * len(panel.stubs) + ["---:"] * len(panel.columns)
+        body = [[_md(label) for label in row.labels] + [_md_cell(cell) for cell in row.cells] for row in panel.rows]
+        lines = [[_md(text) for text in header], rule, *body]
+        parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+    return "\n\n".join([*parts, *map(_md, notes)]) + "\n"
+
+
+def tex(name: str, title: str, panels: Sequence[Panel], notes: Sequence[str]) -> str:
+    """A `table` environment with one `tabular` for each panel; needs the package booktabs."""
+    lines = [
+        r"% needs \usepackage{booktabs}",
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{escape_tex(title)}}}",
+        rf"\label{{tab:{re.sub('[^A-Za-z0-9:-]', '-', name)}}}",
+    ]
+    for panel in panels:
+        if panel.caption:
+            lines.append(rf"\par\smallskip {escape_tex(panel.caption)}\par")
+        lines += [
+            rf"\begin{{tabular}}{{{'l' * len(panel.stubs)}{'r' * len(panel.columns)}}}",
+            r"\toprule",
+            *_tex_header(panel),
+            r"\midrule",
+            *_tex_rows(panel.rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    lines += [rf"\par\smallskip\footnotesize {escape_tex(note)}" for note in notes]
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def spans(columns: Sequence[Key], level: int) -> list[tuple[str, int]]:
+    """Labels of one header level with the number of neighbouring columns each stands over."""
+    groups = groupby(columns, key=lambda column: column[: level + 1])
+    return [(key[level], sum(1 for _ in group)) for key, group in groups]
+
+
+def escape_tex(text: str) -> str:
+    """Make any text safe in LaTeX, and set T' and eta as mathematics."""
+    safe = "".join(TEX.get(character, character) for character in text)
+    return re.sub(r"\beta =", r"$\\eta$ =", re.sub(r"\bT'", "$T'$", safe))
+
+
+def _md(text: str) -> str:
+    return re.sub(r"([\\|*_`<>\[\]])", r"\\\1", text).replace("\n", " ")
+
+
+def _md_cell(cell: Text | None) -> str:
+    if cell is None:
+        return ""
+    main = f"**{cell.main}**" if cell.best else cell.main
+    return " ".join(part for part in (main, cell.verdict, f"\\[{cell.paper}\\]" if cell.paper else "") if part)
+
+
+def _tex_header(panel: Panel) -> list[str]:
+    lines: list[str] = []
+    depth = len(panel.columns[0]) if panel.columns else 0
+    for level in range(depth):
+        last = level == depth - 1
+        stubs = [escape_tex(stub) if last else "" for stub in panel.stubs]
+        groups = [(column[-1], 1) for column in panel.columns] if last else spans(panel.columns, level)
+        fields = [
+            escape_tex(text) if last else rf"\multicolumn{{{width}}}{{c}}{{{escape_tex(text)}}}"
+            for text, width in groups
+        ]
+        lines.append(" & ".join([*stubs, *fields]) + r" \\")
+    return lines
+
+
+def _tex_rows(rows: Sequence[Row]) -> list[str]:
+    lines: list[str] = []
+    for row in rows:
+        fields = [*(escape_tex(label) for label in row.labels), *(_tex_cell(cell) for cell in row.cells)]
+        lines.append(
+            " & ".join(rf"\textit{{{field}}}" if row.difference and field else field for field in fields) + r" \\"
+        )
+    return lines
+
+
+def _tex_cell(cell: Text | None) -> str:
+    if cell is None:
+        return ""
+    main = rf"\textbf{{{escape_tex(cell.main)}}}" if cell.best else escape_tex(cell.main)
+    paper = f"[{escape_tex(cell.paper)}]" if cell.paper else ""
+    return " ".join(part for part in (main, cell.verdict, paper) if part)

@@ -1,0 +1,212 @@
+"""Stage sample: draw a sample set from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ipdiff import rng
+from ipdiff.data.arrays import stream_npz
+from ipdiff.data.images import to_network, to_uint8
+from ipdiff.data.spec import Quantise
+from ipdiff.device.compute import configure, dtype
+from ipdiff.device.program import Program
+from ipdiff.device.spec import Compute
+from ipdiff.device.streams import draws_on
+from ipdiff.errors import UserError
+from ipdiff.nets import build, prepare_for_sampling
+from ipdiff.nets.execution import compiled
+from ipdiff.rng import Purpose
+from ipdiff.sample_sets.spec import Sampler, Sampling
+from ipdiff.schedule import respace
+from ipdiff.spec import RunSpec
+from ipdiff.work import signals
+from ipdiff.work.shards import Shards, cut
+
+
+class ImageSampler:
+    """Draws images by their number: image i is the same in every set, shard and process.
+
+    Args:
+        spec: the run that made the weights.
+        weights: ema.safetensors.
+        sampler: which chain.
+        clip_denoised: clamp the predicted x0.
+        quantise: how they become uint8, see `to_uint8`.
+        compute: device, threads and precision.
+        images: uint8 NHWC training images, for `exposure` only.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        weights: Path,
+        sampler: Sampler,
+        *,
+        clip_denoised: bool,
+        quantise: Quantise = "truncate",
+        compute: Compute,
+        images: NDArray[np.uint8] | None = None,
+    ) -> None:
+        self.spec, self.sampler, self.images = spec, sampler, images
+        self.clip = clip_denoised
+        self.quantise: Quantise = quantise
+        self.device = configure(compute)
+        T = spec.diffusion.T
+        if sampler.kind == "exposure" and images is None:
+            raise UserError("exposure sampling starts from real images; none were given")
+        if not 1 <= sampler.steps <= T:
+            raise UserError(f"sampler asks for {sampler.steps} steps; the model was trained with T = {T}; use 1..{T}")
+        kept = np.arange(T) if sampler.kind == "exposure" else respace(T, sampler.spacing)
+        self.timesteps = kept
+        self.diffusion = build.diffusion(spec, kept)
+        self.start = sampler.steps if sampler.kind == "exposure" else len(kept)
+        net = build.network(spec)
+        net.load_state_dict(load_file(weights))
+        self.format = build.memory_format(spec)
+        net = prepare_for_sampling(net.to(self.device).eval(), dtype(compute), self.format)
+        net.forward_projected = compiled(net.forward_projected, compute)
+        self.model, self.draws = net.at_timesteps(kept.tolist()), draws_on(self.device)
+        self.shape = (spec.channels, spec.image_size, spec.image_size)
+        self._chains: dict[int, _Chain] = {}
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations an image."""
+        return self.start
+
+    @torch.inference_mode()
+    def draw(self, index: range, check: Callable[[], None] = lambda: None) -> NDArray[np.uint8]:
+        """Images of these numbers: [n, H, W, C] uint8.
+
+        `check` is called before every step of the chain; it leaves by raising.
+        """
+        x = self._begin(index)
+        if self.device.type == "cuda":
+            return to_uint8(self.chain(len(index)).run(x, index, check), self.quantise)
+        for i in reversed(range(self.start)):
+            check()
+            x = self.step(x, i, index)
+        return to_uint8(x, self.quantise)
+
+    def chain(self, count: int) -> _Chain:
+        """The chain of a batch of so many images, captured at its first use. Call it in inference mode."""
+        if count not in self._chains:
+            self._chains[count] = _Chain(self, count)
+        return self._chains[count]
+
+    def _noise(self, purpose: Purpose, index: range | Tensor, step: int | Tensor = 0) -> Tensor:
+        noise = self.draws.normals(self.spec.seed, purpose, index, self.shape, step=step)
+        return noise.to(memory_format=self.format)
+
+    def _begin(self, index: range) -> Tensor:
+        """x_T for generation (Alg. 2); q(x_t | x0) of real images for exposure bias (Table 1)."""
+        if self.images is None or self.sampler.kind != "exposure":
+            return self._noise(Purpose.SAMPLE_START, index)
+        order = rng.permutation(self.spec.seed, Purpose.EXPOSURE_ORDER, len(self.images))
+        x0 = to_network(self.images[order[np.asarray(index) % len(order)]]).to(self.device)
+        t = torch.full((len(index),), self.start - 1, device=self.device)
+        return self.diffusion.q_sample(x0, t, self._noise(Purpose.EXPOSURE_EPS, index))
+
+    def step(self, x: Tensor, i: int | Tensor, index: range | Tensor, t: Tensor | None = None) -> Tensor:
+        """One reverse step.
+
+        Args:
+            x: [n,C,H,W] float32.
+            i: step of the chain; an int, or [n] int64 on the device.
+            index: the images' numbers, [n].
+            t: the timestep that i stands for, one int64 on the device; for a tensor i.
+        """
+        noisy = self.sampler.eta > 0 and (isinstance(i, Tensor) or i > 0)
+        at = int(self.timesteps[i]) if isinstance(i, int) else t
+        noise = torch.zeros_like(x) if at is None or not noisy else self._noise(Purpose.SAMPLE_STEP, index, at)
+        if self.sampler.kind == "ddim":
+            return self.diffusion.ddim_step(self.model, x, i, noise, eta=self.sampler.eta, clip_denoised=self.clip)
+        return self.diffusion.ancestral_step(self.model, x, i, noise, clip_denoised=self.clip)
+
+
+class _Chain:
+    """The reverse steps of a batch of fixed size as one program: the device counts the steps itself.
+
+    Coefficients, the row of the time table and the noise are looked up at the step that a tensor holds, so that one
+    captured step serves the whole chain and a step costs the host a single launch.
+    """
+
+    def __init__(self, sampler: ImageSampler, count: int) -> None:
+        """Make the tensors, and capture the step where there is a GPU."""
+        self._sampler, device = sampler, sampler.device
+        self._x = torch.zeros((count, *sampler.shape), device=device).to(memory_format=sampler.format)
+        self._index = torch.zeros(count, dtype=torch.int64, device=device)
+        self._i = torch.zeros(1, dtype=torch.int64, device=device)
+        self._timesteps = torch.from_numpy(sampler.timesteps).to(device)
+        self._program = Program(self._step, device, "a step of sampling")
+        self._program.prepare()
+
+    def run(self, x: Tensor, index: range, check: Callable[[], None]) -> Tensor:
+        """From x_T [n,C,H,W] of the images `index` to x_0; the result is overwritten by the next run."""
+        self._x.copy_(x)
+        self._index.copy_(torch.arange(index.start, index.stop, device=x.device))
+        self._i.fill_(self._sampler.start - 1)
+        for _ in range(self._sampler.start):
+            check()
+            self._program()
+        return self._x
+
+    def _step(self) -> None:
+        i = self._i.expand(len(self._x))
+        self._x.copy_(self._sampler.step(self._x, i, self._index, self._timesteps[self._i]))
+        self._i.sub_(1).clamp_(min=0)  # warm-ups do not leave the chain
+
+
+def run(
+    draw: ImageSampler,
+    sampling: Sampling,
+    out: Path,
+    shards: Shards,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, int]:
+    """Draw the set and write samples.npz (`arr_0` uint8 NHWC, as the ADM evaluator reads it).
+
+    Every network call is saved when it is done: a restart, or another process, draws only what is missing.
+
+    Args:
+        draw: draws images by their number.
+        sampling: how many images, and how many a network call.
+        out: staging directory; process 0 alone writes there.
+        shards: where finished network calls are saved, and which process this is.
+        progress: called with the number of images finished.
+
+    Returns:
+        What the recipe adds: number of images and network evaluations an image.
+
+    Raises:
+        Preempted: SIGTERM or SIGUSR1 came; finished network calls are saved.
+    """
+    n = sampling.count(draw.sampler)
+    units = cut(n, sampling.batch_size)
+    with signals.deferred() as stop:
+        shards.complete(units, lambda unit: {"images": draw.draw(unit, stop.check)}, progress)
+    if shards.first:
+        channels, *size = draw.shape
+        parts = (part["images"] for part in shards.parts(units))
+        stream_npz(out / "samples.npz", "arr_0", (n, *size, channels), parts)
+    return {"n": n, "nfe": draw.nfe}
+
+
+def call_of(index: int, sampler: Sampler, sampling: Sampling) -> range:
+    """The network call that draws image `index` of a set: repeated whole, it gives the bytes of the set.
+
+    Raises:
+        UserError: the set has no such image.
+    """
+    n = sampling.count(sampler)
+    for call in cut(n, sampling.batch_size):
+        if index in call:
+            return call
+    raise UserError(f"index is {index}; the set has images 0..{n - 1}")

@@ -1,0 +1,1 @@
+"""One run: from the nearest saved state to a checkpoint."""

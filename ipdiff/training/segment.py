@@ -1,0 +1,158 @@
+"""Stage train: one segment of a run, from the nearest saved state to the step asked for."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from ipdiff.data.images import load_images
+from ipdiff.errors import Preempted, UserError
+from ipdiff.spec import RunSpec
+from ipdiff.training.distributed import joined
+from ipdiff.training.resident import trainer_for
+from ipdiff.training.trainer import Diverged, Trainer, mean_of
+from ipdiff.work import signals
+from ipdiff.work.spec import Work
+from ipdiff.work.train_states import States, state_digest, tensors_of
+
+LOSS_ROWS = 200
+"""Rows of a segment's loss curve: losses are averaged over equal runs of updates."""
+
+
+def run(
+    spec: RunSpec,
+    images: Path,
+    out: Path,
+    *,
+    step: int,
+    previous: tuple[int, str] | None,
+    states: States,
+    work: Work,
+    rank: int = 0,
+    count: int = 1,
+    progress: Callable[[int], None] = lambda step: None,
+) -> dict[str, Any]:
+    """Train to `step` and write the checkpoint: ema.safetensors, loss.csv.
+
+    Args:
+        spec: the run.
+        images: images.npy, uint8 NHWC.
+        out: staging directory; process 0 alone writes there.
+        step: optimiser updates done at the end of the segment.
+        previous: (step, state digest) recorded by the segment before; must be met on the way.
+        states: the run's saved train states; process 0 alone reads and writes them.
+        work: how often a state is saved.
+        rank: this process among those that train together.
+        count: their number.
+        progress: called with the step reached.
+
+    Returns:
+        What the recipe adds: the digest of the full train state, and the number of processes where it counts.
+
+    Raises:
+        UserError: training does not arrive at the recorded digest, or diverges, or `count` does not fit.
+        Preempted: SIGTERM or SIGUSR1 came, and the state is saved; or another process has died.
+    """
+    with signals.deferred() as stop, joined(rank, count, spec.compute.device) as processes:
+        trainer = trainer_for(spec, load_images(images), processes)
+        with closing(trainer):
+            resume(trainer, step, previous, states, work, stop, progress)
+    made: dict[str, Any] = {"run": spec.to_json()}
+    if spec.training.reduction == "fast":
+        made["processes"] = count
+    if rank == 0:
+        made["state"] = states.save(step, trainer.state())
+        save_file(trainer.ema_weights(), out / "ema.safetensors")
+        write_losses(out / "loss.csv", trainer.losses, previous[0] if previous else 0)
+    return made
+
+
+def again(spec: RunSpec, images: Path, *, step: int, states: States, work: Work) -> None:
+    """Train to `step` only for its state; arguments and errors as in `run`."""
+    with signals.deferred() as stop:
+        trainer = trainer_for(spec, load_images(images))
+        with closing(trainer):
+            resume(trainer, step, None, states, work, stop)
+    states.save(step, trainer.state())
+
+
+def resume(
+    trainer: Trainer,
+    step: int,
+    previous: tuple[int, str] | None,
+    states: States,
+    work: Work,
+    stop: signals.Stop,
+    progress: Callable[[int], None] = lambda step: None,
+) -> None:
+    """Bring `trainer` to `step`, from the newest state at hand, through the digest recorded at `previous`.
+
+    A warning is seen between two updates, and by a process that trains alone between two micro-batches: processes that
+    train together would have to agree there, too.
+    """
+    processes = trainer.processes
+    first = processes.rank == 0
+    found = states.newest(step) if first else None
+    data = processes.share(None if found is None else found[1])
+    if data is not None:
+        trainer.load(tensors_of(data))
+    alone, saved = processes.count == 1, time.monotonic()
+    with _explained(trainer, previous, states):
+        while trainer.step < step:
+            if first and previous and trainer.step == previous[0]:
+                _require(state_digest(trainer.state()), previous)
+            try:
+                trainer.advance(stop.check if alone else lambda: None)
+            except Preempted:
+                if not alone:
+                    raise  # another process has died
+            progress(trainer.step)
+            stopping = processes.any(stop.came)
+            due = trainer.step % work.save_every == 0 or time.monotonic() - saved >= work.save_seconds
+            if first and (stopping or (due and trainer.step < step)):
+                states.save(trainer.step, trainer.state())
+                saved = time.monotonic()
+            if stopping:
+                raise Preempted(f"stopped by a signal at step {trainer.step} of {step}; saved, run me again to go on")
+        trainer.settle()
+
+
+@contextmanager
+def _explained(trainer: Trainer, previous: tuple[int, str] | None, states: States) -> Iterator[None]:
+    """Say, where training diverges, what there is to go on from."""
+    try:
+        yield
+    except Diverged as error:
+        saved = states.newest(trainer.step)
+        state = f"the last state saved is of step {saved[0]} ({states.directory})" if saved else "no state is saved"
+        checkpoint = f"the last checkpoint is of step {previous[0]}" if previous else "there is no checkpoint yet"
+        raise Diverged(f"{error}; {state}, {checkpoint}") from None
+
+
+def _require(got: str, previous: tuple[int, str]) -> None:
+    if got != previous[1]:
+        raise UserError(
+            f"training again to step {previous[0]} arrived at state {got}, the recorded one is "
+            f"{previous[1]} (other machine type or versions?); get that state with the `resume` "
+            "artifact, or delete the run's later checkpoints and train them again"
+        )
+
+
+def write_losses(path: Path, losses: NDArray[np.float32], start: int) -> None:
+    """The loss curve from update `start` on, averaged to at most LOSS_ROWS rows: step, loss."""
+    part = losses[start:].astype(np.float64)
+    with path.open("w", newline="") as stream:
+        rows = csv.writer(stream, lineterminator="\n")
+        rows.writerow(["step", "loss"])
+        done = 0
+        for chunk in np.array_split(part, min(LOSS_ROWS, len(part))):
+            done += len(chunk)
+            rows.writerow([start + done, f"{mean_of(chunk):.7g}"])

@@ -1,0 +1,1 @@
+"""What survives a kill: files, locks, signals, processes, train states, finished parts."""

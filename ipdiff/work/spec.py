@@ -1,0 +1,29 @@
+"""How work is saved while it is done."""
+
+from __future__ import annotations
+
+import math
+import re
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
+from decimal import Decimal
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+from ipdiff.errors import ConfigError, UserError
+from ipdiff.parameters import FORBID, Range, Record
+
+
+@dataclass(frozen=True)
+class Work(Record):
+    """How work is saved while it is done. Changes no byte of any artifact."""
+
+    __pydantic_config__: ClassVar = FORBID
+    save_every: Annotated[int, "optimiser updates after which a train state is saved in work/", Range(1)] = 5000
+    save_seconds: Annotated[float, "seconds after which one is saved, if that is sooner", Range(0)] = 300.0
+    states_kept: Annotated[
+        int,
+        "newest train states of a run that are kept in work/, and newest versions of it (parameters, code)",
+        Range(1),
+    ] = 2
