@@ -12,7 +12,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from ipdiff.device.spec import Compute
 from ipdiff.parameters import FORBID, SEED, Range, Record, check
-from ipdiff.pipeline.config.spec import Model, Strengths
 
 Strength = float | list[float]
 """A regulariser's strength: a constant, or values at equally spaced t from 0 to T-1 (linear in between)."""
@@ -110,15 +109,6 @@ class Objective(Record):
     gp_weight: Annotated[float, Range(0)]
     weight_decay: Annotated[float, Range(0)]
     decay: Decay = "decoupled"
-
-    @staticmethod
-    def resolve(model: Model, strengths: Strengths) -> Objective:
-        """Replace the word `dataset` by the data set's strength."""
-        values = {
-            key: getattr(strengths if key in model.borrowed else model, key)
-            for key in ("gamma", "gp_weight", "weight_decay")
-        }
-        return Objective(target=model.target, decay=model.decay, **values)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """The streams of `ipdiff.rng` as tensors on a device.
 
-On the CPU numpy draws them. A GPU draws the same integers itself, by the kernel of `ipdiff.device.kernels.philox`, or (where
-Triton is not installed) by the operations here: Philox4x64-10 in torch's int64 arithmetic, which wraps around like
-unsigned numbers; products of 64 bits are put together from 32-bit halves. The transform to normals is the same sequence
-of float64 operations, so that on the CPU even its bits are equal; the kernel fuses none of them either.
+On the CPU numpy draws them. A GPU draws the same integers itself, by the kernel of `ipdiff.device.kernels.philox`, or
+(where Triton is not installed) by the operations here: Philox4x64-10 in torch's int64 arithmetic, which wraps around
+like unsigned numbers; products of 64 bits are put together from 32-bit halves. The transform to normals is the same
+sequence of float64 operations, so that on the CPU even its bits are equal; the kernel fuses none of them either.
 """
 
 from __future__ import annotations

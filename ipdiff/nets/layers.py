@@ -39,7 +39,7 @@ _TWICE = ContextVar("_TWICE", default=False)
 class GroupNorm(nn.GroupNorm):
     """Group normalisation whose statistics and output are computed in float32 at least.
 
-    channels_last images on a GPU go through the kernels of `ipdiff.device.kernels.norm` (torch's own copy them to the other
+    channels_last images on a GPU go through `ipdiff.device.kernels.norm` (torch's own kernels copy them to the other
     layout and back), but not inside a compiled network, whose compiler fuses the operations itself, and not where
     second derivatives are asked for.
 

@@ -1,4 +1,4 @@
-"""The samplers of `ipdiff.training.timesteps` on a device: the same numbers in operations of fixed shapes, none of which waits.
+"""The samplers of `training.timesteps` on a device: the same numbers by operations of fixed shapes that never wait.
 
 Each goes with the sampler it stands for, which takes over its history where the host wants to see it.
 """

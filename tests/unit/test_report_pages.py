@@ -338,6 +338,7 @@ def test_a_missing_table_or_figure_is_named(tmp_path: Path) -> None:
 
 
 def test_the_report_imports_no_torch() -> None:
-    code = "import sys, ipdiff.report.pages.html, ipdiff.report.figures.figure; print({'torch', 'pandas'} & set(sys.modules))"
+    modules = "ipdiff.report.pages.html, ipdiff.report.figures.figure"
+    code = f"import sys, {modules}; print({{'torch', 'pandas'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

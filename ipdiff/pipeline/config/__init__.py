@@ -26,7 +26,7 @@ from ipdiff.report.spec import Figure, Point, Study, Table, wanted
 from ipdiff.sample_sets.spec import Sampler
 from ipdiff.schedule import make_betas, respace
 from ipdiff.shapes import check_widths, level_sizes
-from ipdiff.spec import ADMNetwork, DDPMNetwork, Objective, RunSpec
+from ipdiff.spec import ADMNetwork, DDPMNetwork, RunSpec
 from ipdiff.work.spec import Work
 
 PARAMS = Path("params.yaml")
@@ -86,7 +86,7 @@ class Params:
             network=family.network,
             diffusion=family.diffusion,
             training=family.training,
-            objective=Objective.resolve(self.model(model), self.dataset(dataset).strengths),
+            objective=self.model(model).objective(self.dataset(dataset).strengths),
             compute=self.dataset(dataset).compute,
             image_size=source.image_size,
             channels=source.channels,

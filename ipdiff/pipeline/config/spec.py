@@ -10,7 +10,7 @@ from ipdiff.device.spec import Compute
 from ipdiff.metrics.spec import Classifier, Inception, Reference
 from ipdiff.parameters import FORBID, Range, Record, check
 from ipdiff.sample_sets.spec import Analysis, Sampling
-from ipdiff.spec import ADMNetwork, DDPMNetwork, Decay, Diffusion, Family, Strength, Training
+from ipdiff.spec import ADMNetwork, DDPMNetwork, Decay, Diffusion, Family, Objective, Strength, Training
 
 
 @dataclass(frozen=True)
@@ -146,3 +146,11 @@ class Model(Record):
     def borrowed(self) -> list[str]:
         """Names of the strengths taken from the data set."""
         return [key for key in ("gamma", "gp_weight", "weight_decay") if getattr(self, key) == "dataset"]
+
+    def objective(self, strengths: Strengths) -> Objective:
+        """The objective on a data set: every word `dataset` replaced by the data set's strength."""
+        values = {
+            key: getattr(strengths if key in self.borrowed else self, key)
+            for key in ("gamma", "gp_weight", "weight_decay")
+        }
+        return Objective(target=self.target, decay=self.decay, **values)

@@ -160,7 +160,7 @@ def _plots(grid: Grid, study: str) -> list[dict[str, Any]]:
 
 
 def _settings(cells: Sequence[Cell], study: str) -> dict[str, Any]:
-    """The stage on whose files the cells depend instead of naming code and parameters; see `ipdiff.pipeline.grid.cache_keys`."""
+    """The stage on whose files the cells depend instead of naming code and parameters; see `grid.cache_keys`."""
     root = Path(__file__).parents[3]
     files = {path for verb in {cell.stage.verb for cell in cells} for path in code_files(verb)}
     return {

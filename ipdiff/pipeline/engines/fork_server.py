@@ -1,6 +1,6 @@
 """A process that has torch imported already, and forks for each stage: a stage's start then costs 0.1 s, not 2.
 
-Snakemake starts one beside itself for the jobs on its own machine (`ipdiff.pipeline.engines.workflow`); `ipdiff warm COMMAND` gives one
+Snakemake starts one beside itself for the jobs on its own machine (workflow/Snakefile); `ipdiff warm COMMAND` gives one
 to any command, such as `dvc repro`. A stage's command finds it by the environment variable IPDIFF_WARM, hands over its
 arguments, working directory, environment and standard files, and ends with the exit code that comes back. Where
 something is not as it was when the server started (code, interpreter, settings that libraries read when they are

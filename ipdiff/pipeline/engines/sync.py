@@ -1,6 +1,6 @@
 """DVC's lock and cache, and Snakemake's records, kept in agreement with the artifacts that are there.
 
-A cell *holds* when its recipe names the code, the parameters and the inputs of now (`ipdiff.pipeline.grid.freshness`). After
+A cell *holds* when its recipe names the code, the parameters and the inputs of now (`grid.freshness`). After
 Snakemake, cells that hold are recorded in dvc.lock and the cache (`record`); after `dvc repro`, `dvc pull` or a
 clone, Snakemake is told which outputs are good and which are not (`adopt`). Both are idempotent.
 """

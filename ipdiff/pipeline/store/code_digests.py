@@ -1,10 +1,17 @@
-"""A digest of the code behind each stage: the import closure of its module, comments and layout left out."""
+"""A digest of the code behind each stage: all that its module reaches, comments and layout left out.
+
+Most modules are counted whole, with all they import. Of a module of records and registries only the definitions that
+are named count, with what those name in turn; and of a registry (a table in which a new thing is one row) only the row
+that a cell names, with what that row reaches. So a new sampler, metric or reader makes no existing artifact stale.
+"""
 
 from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -26,17 +33,23 @@ STAGES = {
 }
 """The module whose import closure makes a verb's bytes."""
 
-PLUMBING = {"ipdiff.errors", "ipdiff.work.files", "ipdiff.work.locks", "ipdiff.work.signals"}
+PLUMBING = {"ipdiff.errors", "ipdiff.work.files", "ipdiff.work.locks", "ipdiff.work.signals", "ipdiff.work.spec"}
 """Imported by stages but deciding no byte."""
 
-BY_NAME = "ipdiff.spec"
-"""Counted by definition, not by file: a stage depends on the records it names and on what those name."""
+BY_DEFINITION = re.compile(r"ipdiff(\.\w+)*\.(spec|parameters|samplers)")
+"""Modules of which only the definitions count that are named: records, registries, samplers."""
 
-UNCOUNTED = {"FORBID", "Work"}
-"""Definitions of the module of records that decide no byte."""
+UNCOUNTED = {"FORBID"}
+"""Definitions of these modules that decide no byte."""
 
 DATA = {"ipdiff.report.paper": "report/paper_values.yaml"}
 """Modules that read a file of the package: its bytes count as their code."""
+
+FUNCTION = re.compile(r"(ipdiff(?:\.\w+)+):(\w+)")
+"""How a row of a registry names a function that is imported when it is needed."""
+
+Rows = tuple[tuple[str, tuple[str, ...]], ...]
+"""Registry (its module and name, dotted) and the keys of its rows that count; a registry not named counts whole."""
 
 
 def module_file(module: str) -> Path | None:
@@ -48,48 +61,63 @@ def module_file(module: str) -> Path | None:
     return None
 
 
-def _tree(path: Path) -> ast.Module:
-    return _parsed(path.read_bytes())
+def code_files(verb: str, rows: Rows = ()) -> list[Path]:
+    """Every file whose edit may change a verb's code digest."""
+    reached = _reached(verb, rows)
+    partly = {module for module, _ in reached.definitions}
+    return [*(_path(module) for module in sorted(reached.modules | partly)), *_data_files(reached.modules)]
 
 
-@cache  # these go by the file's bytes: ten digests share most of their files
-def _parsed(source: bytes) -> ast.Module:
-    return ast.parse(source)
+@lru_cache(maxsize=4096)
+def code_digest(verb: str, rows: Rows = ()) -> str:
+    """md5 over the syntax trees of what a verb reaches; the same on every Python from 3.11."""
+    digest = hashlib.md5(usedforsecurity=False)
+    reached = _reached(verb, rows)
+    for module in sorted(reached.modules):
+        digest.update(f"{module}\n{_text(_path(module).read_bytes())}\n".encode())
+    for path in _data_files(reached.modules):
+        digest.update(path.read_bytes())
+    for (module, name), nodes in sorted(reached.definitions.items()):
+        for node in nodes:
+            digest.update(f"{module}.{name}\n{_canonical(node)}\n".encode())
+    return digest.hexdigest()
 
 
-@cache
-def _import_statements(source: bytes) -> list[ast.Import | ast.ImportFrom]:
-    return [node for node in ast.walk(_parsed(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
+def _data_files(modules: Iterable[str]) -> list[Path]:
+    return [PACKAGE / DATA[module] for module in sorted(modules) if module in DATA]
 
 
-@cache
-def _text(source: bytes) -> str:
-    return _canonical(_parsed(source))
+# What is reached ----------------------------------------------------------------------------------------------
 
 
-def _imports(path: Path) -> set[str]:
-    """Modules of this package that a file imports, at its top or inside a function."""
-    found: set[str] = set()
-    for node in _import_statements(path.read_bytes()):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif node.level:
-            raise ValueError(f"{path} line {node.lineno}: relative import; write it in full, or it is not counted")
-        elif node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return {name for name in found if name.split(".")[0] == "ipdiff" and name != "ipdiff" and module_file(name)}
+@dataclass
+class _Reached:
+    """What decides a verb's bytes: modules that count whole, and single definitions of others."""
+
+    modules: set[str] = field(default_factory=set)
+    definitions: dict[tuple[str, str], list[ast.AST]] = field(default_factory=dict)
 
 
-def closure(verb: str) -> dict[str, Path]:
-    """Modules and files that decide what a verb writes, sorted by module name."""
-    todo, seen = [STAGES[verb]], set[str]()
+def _reached(verb: str, rows: Rows) -> _Reached:
+    reached, chosen = _Reached(), dict(rows)
+    todo: list[tuple[str, str | None]] = [(STAGES[verb], None)]
     while todo:
-        module = todo.pop()
-        if module in seen or module in PLUMBING or module == BY_NAME:
+        module, name = todo.pop()
+        if module in PLUMBING or name in UNCOUNTED:
             continue
-        seen.add(module)
-        todo += _imports(_path(module)) | _parents(module)
-    return {module: _path(module) for module in sorted(seen)}
+        if name is None:
+            if module not in reached.modules:
+                reached.modules.add(module)
+                todo += [(parent, None) for parent in _parents(module)]
+                todo += _imports(_path(module).read_bytes(), _path(module))
+        elif (module, name) not in reached.definitions:
+            source = _Definitions(_path(module))
+            nodes = source.nodes(name, chosen.get(f"{module}.{name}"))
+            reached.definitions[module, name] = nodes
+            todo += [(parent, None) for parent in _parents(module)]
+            for node in nodes:
+                todo += source.needs(module, node)
+    return reached
 
 
 def _path(module: str) -> Path:
@@ -99,67 +127,116 @@ def _path(module: str) -> Path:
     return path
 
 
-def _parents(module: str) -> set[str]:
+def _parents(module: str) -> list[str]:
     parts = module.split(".")
-    return {".".join(parts[:n]) for n in range(2, len(parts))}
+    return [".".join(parts[:n]) for n in range(2, len(parts))]
 
 
-def code_files(verb: str) -> list[Path]:
-    """Every file whose edit may change a verb's code digest."""
-    modules = closure(verb)
-    return [*modules.values(), *_data_files(modules), _path(BY_NAME)]
+@cache  # these go by the file's bytes: ten digests share most of their files
+def _parsed(source: bytes) -> ast.Module:
+    return ast.parse(source)
 
 
-@lru_cache
-def code_digest(verb: str) -> str:
-    """md5 over the syntax trees of a verb's closure; the same on every Python from 3.11."""
-    digest = hashlib.md5(usedforsecurity=False)
-    files = closure(verb)
-    for module, path in files.items():
-        digest.update(f"{module}\n{_text(path.read_bytes())}\n".encode())
-    for path in _data_files(files):
-        digest.update(path.read_bytes())
-    for name, node in _definitions({name for path in files.values() for name in _names_from(path)}).items():
-        digest.update(f"{BY_NAME}.{name}\n{_canonical(node)}\n".encode())
-    return digest.hexdigest()
+@cache
+def _text(source: bytes) -> str:
+    return _canonical(_parsed(source))
 
 
-def _data_files(modules: Iterable[str]) -> list[Path]:
-    return [PACKAGE / DATA[module] for module in modules if module in DATA]
+def _imports(source: bytes, path: Path) -> list[tuple[str, str | None]]:
+    """What a whole file imports of this package, at its top or inside a function, or names as `module:function`."""
+    return [found for node in _walked(source) for found in _imported(node, path)]
 
 
-def _names_from(path: Path) -> set[str]:
-    """What a file imports by name from the module of records; ValueError if it imports the module whole."""
-    found: set[str] = set()
-    package, _, module = BY_NAME.rpartition(".")
-    for node in _import_statements(path.read_bytes()):
-        names = {alias.name for alias in node.names}
-        source = node.module if isinstance(node, ast.ImportFrom) else None
-        if BY_NAME in names or (source == package and module in names) or (source == BY_NAME and "*" in names):
-            raise ValueError(f"{path} line {node.lineno}: import what is used from {BY_NAME} by name")
-        if source == BY_NAME:
-            found |= names
-    return found
+@cache
+def _walked(source: bytes) -> list[ast.AST]:
+    """Nodes of a file that can name another one."""
+    kinds = (ast.Import, ast.ImportFrom, ast.Constant)
+    return [node for node in ast.walk(_parsed(source)) if isinstance(node, kinds)]
 
 
-def _definitions(names: set[str]) -> dict[str, ast.stmt]:
-    """Top-level definitions of the module of records that `names` reach, sorted by name."""
-    known: dict[str, ast.stmt] = {}
-    for node in _tree(_path(BY_NAME)).body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef):
-            known[node.name] = node
-        elif isinstance(node, ast.Assign):
-            known.update({target.id: node for target in node.targets if isinstance(target, ast.Name)})
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            known[node.target.id] = node
-    todo, seen = list(names), set[str]()
-    while todo:
-        name = todo.pop()
-        if name in seen or name not in known or name in UNCOUNTED:
-            continue
-        seen.add(name)
-        todo += [node.id for node in ast.walk(known[name]) if isinstance(node, ast.Name)]
-    return {name: known[name] for name in sorted(seen)}
+def _imported(node: ast.AST, path: Path) -> Iterator[tuple[str, str | None]]:
+    """(module, None) for one that counts whole, (module, name) for a definition.
+
+    Raises:
+        ValueError: an import whose target could not be counted.
+    """
+    if isinstance(node, ast.Constant):
+        match = FUNCTION.fullmatch(node.value) if isinstance(node.value, str) else None
+        if match and module_file(match[1]):
+            yield _target(match[1], match[2])
+    elif isinstance(node, ast.Import):
+        for alias in node.names:
+            if BY_DEFINITION.fullmatch(alias.name):
+                raise ValueError(f"{path} line {node.lineno}: import what is used from {alias.name} by name")
+            if alias.name.startswith("ipdiff.") and module_file(alias.name):
+                yield alias.name, None
+    elif isinstance(node, ast.ImportFrom):
+        if node.level:
+            raise ValueError(f"{path} line {node.lineno}: relative import; write it in full, or it is not counted")
+        for alias in node.names if node.module and node.module.split(".")[0] == "ipdiff" else ():
+            inner = f"{node.module}.{alias.name}"
+            if BY_DEFINITION.fullmatch(inner) or (BY_DEFINITION.fullmatch(str(node.module)) and alias.name == "*"):
+                raise ValueError(f"{path} line {node.lineno}: import what is used from {inner} by name")
+            if module_file(inner):
+                yield inner, None
+            elif node.module != "ipdiff":
+                yield _target(str(node.module), alias.name)
+
+
+def _target(module: str, name: str) -> tuple[str, str | None]:
+    return (module, name) if BY_DEFINITION.fullmatch(module) else (module, None)
+
+
+class _Definitions:
+    """The top level of a module that counts by definition."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.known: dict[str, ast.stmt] = {}
+        self.imports: dict[str, ast.Import | ast.ImportFrom] = {}
+        for node in _parsed(path.read_bytes()).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                self.known[node.name] = node
+            elif isinstance(node, ast.Assign):
+                self.known.update({target.id: node for target in node.targets if isinstance(target, ast.Name)})
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                self.known[node.target.id] = node
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                self.imports.update({alias.asname or alias.name: node for alias in node.names})
+
+    def nodes(self, name: str, keys: tuple[str, ...] | None) -> list[ast.AST]:
+        """A definition; of a registry the rows of these keys alone, if they are given."""
+        node = self.known.get(name)
+        value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+        if node is None or keys is None or not isinstance(value, ast.Dict):
+            return [] if node is None else [node]
+        pairs = zip(value.keys, value.values, strict=True)
+        rows = {key.value: row for key, row in pairs if isinstance(key, ast.Constant)}
+        return [part for key in sorted(keys) if key in rows for part in (ast.Constant(key), rows[key])]
+
+    def needs(self, module: str, node: ast.AST) -> Iterator[tuple[str, str | None]]:
+        """What a definition names: others of its module, what its module imports, functions written as text."""
+        for part in ast.walk(node):
+            if isinstance(part, ast.Name) and part.id in self.known:
+                yield module, part.id
+            elif isinstance(part, ast.Name) and part.id in self.imports:
+                yield from self._named(part.id)
+            else:
+                yield from _imported(part, self.path)
+
+    def _named(self, name: str) -> Iterator[tuple[str, str | None]]:
+        """What the module's import of this one name brings."""
+        node = self.imports[name]
+        only = [alias for alias in node.names if (alias.asname or alias.name) == name]
+        one = (
+            ast.Import(only, lineno=node.lineno)
+            if isinstance(node, ast.Import)
+            else ast.ImportFrom(node.module, only, node.level, lineno=node.lineno)
+        )
+        yield from _imported(one, self.path)
+
+
+# The text that is hashed ----------------------------------------------------------------------------------------
 
 
 _IGNORED = {"ctx", "kind", "type_comment", "type_ignores", "annotation", "returns", "type_params"}
