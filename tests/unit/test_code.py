@@ -126,21 +126,21 @@ def test_what_can_change_a_number_counts(package: Package, old: str, new: str) -
 @pytest.mark.parametrize(
     ("name", "verbs"),
     [
-        ("prepare.py", {"prepare"}),
-        ("classifier.py", {"classifier"}),
+        ("data/prepare.py", {"prepare"}),
+        ("metrics/features/classifier.py", {"classifier"}),
         ("diffusion.py", {"train", "resume", "sample", "analyse"}),
         ("nets/adm.py", {"train", "resume", "sample", "analyse"}),
-        ("train.py", {"train", "resume"}),
-        ("resume.py", {"resume"}),
-        ("sample.py", {"sample"}),
+        ("training/segment.py", {"train", "resume"}),
+        ("training/resume.py", {"resume"}),
+        ("sample_sets/sample.py", {"sample"}),
         ("metrics/frechet.py", {"classifier", "reference", "neighbours", "evaluate"}),
-        ("report/render.py", {"table", "figure", "report"}),
+        ("report/tables/render.py", {"table", "figure", "report"}),
         ("data/__init__.py", ALL - {"table", "figure", "report"}),
         ("errors.py", set()),
-        ("config.py", set()),
-        ("grid.py", set()),
-        ("artifact.py", set()),
-        ("stages.py", set()),
+        ("pipeline/config/__init__.py", set()),
+        ("pipeline/grid/__init__.py", set()),
+        ("pipeline/store/artifact.py", set()),
+        ("pipeline/jobs.py", set()),
         ("cli.py", set()),
     ],
 )
@@ -148,7 +148,7 @@ def test_an_edit_changes_the_stages_that_import_the_file(package: Package, name:
     package.append(name, "\n_PROBE = 1\n")
     counted = {verb for verb in STAGES if package.path / name in code_files(verb)}
     assert package.changed() == counted
-    if name not in ("report/render.py", "metrics/frechet.py"):  # in these the set may grow with the report
+    if name not in ("report/tables/render.py", "metrics/frechet.py"):  # in these the set may grow with the report
         assert counted == verbs
     else:
         assert counted <= verbs
@@ -156,15 +156,15 @@ def test_an_edit_changes_the_stages_that_import_the_file(package: Package, name:
 
 
 def test_data_of_the_package_counts_by_its_bytes(package: Package) -> None:
-    package.append("paper_values.yaml", "# a comment\n")
-    assert package.changed() == {verb for verb in STAGES if package.path / "paper_values.yaml" in code_files(verb)}
+    package.append("report/paper_values.yaml", "# a comment\n")
+    assert package.changed() == {verb for verb in STAGES if package.path / "report/paper_values.yaml" in code_files(verb)}
     assert "table" in package.changed()
 
 
 def test_a_new_import_brings_its_file_in(package: Package) -> None:
     (package.path / "extra.py").write_text("X = 1\n")
     assert package.changed() == set()
-    package.append("prepare.py", "\n\ndef later():\n    from ipdiff.extra import X\n    return X\n")
+    package.append("data/prepare.py", "\n\ndef later():\n    from ipdiff.extra import X\n    return X\n")
     assert package.changed() == {"prepare"}
     package.before = package.digests()
     (package.path / "extra.py").write_text("X = 2\n")
@@ -173,7 +173,7 @@ def test_a_new_import_brings_its_file_in(package: Package) -> None:
 
 def test_a_record_counts_for_the_stages_that_name_it(package: Package) -> None:
     package.replace(
-        "spec.py", 'to measure its accuracy", Range(0, 0.5)] = 0.2', 'to measure its accuracy, 0..0.5"] = 0.3'
+        "metrics/spec.py", 'to measure its accuracy", Range(0, 0.5)] = 0.2', 'to measure its accuracy", Range(0, 0.5)] = 0.3'
     )
     changed = package.changed()
     assert {"classifier", "reference", "evaluate"} <= changed
@@ -181,8 +181,8 @@ def test_a_record_counts_for_the_stages_that_name_it(package: Package) -> None:
 
 
 def test_a_record_counts_through_another_that_names_it(package: Package) -> None:
-    """`_check` is called by records' own checks; the stages only name the records."""
-    package.replace("spec.py", "    if not condition:\n", "    if not condition or False:\n")
+    """`check` is called by records' own checks; the stages only name the records."""
+    package.replace("parameters.py", "    if not condition:\n", "    if not condition or False:\n")
     changed = package.changed()
     assert {"prepare", "classifier", "train"} <= changed
 
@@ -194,7 +194,7 @@ def test_a_definition_that_no_stage_names_does_not_count(package: Package) -> No
 
 def test_annotated_constants_of_the_records_count(package: Package) -> None:
     package.append("spec.py", "\nLIMIT: int = 1\n")
-    package.append("prepare.py", "\nfrom ipdiff.spec import LIMIT\n")
+    package.append("data/prepare.py", "\nfrom ipdiff.spec import LIMIT\n")
     package.before = package.digests()
     package.replace("spec.py", "LIMIT: int = 1", "LIMIT: int = 2")
     assert package.changed() == {"prepare"}
@@ -211,7 +211,7 @@ def test_annotated_constants_of_the_records_count(package: Package) -> None:
     ],
 )
 def test_an_import_that_would_not_be_counted_is_refused(package: Package, line: str) -> None:
-    package.append("prepare.py", f"\n{line}\n")
+    package.append("data/prepare.py", f"\n{line}\n")
     with pytest.raises(ValueError, match=r"prepare\.py"):
         package.digests()
 
