@@ -446,7 +446,7 @@ def _publish(args: argparse.Namespace) -> int:
 
 def _warm(args: argparse.Namespace) -> int:
     if args.serve is not None:
-        fork_server.serve(args.serve)
+        fork_server.serve(args.serve, main)
         return 0
     if not args.command:
         raise UserError("warm needs a command to run, such as: ipdiff warm dvc repro")

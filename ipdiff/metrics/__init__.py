@@ -1,5 +1,21 @@
-"""Frechet distances and the features they are taken on."""
+"""Distances and scores, and the features they are taken on."""
 
-from ipdiff.metrics.frechet import frechet_distance
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ipdiff.metrics.frechet import frechet_distance
 
 __all__ = ["frechet_distance"]
+
+_HOME = {"frechet_distance": "frechet"}
+"""Names that are imported when they are asked for: params.yaml is read without scipy."""
+
+
+def __getattr__(name: str) -> Any:
+    """Hand out a public name."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

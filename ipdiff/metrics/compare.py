@@ -22,7 +22,8 @@ from ipdiff.metrics.features.extractors import NAMES, Extractor, Network
 from ipdiff.metrics.features.inception_file import obtain
 from ipdiff.metrics.overlap import K, radii
 from ipdiff.metrics.spec import METRICS, Classifier, Inception
-from ipdiff.pipeline.store.artifact import RECIPE, read_recipe
+from ipdiff.work import recipes
+from ipdiff.work.recipes import RECIPE
 
 MOMENTS = {metric: (f"mu{NAMES[kind]}", f"sigma{NAMES[kind]}") for metric, kind in evaluate.DISTANCES.items()}
 """Metric -> the names of its moments in a file."""
@@ -160,7 +161,7 @@ def network_of(features: str) -> Network:
         raise UserError(f"--features {features}: no such file; use inception, or a path of a network")
     if path.suffix != ".safetensors":
         return Network(path)
-    params = read_recipe(path.parent / RECIPE).get("params", {})
+    params = recipes.read(path.parent / RECIPE).get("params", {})
     found = [value for key, value in params.items() if key.endswith(".classifier")]
     if not found:
         raise UserError(f"{path.parent / RECIPE}: not the recipe of a classifier")

@@ -18,9 +18,10 @@ from ipdiff.pipeline.store.artifact import Publication
 from ipdiff.pipeline.store.code_digests import code_digest
 from ipdiff.sample_sets.spec import Sampler
 from ipdiff.spec import RunSpec
-from ipdiff.work import launch
+from ipdiff.work import launch, recipes
 from ipdiff.work.files import md5
 from ipdiff.work.locks import locked
+from ipdiff.work.recipes import RECIPE
 from ipdiff.work.shards import Shards
 from ipdiff.work.train_states import States
 
@@ -54,11 +55,11 @@ class Job:
 
     def recipe(self) -> dict[str, Any]:
         """The recipe among the inputs."""
-        return artifact.read_recipe(self.path(artifact.RECIPE))
+        return recipes.read(self.path(RECIPE))
 
     def recipes(self) -> list[dict[str, Any]]:
         """All recipes among the inputs."""
-        return [artifact.read_recipe(path) for path in self.paths(artifact.RECIPE)]
+        return [recipes.read(path) for path in self.paths(RECIPE)]
 
     def network(self) -> Network:
         """The data set's feature network."""
@@ -112,7 +113,7 @@ class Job:
         found = set[str]()
         for path in Path().glob(train.outputs[-1].format(**{**self.names, "step": "*"})):
             try:
-                found.add(str(artifact.read_recipe(path).get("state")))
+                found.add(str(recipes.read(path).get("state")))
             except IntegrityError:  # its reader will say so
                 continue
         return found
@@ -182,8 +183,7 @@ def _train(job: Job, made: Publication) -> None:
         recorded = job.recipe()
         if recorded["run"] != spec.to_json():
             raise UserError(
-                f"{job.path(artifact.RECIPE)} is of other parameters than params.yaml has now; "
-                "make that checkpoint again first"
+                f"{job.path(RECIPE)} is of other parameters than params.yaml has now; make that checkpoint again first"
             )
         previous = (int(job.names["previous"]), recorded["state"])
     step = int(job.names["step"])

@@ -8,11 +8,10 @@ from typing import Any
 
 from ipdiff.data.spec import Source
 from ipdiff.errors import UserError
+from ipdiff.work.recipes import RECIPE
 from ipdiff.report.results import Record
 
 Recipe = Mapping[str, Any]
-RECIPE = "recipe.json"
-"""Its file's name, beside the artifact's files."""
 CHAIN = (("samples", "samples.npz"), ("checkpoint", "ema.safetensors"), ("data", "images.npy"))
 """What a number was made from, each found in the recipe of the one before."""
 REFERENCE = "stats.npz"

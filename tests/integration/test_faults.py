@@ -22,6 +22,8 @@ from unit.tiny import files, flip_bit
 from ipdiff import cli
 from ipdiff.errors import UserError
 from ipdiff.pipeline.store import artifact
+from ipdiff.work import recipes
+from ipdiff.work.recipes import RECIPE
 from ipdiff.work.train_states import States
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -218,10 +220,10 @@ def test_without_any_state_the_run_is_trained_again_through_the_recorded_digest(
 def whole(path: Path) -> bool:
     """Whether an artifact is there and verifies; IntegrityError if it is there and does not."""
     try:
-        recipe = artifact.read_recipe(path / artifact.RECIPE)
+        recipe = recipes.read(path / RECIPE)
     except UserError:
         return False
-    artifact.verify_inputs(tuple(str(path / name) for name in (*recipe["outputs"], artifact.RECIPE)))
+    artifact.verify_inputs(tuple(str(path / name) for name in (*recipe["outputs"], RECIPE)))
     return True
 
 

@@ -18,7 +18,7 @@ from patience import PATIENCE_S, wait_until
 from unit.tiny import files
 
 from ipdiff import cli
-from ipdiff.pipeline.store import artifact
+from ipdiff.work import recipes
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 RUN = "--dataset digits_mini --model adm-ip --seed 0 --step 8"
@@ -133,11 +133,11 @@ def test_the_fast_reduction_trains_nearly_the_same_and_says_by_how_many(alone: P
     for count in (1, 2):
         assert ends(fresh.team(TRAIN, count)) == [0] * count
         directory = fresh.project / "runs/digits_mini/adm-ip/s0/8"
-        assert artifact.read_recipe(directory / "recipe.json")["processes"] == count
+        assert recipes.read(directory / "recipe.json")["processes"] == count
         losses[count] = np.loadtxt(directory / "loss.csv", delimiter=",", skiprows=1)
         shutil.rmtree(fresh.project / "work")
     np.testing.assert_allclose(losses[2], losses[1], rtol=1e-5)
-    assert "processes" not in artifact.read_recipe(alone / "runs/digits_mini/adm-ip/s0/8/recipe.json")
+    assert "processes" not in recipes.read(alone / "runs/digits_mini/adm-ip/s0/8/recipe.json")
 
 
 # Sampling

@@ -15,17 +15,17 @@ import pytest
 
 from ipdiff.errors import IntegrityError, UserError
 from ipdiff.pipeline.store.artifact import (
-    RECIPE,
     STAGING,
     file_digest,
     lock_of,
     publishing,
-    read_recipe,
     sealed,
     verify_inputs,
 )
 from ipdiff.pipeline.store.receipts import RECEIPTS
+from ipdiff.work import recipes
 from ipdiff.work.locks import locked
+from ipdiff.work.recipes import RECIPE
 
 FILES = {"a.npy": b"first file", "b.csv": b"second file"}
 HEAD = {"stage": "train", "params": {"lr": 0.1}, "inputs": {}}
@@ -54,7 +54,7 @@ def test_a_published_artifact_is_whole_and_verifies() -> None:
     publish(state="abc")
     assert {path.name for path in HERE.iterdir()} == {*FILES, RECIPE}
     md5 = {name: hashlib.md5(content).hexdigest() for name, content in FILES.items()}
-    assert read_recipe(HERE / RECIPE) == sealed({**HEAD, "state": "abc", "outputs": md5})
+    assert recipes.read(HERE / RECIPE) == sealed({**HEAD, "state": "abc", "outputs": md5})
     found = verify_inputs(paths())
     assert list(found) == list(paths())
     assert found == {
@@ -69,7 +69,7 @@ def test_a_recipe_guards_its_own_fields() -> None:
     path = HERE / RECIPE
     path.write_text(path.read_text().replace('"abc"', '"xyz"'))
     with pytest.raises(IntegrityError, match=str(path)):
-        read_recipe(path)
+        recipes.read(path)
 
 
 def test_two_publications_of_the_same_have_the_same_bytes() -> None:
@@ -89,7 +89,7 @@ def test_a_receipt_says_when_and_where_but_the_recipe_does_not() -> None:
     assert receipt["seconds"] >= 0
     assert "numpy" in receipt["versions"]
     assert [path.name for path in (RECEIPTS / HERE.parent).iterdir()] == ["8.json"]
-    assert not {"seconds", "versions", "machine"} & read_recipe(HERE / RECIPE).keys()
+    assert not {"seconds", "versions", "machine"} & recipes.read(HERE / RECIPE).keys()
 
 
 def test_receipts_of_names_with_a_dot_do_not_collide() -> None:
@@ -196,7 +196,7 @@ def test_work_and_artifacts_may_be_on_different_file_systems(other_disk: Path, e
     assert {path.name: oct(path.stat().st_mode)[-3:] for path in HERE.iterdir()} == dict.fromkeys(
         (*FILES, RECIPE), "644"
     )
-    assert read_recipe(HERE / RECIPE)["state"] == "new"
+    assert recipes.read(HERE / RECIPE)["state"] == "new"
     verify_inputs(paths())
     assert list(STAGING.iterdir()) == []
 
@@ -282,7 +282,7 @@ def test_a_damaged_recipe_is_an_integrity_error(text: str) -> None:
 
 def test_a_missing_recipe_is_said_in_words() -> None:
     with pytest.raises(UserError, match="runs/x/8/recipe.json is missing: that artifact has not been made"):
-        read_recipe(HERE / RECIPE)
+        recipes.read(HERE / RECIPE)
 
 
 def test_raw_data_has_no_recipe_and_is_digested_all_the_same(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from ipdiff.pipeline.commands.study import plan
 from ipdiff.pipeline.store import artifact
 from ipdiff.schedule import make_betas, respace
 from ipdiff.spec import RunSpec
+from ipdiff.work import recipes
 
 IP = "tiny/official"
 DDPM = "tiny/ddim-official"
@@ -217,7 +218,7 @@ def test_the_recipe_names_the_source_and_the_run_and_nothing_of_this_machine(pro
     state = weights(spec_of(IP))
     path = save(project / "ema_0.9999_460000.pt", state)
     import_.import_checkpoint(path, IP, seed=3, step=460000)
-    recipe = artifact.read_recipe(project / "runs/tiny/official/s3/460000/recipe.json")
+    recipe = recipes.read(project / "runs/tiny/official/s3/460000/recipe.json")
     assert recipe["source"]["name"] == "ema_0.9999_460000.pt"
     assert recipe["source"]["md5"] == artifact.file_digest(path)
     assert len(recipe["source"]["sha256"]) == 64

@@ -16,7 +16,8 @@ from ipdiff import cli
 from ipdiff.errors import IntegrityError, Preempted, UserError
 from ipdiff.pipeline import grid
 from ipdiff.pipeline.store import code_digests
-from ipdiff.pipeline.store.artifact import file_digest, sealed
+from ipdiff.pipeline.store.artifact import file_digest
+from ipdiff.work.recipes import sealed
 
 ROOT = Path(__file__).parents[2]
 
@@ -297,7 +298,9 @@ def test_nothing_but_the_standard_library_is_imported_to_print_help(module: str,
     assert done.stdout.splitlines()[-1] == "HEAVY"
 
 
-@pytest.mark.parametrize("module", ["grid", "sync", "report.table", "report.html"])
+@pytest.mark.parametrize(
+    "module", ["pipeline.grid", "pipeline.engines.sync", "report.tables.table", "report.pages.html"]
+)
 def test_the_graph_and_the_tables_need_no_torch(module: str) -> None:
     script = f"import sys, ipdiff.{module}; print(*sorted({{'torch', 'scipy', 'sklearn'}} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -157,7 +157,9 @@ def test_an_edit_changes_the_stages_that_import_the_file(package: Package, name:
 
 def test_data_of_the_package_counts_by_its_bytes(package: Package) -> None:
     package.append("report/paper_values.yaml", "# a comment\n")
-    assert package.changed() == {verb for verb in STAGES if package.path / "report/paper_values.yaml" in code_files(verb)}
+    assert package.changed() == {
+        verb for verb in STAGES if package.path / "report/paper_values.yaml" in code_files(verb)
+    }
     assert "table" in package.changed()
 
 

@@ -10,7 +10,8 @@ import pytest
 from workflow.conftest import ROOT, run
 
 from ipdiff.pipeline import config, grid
-from ipdiff.pipeline.store.artifact import RECIPE, file_digest
+from ipdiff.pipeline.store.artifact import file_digest
+from ipdiff.work.recipes import RECIPE
 
 CELLS = grid.load(ROOT / "params.yaml").study("digits")
 MADE = all((ROOT / path).exists() for cell in CELLS for path in cell.outputs)

@@ -24,7 +24,8 @@ from ipdiff.pipeline import config, grid
 from ipdiff.pipeline.engines import dvc_files
 from ipdiff.pipeline.grid import Cell, Grid
 from ipdiff.pipeline.store import dvc_cache
-from ipdiff.pipeline.store.artifact import RECIPE, file_digest
+from ipdiff.pipeline.store.artifact import file_digest
+from ipdiff.work.recipes import RECIPE
 from workflow import servers
 
 pytestmark = pytest.mark.workflow

@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -40,6 +40,8 @@ _LIMIT = 1 << 20
 _LONGEST = 80
 """Bytes of a directory in which a socket's path fits: the kernel takes 107, of which the names in it need 23."""
 _WITHOUT = "there is no process with torch imported for all stages, so each imports it itself"
+Main = Callable[[Sequence[str]], int]
+"""What the command line does with its arguments."""
 
 
 def run(argv: Sequence[str]) -> int | None:
@@ -154,8 +156,8 @@ def start() -> None:
     atexit.register(stack.close)
 
 
-def serve(descriptor: int) -> None:
-    """Answer requests at a listening socket until the process that started this one is gone."""
+def serve(descriptor: int, main: Main) -> None:
+    """Answer requests at a listening socket until the process that started this one is gone; `main` does them."""
     parent = os.getppid()
     try:
         identity = _as_sent(_identity())
@@ -175,7 +177,7 @@ def serve(descriptor: int) -> None:
                 with suppress(OSError):
                     if os.fork() == 0:
                         listener.close()
-                        _monitor(connection, identity)
+                        _monitor(connection, identity, main)
         with suppress(OSError):  # who started this one was killed, and could not clear up
             path = Path(listener.getsockname())
             path.unlink()
@@ -201,7 +203,7 @@ def _as_sent(data: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(data))
 
 
-def _monitor(connection: socket.socket, identity: dict[str, Any]) -> NoReturn:
+def _monitor(connection: socket.socket, identity: dict[str, Any], main: Main) -> NoReturn:
     """Check one request, fork the process that does it, and tell its exit code; kill it if the client is gone."""
     code = 1
     try:
@@ -217,7 +219,7 @@ def _monitor(connection: socket.socket, identity: dict[str, Any]) -> NoReturn:
         worker = os.fork()
         if worker == 0:
             connection.close()
-            _work(request, descriptors)
+            _work(request, descriptors, main)
         for descriptor in descriptors:
             os.close(descriptor)
         connection.sendall(json.dumps({"pid": worker}).encode() + b"\n")
@@ -245,7 +247,7 @@ def _watch(worker: int, connection: socket.socket) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _work(request: dict[str, Any], descriptors: Sequence[int]) -> NoReturn:
+def _work(request: dict[str, Any], descriptors: Sequence[int], main: Main) -> NoReturn:
     """Become the command."""
     code = 1
     try:
@@ -256,9 +258,7 @@ def _work(request: dict[str, Any], descriptors: Sequence[int]) -> NoReturn:
         os.environ.clear()
         os.environ.update(request["environment"])
         os.environ.pop(VARIABLE, None)
-        from ipdiff import cli
-
-        code = cli.main(request["argv"])
+        code = main(request["argv"])
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except BaseException:

@@ -17,9 +17,9 @@ from typing import Any
 from ipdiff.errors import ConfigError, UserError
 from ipdiff.pipeline import config
 from ipdiff.pipeline.config import Params
-from ipdiff.pipeline.store.artifact import RECIPE
 from ipdiff.report.spec import Figure, Point, Study, Table
 from ipdiff.sample_sets.spec import Sampler
+from ipdiff.work.recipes import RECIPE
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from ipdiff.errors import IntegrityError, UserError
 from ipdiff.pipeline import grid
 from ipdiff.pipeline.grid import Cell, Grid
 from ipdiff.pipeline.store import artifact, watched
-from ipdiff.pipeline.store.artifact import RECIPE
 from ipdiff.pipeline.store.code_digests import code_digest
+from ipdiff.work import recipes
+from ipdiff.work.recipes import RECIPE
 
 
 class State(StrEnum):
@@ -61,7 +62,7 @@ class Freshness:
         """The cell's recipe, or None where there is none that can be read."""
         if cell.directory not in self._recipes:
             try:
-                self._recipes[cell.directory] = artifact.read_recipe(Path(cell.outputs[-1]))
+                self._recipes[cell.directory] = recipes.read(Path(cell.outputs[-1]))
             except (UserError, IntegrityError):
                 self._recipes[cell.directory] = None
         return self._recipes[cell.directory]

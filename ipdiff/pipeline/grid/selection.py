@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from ipdiff.errors import UserError
 from ipdiff.pipeline import config
 from ipdiff.pipeline.grid import Cell, Grid
-from ipdiff.pipeline.store.artifact import RECIPE
+from ipdiff.work.recipes import RECIPE
 
 RESULTS = ("evaluate", "table", "figure", "report")
 """Verbs whose files are small and are what a reader wants first."""

@@ -20,10 +20,11 @@ from typing import Any
 
 from ipdiff.errors import IntegrityError, UserError
 from ipdiff.pipeline.store import receipts
-from ipdiff.work.files import flush, md5, md5_of, md5_of_folder
+from ipdiff.work import recipes
+from ipdiff.work.files import flush, md5_of, md5_of_folder
 from ipdiff.work.locks import locked_if_free
+from ipdiff.work.recipes import RECIPE
 
-RECIPE = "recipe.json"
 STAGING = Path("work/staging")
 LOCKS = Path("work/locks")
 
@@ -31,28 +32,6 @@ LOCKS = Path("work/locks")
 def file_digest(path: Path) -> str:
     """The digest that DVC gives a file or a directory."""
     return md5_of_folder(path) if path.is_dir() else md5_of(path)
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """The recipe at `path`; UserError if it is missing, IntegrityError if it is none."""
-    try:
-        recipe = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: that artifact has not been made (or pulled) yet") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise IntegrityError(path, "a JSON recipe", "something else") from None
-    if not isinstance(recipe, dict) or not isinstance(recipe.get("outputs"), dict):
-        raise IntegrityError(path, "a recipe that names its outputs", "other JSON")
-    if recipe.get("digest") != (found := sealed(recipe)["digest"]):
-        raise IntegrityError(path, str(recipe.get("digest")), found)
-    return recipe
-
-
-def sealed(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe with the md5 of its other fields: nothing else guards the parameters it hands on."""
-    rest = {key: value for key, value in recipe.items() if key != "digest"}
-    text = json.dumps(rest, sort_keys=True)
-    return {**rest, "digest": md5(text.encode())}
 
 
 def verify_inputs(paths: tuple[str, ...], raw: Container[str] = ()) -> dict[str, str]:
@@ -69,7 +48,7 @@ def verify_inputs(paths: tuple[str, ...], raw: Container[str] = ()) -> dict[str,
         UserError: an input or its recipe (the commit marker of its artifact) is missing, or cannot be read.
         IntegrityError: an input's bytes are not those its recipe names.
     """
-    recipes: dict[Path, dict[str, Any]] = {}
+    known: dict[Path, dict[str, Any]] = {}
     found: dict[str, str] = {}
     for name in paths:
         path = Path(name)
@@ -84,9 +63,9 @@ def verify_inputs(paths: tuple[str, ...], raw: Container[str] = ()) -> dict[str,
         if path.name == RECIPE or name in raw:
             continue
         beside = path.parent / RECIPE
-        if beside not in recipes:
-            recipes[beside] = read_recipe(beside)
-        expected = recipes[beside]["outputs"].get(path.name)
+        if beside not in known:
+            known[beside] = recipes.read(beside)
+        expected = known[beside]["outputs"].get(path.name)
         if expected != found[name]:
             raise IntegrityError(path, str(expected), found[name])
     return found
@@ -131,7 +110,7 @@ def publishing(directory: Path, files: tuple[str, ...], recipe: Mapping[str, Any
         if forgotten := [name for name, path in written.items() if not path.exists()]:
             raise RuntimeError(f"{directory}: the stage did not write {', '.join(forgotten)}; nothing was published")
         outputs = {name: file_digest(path) for name, path in written.items()}
-        full = sealed({**recipe, **publication.extra, "outputs": outputs})
+        full = recipes.sealed({**recipe, **publication.extra, "outputs": outputs})
         (publication.staging / RECIPE).write_text(json.dumps(full, indent=1, sort_keys=True) + "\n")
         _commit(publication.staging, directory, files)
         digest = file_digest(directory / RECIPE)
@@ -185,7 +164,7 @@ def _move(path: Path, final: Path) -> None:
 def is_published(directory: Path, recipe: Mapping[str, Any]) -> bool:
     """Whether an artifact of this recipe (inputs, parameters, code) is there, whole and undamaged."""
     try:
-        found = read_recipe(directory / RECIPE)
+        found = recipes.read(directory / RECIPE)
         outputs = {name: file_digest(directory / name) for name in found["outputs"]}
     except (UserError, IntegrityError, FileNotFoundError):
         return False

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from ipdiff.report import labels, origin
 from ipdiff.report.entries import Entry
-from ipdiff.report.origin import CHAIN, RECIPE, Link, Recipe
+from ipdiff.report.origin import CHAIN, Link, Recipe
 from ipdiff.report.pages.style import page
+from ipdiff.work.recipes import RECIPE
 
 LEAD = (
     "One card for each point of the tables and figures, one line for each training seed. A digest is the md5 of the "

@@ -14,8 +14,9 @@ from ipdiff.errors import ConfigError, UserError
 from ipdiff.pipeline import config, grid
 from ipdiff.pipeline.config.spec import ADMFamily, DDPMFamily
 from ipdiff.pipeline.store import artifact
-from ipdiff.pipeline.store.artifact import RECIPE
 from ipdiff.spec import RunSpec
+from ipdiff.work import recipes
+from ipdiff.work.recipes import RECIPE
 
 FORMATS = ("safetensors", "guided-diffusion", "diffusers")
 _WEIGHTS = grid.IMPORT.files[0]
@@ -47,7 +48,7 @@ def export_checkpoint(source: str, form: str, to: Path, say: Callable[[str], Non
     folder = _folder(source)
     weights = folder / _WEIGHTS
     artifact.verify_inputs((str(weights), str(folder / RECIPE)))
-    recipe = artifact.read_recipe(folder / RECIPE)
+    recipe = recipes.read(folder / RECIPE)
     if "run" not in recipe:
         raise UserError(f"{folder / RECIPE}: not the recipe of a run's checkpoint")
     spec, tensors = RunSpec.from_json(recipe["run"]), load_file(weights)

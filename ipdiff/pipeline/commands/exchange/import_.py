@@ -18,6 +18,7 @@ from ipdiff.pipeline import config, grid
 from ipdiff.pipeline.config import PARAMS, Params
 from ipdiff.pipeline.grid import Cell
 from ipdiff.pipeline.store import artifact
+from ipdiff.work import recipes
 from ipdiff.work.locks import locked
 
 
@@ -146,7 +147,7 @@ def _refuse_other(cell: Cell, source: dict[str, str]) -> None:
     if not path.exists():
         return
     try:
-        there = artifact.read_recipe(path).get("source", {})
+        there = recipes.read(path).get("source", {})
     except (UserError, IntegrityError):
         return
     if there.get("sha256") != source["sha256"]:

@@ -22,7 +22,8 @@ from ipdiff.pipeline.commands.store.publish import PUBLISHED, RECEIPTS
 from ipdiff.pipeline.engines import dvc_files
 from ipdiff.pipeline.grid import Cell, Grid, cache_keys, selection
 from ipdiff.pipeline.store import artifact, dvc_cache, receipts
-from ipdiff.pipeline.store.artifact import RECIPE
+from ipdiff.work import recipes
+from ipdiff.work.recipes import RECIPE
 
 Progress = Callable[[int], object]
 """Told how many bytes of files have been hashed since the last call."""
@@ -206,7 +207,7 @@ class Verifier:
             return Word({}, Problem(path, "the recipe of the files beside it", "nothing"))
         wrong, recipe = None, {}
         try:
-            recipe = artifact.read_recipe(Path(path))
+            recipe = recipes.read(Path(path))
         except IntegrityError as error:
             wrong = Problem(path, error.expected, error.got)
         except (UserError, OSError):
