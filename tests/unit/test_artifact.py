@@ -19,7 +19,6 @@ from ipdiff.pipeline.store.artifact import (
     file_digest,
     lock_of,
     publishing,
-    sealed,
     verify_inputs,
 )
 from ipdiff.pipeline.store.receipts import RECEIPTS
@@ -54,7 +53,7 @@ def test_a_published_artifact_is_whole_and_verifies() -> None:
     publish(state="abc")
     assert {path.name for path in HERE.iterdir()} == {*FILES, RECIPE}
     md5 = {name: hashlib.md5(content).hexdigest() for name, content in FILES.items()}
-    assert recipes.read(HERE / RECIPE) == sealed({**HEAD, "state": "abc", "outputs": md5})
+    assert recipes.read(HERE / RECIPE) == recipes.sealed({**HEAD, "state": "abc", "outputs": md5})
     found = verify_inputs(paths())
     assert list(found) == list(paths())
     assert found == {
