@@ -79,8 +79,9 @@ def test_a_stage_is_run_by_the_server_with_the_callers_directory_and_files(
 
 IMPORTED = """
 import sys
-from ipdiff import cli, warm
-warm._preload()
+from ipdiff import cli
+from ipdiff.pipeline.engines import fork_server
+fork_server._preload()
 for command in sys.argv[1:]:
     known = set(sys.modules)
     assert cli.main(command.split()) == 0
@@ -124,7 +125,7 @@ def test_a_server_with_other_code_is_not_used(monkeypatch: pytest.MonkeyPatch) -
 def test_bytecode_that_python_writes_is_no_other_code() -> None:
     names = {name for name, _, _ in fork_server._identity()["files"]}
     assert {Path(name).suffix for name in names} == {".py", ".yaml"}
-    assert str(fork_server.PACKAGE / "train.py") in names
+    assert str(fork_server.PACKAGE / "training/segment.py") in names
 
 
 def test_without_a_server_the_command_does_the_work(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from ipdiff.errors import IntegrityError, Preempted, UserError
 from ipdiff.pipeline import grid
 from ipdiff.pipeline.store import code_digests
 from ipdiff.pipeline.store.artifact import file_digest
-from ipdiff.work.recipes import sealed
+from ipdiff.work import recipes
 
 ROOT = Path(__file__).parents[2]
 
@@ -127,7 +127,7 @@ def artifact(directory: Path, files: dict[str, bytes]) -> None:
     for name, content in files.items():
         (directory / name).write_bytes(content)
     outputs = {name: file_digest(directory / name) for name in files}
-    (directory / "recipe.json").write_text(json.dumps(sealed({"outputs": outputs})))
+    (directory / "recipe.json").write_text(json.dumps(recipes.sealed({"outputs": outputs})))
 
 
 def test_a_damaged_input_ends_with_3_and_names_the_file(run: Run) -> None:
