@@ -30,8 +30,8 @@ SIDE = 1200
 CHILD = """
 import resource, sys
 from pathlib import Path
-from ipdiff import prepare
-from ipdiff.spec import Source
+from ipdiff.data import prepare
+from ipdiff.data.spec import Source
 reader, size, raw, out = sys.argv[1:]
 prepare.run(Source(reader, int(size), 3, raw), Path(out), [Path(raw)])
 for line in Path("/proc/self/status").read_text().splitlines():

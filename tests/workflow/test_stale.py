@@ -189,15 +189,15 @@ def test_a_table_alone_needs_only_its_own_cells(by_snakemake: Path, copy: Callab
 
 STAND_INS = """
 import sys
-from ipdiff import grid, stages
+from ipdiff.pipeline import grid, jobs
 
 def write(job, made):
     for name in job.cell.stage.files:
         (made.staging / name).write_text(f"{job.cell.directory}/{name}")
 
-stages.RUN = dict.fromkeys(stages.RUN, write)
+jobs.RUN = dict.fromkeys(jobs.RUN, write)
 for cell in grid.load().study(sys.argv[1]):
-    stages.make(cell)
+    jobs.make(cell)
 """
 """Makes a study's artifacts without their true contents, which would take minutes: no engine looks into them."""
 
