@@ -1,4 +1,4 @@
-"""What every parameter record is made with."""
+"""What every parameter record and registry is made with."""
 
 from __future__ import annotations
 

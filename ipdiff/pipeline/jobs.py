@@ -240,7 +240,7 @@ def _image_sampler(job: Job) -> ImageSampler:
         clip_denoised=family.clip_denoised,
         quantise=family.quantise,
         compute=job.dataset.sampling_compute,
-        images=load_images(job.path("images.npy")) if sampler.kind == "exposure" else None,
+        images=load_images(job.path("images.npy")) if sampler.row.from_images else None,
     )
 
 

@@ -69,12 +69,8 @@ def sampler(name: str) -> str:
 
 def sampler_axis(names: Iterable[str]) -> tuple[str, bool]:
     """Header of a column of samplers, and whether the bare number of steps says which one is meant."""
-    kinds = {Sampler.parse(name).kind for name in names}
-    if kinds == {"ancestral"}:
-        return "T'", True
-    if kinds == {"exposure"}:
-        return "reverse steps", True
-    return "sampler", False
+    headers = {Sampler.parse(name).row.header for name in names}
+    return ("sampler", False) if len(headers) > 1 or "" in headers else (headers.pop(), True)
 
 
 def number(value: float, decimals: int, *, signed: bool = False) -> str:

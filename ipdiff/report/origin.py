@@ -8,8 +8,8 @@ from typing import Any
 
 from ipdiff.data.spec import Source
 from ipdiff.errors import UserError
-from ipdiff.work.recipes import RECIPE
 from ipdiff.report.results import Record
+from ipdiff.work.recipes import RECIPE
 
 Recipe = Mapping[str, Any]
 CHAIN = (("samples", "samples.npz"), ("checkpoint", "ema.safetensors"), ("data", "images.npy"))

@@ -59,8 +59,7 @@ class Entry:
 
     def same_sampler(self, sampler: Sampler) -> bool:
         """Whether it was drawn by this kind of sampler with this T' (and eta); the grid is not compared."""
-        eta = sampler.eta if sampler.kind == "ddim" else None
-        return (self.kind, self.eta, self.sample_steps) == (sampler.kind, eta, sampler.steps)
+        return (self.kind, self.eta, self.sample_steps) == (sampler.kind, sampler.eta, sampler.steps)
 
 
 @dataclass(frozen=True)
@@ -186,8 +185,7 @@ def _entry(data: dict[str, Any], made_with: dict[str, Any], own: dict[str, Any])
     kind = "ddim" if eta is not None else None
     if name is not None:
         sampler = Sampler.parse(name)
-        kind, steps = sampler.kind, sampler.steps
-        eta = sampler.eta if kind == "ddim" else None
+        kind, steps, eta = sampler.kind, sampler.steps, sampler.eta
     dataset, model, step = data.pop("dataset"), data.pop("model"), data.pop("step", None)
     return Entry(
         dataset,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +20,13 @@ from ipdiff.device.compute import configure, dtype
 from ipdiff.device.program import Program
 from ipdiff.device.spec import Compute
 from ipdiff.device.streams import draws_on
+from ipdiff.diffusion import Index
 from ipdiff.errors import UserError
 from ipdiff.nets import build, prepare_for_sampling
 from ipdiff.nets.execution import compiled
 from ipdiff.rng import Purpose
 from ipdiff.sample_sets.spec import Sampler, Sampling
-from ipdiff.schedule import respace
+from ipdiff.samplers import CHAINS
 from ipdiff.spec import RunSpec
 from ipdiff.work import signals
 from ipdiff.work.shards import Shards, cut
@@ -55,18 +57,17 @@ class ImageSampler:
         images: NDArray[np.uint8] | None = None,
     ) -> None:
         self.spec, self.sampler, self.images = spec, sampler, images
-        self.clip = clip_denoised
         self.quantise: Quantise = quantise
         self.device = configure(compute)
-        T = spec.diffusion.T
-        if sampler.kind == "exposure" and images is None:
-            raise UserError("exposure sampling starts from real images; none were given")
-        if not 1 <= sampler.steps <= T:
-            raise UserError(f"sampler asks for {sampler.steps} steps; the model was trained with T = {T}; use 1..{T}")
-        kept = np.arange(T) if sampler.kind == "exposure" else respace(T, sampler.spacing)
-        self.timesteps = kept
-        self.diffusion = build.diffusion(spec, kept)
-        self.start = sampler.steps if sampler.kind == "exposure" else len(kept)
+        if sampler.row.from_images and images is None:
+            raise UserError(f"sampler {sampler.name} starts from real images; none were given")
+        try:
+            self.timesteps = kept = sampler.kept(spec.diffusion.T)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        self.diffusion, self.nfe = build.diffusion(spec, kept), sampler.nfe(spec.diffusion.T)
+        self.chain = CHAINS[sampler.kind]
+        self.options = {"clip_denoised": clip_denoised, **dict(sampler.options)}
         net = build.network(spec)
         net.load_state_dict(load_file(weights))
         self.format = build.memory_format(spec)
@@ -74,12 +75,7 @@ class ImageSampler:
         net.forward_projected = compiled(net.forward_projected, compute)
         self.model, self.draws = net.at_timesteps(kept.tolist()), draws_on(self.device)
         self.shape = (spec.channels, spec.image_size, spec.image_size)
-        self._chains: dict[int, _Chain] = {}
-
-    @property
-    def nfe(self) -> int:
-        """Network evaluations an image."""
-        return self.start
+        self._programs: dict[int, _Program] = {}
 
     @torch.inference_mode()
     def draw(self, index: range, check: Callable[[], None] = lambda: None) -> NDArray[np.uint8]:
@@ -87,51 +83,47 @@ class ImageSampler:
 
         `check` is called before every step of the chain; it leaves by raising.
         """
-        x = self._begin(index)
         if self.device.type == "cuda":
-            return to_uint8(self.chain(len(index)).run(x, index, check), self.quantise)
-        for i in reversed(range(self.start)):
-            check()
-            x = self.step(x, i, index)
-        return to_uint8(x, self.quantise)
+            return to_uint8(self.program(len(index)).run(self.begin(index), index, check), self.quantise)
+        return to_uint8(self.walk(index, check), self.quantise)
 
-    def chain(self, count: int) -> _Chain:
+    def walk(self, index: range, check: Callable[[], None] = lambda: None) -> Tensor:
+        """The same images as [n,C,H,W] float32, step by step from the host."""
+
+        def noise(i: Index) -> Tensor:
+            return self.noise(index, int(self.timesteps[int(i)]))
+
+        def seen(at: dict[str, Any]) -> None:
+            check()
+
+        x = self.begin(index)
+        return self.chain(self.diffusion, self.model, x, noise, start=self.nfe, callback=seen, **self.options)
+
+    def program(self, count: int) -> _Program:
         """The chain of a batch of so many images, captured at its first use. Call it in inference mode."""
-        if count not in self._chains:
-            self._chains[count] = _Chain(self, count)
-        return self._chains[count]
+        if count not in self._programs:
+            self._programs[count] = _Program(self, count)
+        return self._programs[count]
+
+    def noise(self, index: range | Tensor, t: int | Tensor) -> Tensor:
+        """The noise that images get in the step at which the network is shown timestep t."""
+        return self._noise(Purpose.SAMPLE_STEP, index, t)
 
     def _noise(self, purpose: Purpose, index: range | Tensor, step: int | Tensor = 0) -> Tensor:
         noise = self.draws.normals(self.spec.seed, purpose, index, self.shape, step=step)
         return noise.to(memory_format=self.format)
 
-    def _begin(self, index: range) -> Tensor:
+    def begin(self, index: range) -> Tensor:
         """x_T for generation (Alg. 2); q(x_t | x0) of real images for exposure bias (Table 1)."""
-        if self.images is None or self.sampler.kind != "exposure":
+        if self.images is None or not self.sampler.row.from_images:
             return self._noise(Purpose.SAMPLE_START, index)
         order = rng.permutation(self.spec.seed, Purpose.EXPOSURE_ORDER, len(self.images))
         x0 = to_network(self.images[order[np.asarray(index) % len(order)]]).to(self.device)
-        t = torch.full((len(index),), self.start - 1, device=self.device)
+        t = torch.full((len(index),), self.nfe - 1, device=self.device)
         return self.diffusion.q_sample(x0, t, self._noise(Purpose.EXPOSURE_EPS, index))
 
-    def step(self, x: Tensor, i: int | Tensor, index: range | Tensor, t: Tensor | None = None) -> Tensor:
-        """One reverse step.
 
-        Args:
-            x: [n,C,H,W] float32.
-            i: step of the chain; an int, or [n] int64 on the device.
-            index: the images' numbers, [n].
-            t: the timestep that i stands for, one int64 on the device; for a tensor i.
-        """
-        noisy = self.sampler.eta > 0 and (isinstance(i, Tensor) or i > 0)
-        at = int(self.timesteps[i]) if isinstance(i, int) else t
-        noise = torch.zeros_like(x) if at is None or not noisy else self._noise(Purpose.SAMPLE_STEP, index, at)
-        if self.sampler.kind == "ddim":
-            return self.diffusion.ddim_step(self.model, x, i, noise, eta=self.sampler.eta, clip_denoised=self.clip)
-        return self.diffusion.ancestral_step(self.model, x, i, noise, clip_denoised=self.clip)
-
-
-class _Chain:
+class _Program:
     """The reverse steps of a batch of fixed size as one program: the device counts the steps itself.
 
     Coefficients, the row of the time table and the noise are looked up at the step that a tensor holds, so that one
@@ -142,6 +134,7 @@ class _Chain:
         """Make the tensors, and capture the step where there is a GPU."""
         self._sampler, device = sampler, sampler.device
         self._x = torch.zeros((count, *sampler.shape), device=device).to(memory_format=sampler.format)
+        self._memory = sampler.chain.no_memory(self._x)
         self._index = torch.zeros(count, dtype=torch.int64, device=device)
         self._i = torch.zeros(1, dtype=torch.int64, device=device)
         self._timesteps = torch.from_numpy(sampler.timesteps).to(device)
@@ -151,17 +144,27 @@ class _Chain:
     def run(self, x: Tensor, index: range, check: Callable[[], None]) -> Tensor:
         """From x_T [n,C,H,W] of the images `index` to x_0; the result is overwritten by the next run."""
         self._x.copy_(x)
+        for part in self._memory:
+            part.zero_()
         self._index.copy_(torch.arange(index.start, index.stop, device=x.device))
-        self._i.fill_(self._sampler.start - 1)
-        for _ in range(self._sampler.start):
+        self._i.fill_(self._sampler.nfe - 1)
+        for _ in range(self._sampler.nfe):
             check()
             self._program()
         return self._x
 
     def _step(self) -> None:
-        i = self._i.expand(len(self._x))
-        self._x.copy_(self._sampler.step(self._x, i, self._index, self._timesteps[self._i]))
+        sampler, i = self._sampler, self._i.expand(len(self._x))
+        x, memory = sampler.chain.step(
+            sampler.diffusion, sampler.model, self._x, i, self._noise, self._memory, **sampler.options
+        )
+        self._x.copy_(x)
+        for part, new in zip(self._memory, memory, strict=True):
+            part.copy_(new)
         self._i.sub_(1).clamp_(min=0)  # warm-ups do not leave the chain
+
+    def _noise(self, i: Index) -> Tensor:
+        return self._sampler.noise(self._index, self._timesteps[self._i])
 
 
 def run(

@@ -341,9 +341,7 @@ def test_a_captured_chain_draws_what_single_steps_draw(
     drawer = sampler(weights, name, **compute)
     found = [drawer.draw(range(8)), drawer.draw(range(8, 16)), drawer.draw(range(3))]
     with torch.inference_mode():
-        x = drawer._begin(range(8, 16))
-        for i in reversed(range(drawer.start)):
-            x = drawer.step(x, i, range(8, 16))
+        x = drawer.walk(range(8, 16))
     assert np.abs(found[1].astype(int) - to_uint8(x)).mean() < (0.1 if not compute else 3)
     assert np.abs(found[2].astype(int) - found[0][:3]).mean() < (0.1 if not compute else 3)
     monkeypatch.setenv(program.SWITCH, "0")
@@ -357,7 +355,7 @@ def test_no_operation_of_a_step_waits(weights: Path, monkeypatch: pytest.MonkeyP
     drawer = sampler(weights, "ancestral-10", precision="bfloat16")
     drawer.draw(range(8))
     with nothing_waits():
-        drawer.chain(8).run(drawer._begin(range(8)), range(8), lambda: None)
+        drawer.program(8).run(drawer.begin(range(8)), range(8), lambda: None)
 
 
 @torch.inference_mode()
@@ -365,7 +363,7 @@ def test_the_host_never_waits_in_a_chain(weights: Path) -> None:
     drawer = sampler(weights, "ancestral-10", precision="bfloat16")
     drawer.draw(range(8))
     with nothing_waits():
-        drawer.chain(8).run(drawer._begin(range(8)), range(8), lambda: None)
+        drawer.program(8).run(drawer.begin(range(8)), range(8), lambda: None)
 
 
 def test_speed_is_measured() -> None:

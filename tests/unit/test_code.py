@@ -175,7 +175,9 @@ def test_a_new_import_brings_its_file_in(package: Package) -> None:
 
 def test_a_record_counts_for_the_stages_that_name_it(package: Package) -> None:
     package.replace(
-        "metrics/spec.py", 'to measure its accuracy", Range(0, 0.5)] = 0.2', 'to measure its accuracy", Range(0, 0.5)] = 0.3'
+        "metrics/spec.py",
+        'to measure its accuracy", Range(0, 0.5)] = 0.2',
+        'to measure its accuracy", Range(0, 0.5)] = 0.3',
     )
     changed = package.changed()
     assert {"classifier", "reference", "evaluate"} <= changed

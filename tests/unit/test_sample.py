@@ -20,6 +20,7 @@ from ipdiff.data.arrays import save_npz, stream_npz
 from ipdiff.data.images import to_network, to_uint8
 from ipdiff.device.spec import Compute
 from ipdiff.device.streams import DeviceDraws
+from ipdiff.diffusion import GaussianDiffusion
 from ipdiff.errors import Preempted, UserError
 from ipdiff.rng import Purpose
 from ipdiff.sample_sets import sample
@@ -393,19 +394,19 @@ def test_any_number_of_shards_makes_the_same_file(run, tmp_path, count):
 @pytest.mark.parametrize("number", [1, 3])
 def test_a_signal_is_seen_between_two_steps_of_the_chain(run, sampler, tmp_path, monkeypatch, number):
     steps = []
-    real = ImageSampler.step
+    real = GaussianDiffusion.ancestral_step
 
-    def step(drawer, x, i, index):
-        steps.append((index.start, i))
+    def step(diffusion, model, x, i, *rest):
+        steps.append(i)
         if len(steps) == 5 + number:  # inside the second network call of 5 steps
             os.kill(os.getpid(), signal.SIGUSR1)
-        return real(drawer, x, i, index)
+        return real(diffusion, model, x, i, *rest)
 
-    monkeypatch.setattr(ImageSampler, "step", step)
+    monkeypatch.setattr(GaussianDiffusion, "ancestral_step", step)
     shards = Shards(tmp_path / "shards")
     with pytest.raises(Preempted, match="run me again"):
         run(tmp_path, shards=shards)
-    assert steps[-1] == (4, 5 - number)
+    assert (len(steps), steps[-1]) == (5 + number, 5 - number)
     assert shards.has(range(4))
     assert not shards.has(range(4, 8))
 
@@ -418,15 +419,13 @@ def test_a_signal_is_seen_between_two_steps_of_the_chain(run, sampler, tmp_path,
 @torch.inference_mode()
 def test_a_chain_that_counts_its_own_steps_draws_the_same_images(name, model, sampler):
     drawer = sampler(name, model)
-    chain = drawer.chain(3)
-    assert drawer.chain(3) is chain
+    chain = drawer.program(3)
+    assert drawer.program(3) is chain
     for index in (range(3), range(7, 10)):
-        x = drawer._begin(index)
+        x = drawer.begin(index)
         checks = []
         found = chain.run(x, index, lambda checks=checks: checks.append(0)).clone()
-        for i in reversed(range(drawer.start)):
-            x = drawer.step(x, i, index)
-        torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found, drawer.walk(index), rtol=1e-4, atol=1e-4)
         assert len(checks) == drawer.nfe
 
 
@@ -438,7 +437,7 @@ def test_a_step_of_a_chain_neither_looks_at_values_nor_sends_any(name, sampler, 
     monkeypatch.setattr("ipdiff.sample_sets.sample.configure", lambda compute: meta)
     drawer = sampler(name)
     drawer.draws = DeviceDraws(meta)
-    chain = drawer.chain(3)
+    chain = drawer.program(3)
     chain._step()
     with Looks() as looks:
         chain._step()
@@ -449,11 +448,11 @@ def test_a_step_of_a_chain_neither_looks_at_values_nor_sends_any(name, sampler, 
 @torch.inference_mode()
 def test_warm_ups_leave_no_trace_in_a_chain(sampler):
     drawer = sampler("ancestral-5")
-    chain = drawer.chain(2)
-    fresh = chain.run(drawer._begin(range(2)), range(2), lambda: None).clone()
+    chain = drawer.program(2)
+    fresh = chain.run(drawer.begin(range(2)), range(2), lambda: None).clone()
     for _ in range(9):
         chain._step()
-    assert torch.equal(chain.run(drawer._begin(range(2)), range(2), lambda: None), fresh)
+    assert torch.equal(chain.run(drawer.begin(range(2)), range(2), lambda: None), fresh)
 
 
 def test_a_set_is_written_without_being_held_in_memory(tmp_path):

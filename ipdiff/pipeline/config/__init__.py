@@ -10,7 +10,6 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -24,7 +23,7 @@ from ipdiff.parameters import FORBID
 from ipdiff.pipeline.config.spec import ADMFamily, Dataset, DDPMFamily, Model
 from ipdiff.report.spec import Figure, Point, Study, Table, wanted
 from ipdiff.sample_sets.spec import Sampler
-from ipdiff.schedule import make_betas, respace
+from ipdiff.schedule import make_betas
 from ipdiff.shapes import check_widths, level_sizes
 from ipdiff.spec import ADMNetwork, DDPMNetwork, RunSpec
 from ipdiff.work.spec import Work
@@ -543,23 +542,10 @@ def sampler_of(params: Params, dataset: str, model: str, name: str) -> Sampler:
     """
     T = params.family(dataset, model).diffusion.T
     sampler = Sampler.parse(name)
-    if (canonical := _canonical(name, sampler)) != name:
-        raise ValueError(f"sampler '{name}': write it as '{canonical}' (one name, one artifact)")
-    if sampler.steps > T:
-        raise ValueError(
-            f"sampler {name} asks for T' = {sampler.steps}, more than T = {T} of {dataset}/{model}; use 1..{T}"
-        )
-    if sampler.kind != "exposure":
-        respace(T, sampler.spacing)
+    if sampler.name != name:
+        raise ValueError(f"sampler '{name}': write it as '{sampler.name}' (one name, one artifact)")
+    sampler.kept(T, f" of {dataset}/{model}")
     return sampler
-
-
-def _canonical(name: str, sampler: Sampler) -> str:
-    """A sampler's name without superfluous zeros: they would be second names of the same artifact."""
-    if sampler.kind != "ddim":
-        return f"{sampler.kind}-{sampler.steps}"
-    eta = format(Decimal(name.removeprefix("ddim").partition("-")[0]).normalize(), "f")
-    return f"ddim{eta}-{sampler.spacing.rstrip('0123456789')}{sampler.steps}"
 
 
 def points(params: Params, view: Table | Figure) -> list[Point]:

@@ -305,7 +305,7 @@ class Grid:
     def _sample(self, stage: Stage, names: dict[str, str]) -> Cell:
         self._checked_steps(names)
         sampler = self._checked_sampler(names)
-        exposed = sampler.kind == "exposure"
+        exposed = sampler.row.from_images
         return _cell(stage.reading("expose", (_IMAGES,)) if exposed else stage, names, family=self._family(names))
 
     def _evaluate(self, stage: Stage, names: dict[str, str]) -> Cell:

@@ -266,8 +266,8 @@ def _part(figure: Figure, entry: Entry) -> str:
     if figure.x == "step":
         return labels.sampler(entry.sampler)
     sampler = Sampler.parse(entry.sampler)
-    grid = sampler.spacing.rstrip("0123456789")
-    kind = f"eta = {sampler.eta:g}" + (f" ({grid})" if grid else "") if sampler.kind == "ddim" else sampler.kind
+    grid = f" ({sampler.grid})" if sampler.grid else ""
+    kind = sampler.kind if sampler.eta is None else f"eta = {sampler.eta:g}{grid}"
     return kind + (f", {entry.step:,} training steps" if len(figure.steps) > 1 else "")
 
 

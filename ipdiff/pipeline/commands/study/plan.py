@@ -215,10 +215,8 @@ class Planner:
         return Cost(bytes=self._network(self._spec(cell))[1] * WEIGHT_BYTES * STATE_COPIES)
 
     def _sample(self, cell: Cell) -> Cost:
-        from ipdiff.schedule import respace
-
         spec, sampler = self._spec(cell), Sampler.parse(cell.bindings["sampler"])
-        nfe = sampler.steps if sampler.kind == "exposure" else len(respace(spec.diffusion.T, sampler.spacing))
+        nfe = sampler.nfe(spec.diffusion.T)
         images, flops = self._drawn(cell), self._network(spec)[0]
         return Cost(
             images=images,
