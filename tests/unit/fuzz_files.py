@@ -34,7 +34,7 @@ from inception import write_inception  # noqa: E402
 from safetensors.torch import save  # noqa: E402
 from unit.params_factory import put, small, write  # noqa: E402
 
-from ipdiff import cli
+from ipdiff import cli  # noqa: E402
 from ipdiff.interop import checking  # noqa: E402
 from ipdiff.pipeline import config  # noqa: E402
 
