@@ -17,7 +17,6 @@ from pathlib import Path
 from ipdiff.pipeline import config, grid
 from ipdiff.pipeline.engines import dvc_files
 from ipdiff.pipeline.store import artifact
-from ipdiff.pipeline.store.code_digests import code_digest
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,7 +30,7 @@ def fill(study: str) -> int:
             "cell": cell.directory,
             "stage": cell.stage.verb,
             "command": cell.command,
-            "code": code_digest(cell.stage.verb),
+            "code": cell.code,
             "params": grid.param_values(cell, raw),
             "inputs": artifact.verify_inputs(cell.inputs),
         }

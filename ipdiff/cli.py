@@ -17,49 +17,12 @@ from typing import TYPE_CHECKING
 from ipdiff import __version__
 from ipdiff.errors import IntegrityError, Preempted, UserError
 from ipdiff.pipeline.engines import fork_server
+from ipdiff.pipeline.stages import STAGES, WILDCARDS
 from ipdiff.work import launch
 
 if TYPE_CHECKING:
     from ipdiff.pipeline.grid import Cell
 
-STAGE_HELP = {
-    "prepare": "read a raw data set into images.npy and labels.npy",
-    "classifier": "train the small CNN whose activations FID compares",
-    "reference": "statistics of the real images",
-    "neighbours": "features of the real images and their distances to each other, for precision and recall",
-    "train": "train one segment of a run and publish its checkpoint",
-    "resume": "publish a run's full train state",
-    "sample": "draw a sample set from a checkpoint",
-    "evaluate": "FID, sFID and the other metrics of a sample set, or of any npz of images",
-    "analyse": "statistics of a checkpoint's prediction error",
-    "table": "make one table of a study",
-    "figure": "make one figure of a study",
-    "report": "make a study's page",
-}
-WILDCARDS = {
-    "prepare": ("dataset",),
-    "classifier": ("dataset",),
-    "reference": ("dataset",),
-    "neighbours": ("dataset",),
-    "train": ("dataset", "model", "seed", "step"),
-    "resume": ("dataset", "model", "seed", "step"),
-    "sample": ("dataset", "model", "seed", "step", "sampler"),
-    "evaluate": ("dataset", "model", "seed", "step", "sampler"),
-    "analyse": ("dataset", "model", "seed", "step"),
-    "table": ("study", "table"),
-    "figure": ("study", "figure"),
-    "report": ("study",),
-}
-WILDCARD_HELP = {
-    "dataset": "key of params.yaml datasets",
-    "model": "key of params.yaml models",
-    "seed": "training seed",
-    "step": "optimiser updates of the checkpoint",
-    "sampler": "ancestral-N, ddimETA-N, ddimETA-quadN, ddimETA-uniformN or exposure-t",
-    "study": "key of params.yaml studies",
-    "table": "table of the study",
-    "figure": "figure of the study",
-}
 EXPORT_FORMATS = ("safetensors", "guided-diffusion", "diffusers")
 
 
@@ -81,10 +44,10 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(prog="ipdiff", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("--version", action="version", version=f"ipdiff {__version__}")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb, text in STAGE_HELP.items():
-        sub = verbs.add_parser(verb, help=text, description=text)
-        for name in WILDCARDS[verb]:
-            sub.add_argument(f"--{name}", required=verb != "evaluate", help=WILDCARD_HELP[name])
+    for verb, stage in STAGES.items():
+        sub = verbs.add_parser(verb, help=stage.help, description=stage.help)
+        for name in stage.wildcards:
+            sub.add_argument(f"--{name}", required=verb != "evaluate", help=WILDCARDS[name])
         if verb == "evaluate":
             _add_files(sub)
         if verb == "sample":
@@ -104,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     graph.add_argument("--check", action="store_true", help="exit 2 if one of those files is stale")
     text = "write what decides a study's cells besides the files they read (a stage of DVC)"
     chosen = verbs.add_parser("settings", help=text, description=text)
-    chosen.add_argument("--study", required=True, help=WILDCARD_HELP["study"])
+    chosen.add_argument("--study", required=True, help=WILDCARDS["study"])
     text = "what targets need before they are made: cells, network evaluations, hours on one device, disk"
     plan = verbs.add_parser("plan", help=text, description=text)
     plan.add_argument("targets", nargs="*", metavar="TARGET", help=TARGET_HELP)
@@ -113,8 +76,8 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="print JSON")
     text = "how fast a data set's network trains and samples on this machine, against its convolutions"
     bench = verbs.add_parser("bench", help=text, description=text)
-    bench.add_argument("--dataset", required=True, help=WILDCARD_HELP["dataset"])
-    bench.add_argument("--model", help=f"{WILDCARD_HELP['model']} (default: the first that the data set trains)")
+    bench.add_argument("--dataset", required=True, help=WILDCARDS["dataset"])
+    bench.add_argument("--model", help=f"{WILDCARDS['model']} (default: the first that the data set trains)")
     bench.add_argument("--seconds", type=float, default=20.0, help="time to measure (default: 20)")
     bench.add_argument("--json", action="store_true", help="print JSON")
     text = "bring dvc.lock, DVC's cache and Snakemake's records into agreement with what is there"
@@ -127,14 +90,14 @@ def parser() -> argparse.ArgumentParser:
     _add_store_verbs(verbs)
     text = "copy a study's numbers, tables, figures and receipts to published/STUDY, for git"
     copied = verbs.add_parser("publish", help=text, description=text)
-    copied.add_argument("study", help=WILDCARD_HELP["study"])
+    copied.add_argument("study", help=WILDCARDS["study"])
     _add_checkpoint_verbs(verbs)
     return top
 
 
 def _add_files(sub: argparse.ArgumentParser) -> None:
     """The second form of `evaluate`: any two files."""
-    names = " ".join(f"--{name} {name.upper()}" for name in WILDCARDS["evaluate"])
+    names = " ".join(f"--{name} {name.upper()}" for name in STAGES["evaluate"].wildcards)
     sub.usage = f"%(prog)s {names}\n       %(prog)s SAMPLES --reference FILE [--features F] [--metrics M] [--json]"
     files = sub.add_argument_group("files from outside the pipeline")
     text = "npz with arr_0 (images, uint8 NHWC) or mu, sigma, mu_s, sigma_s (used as they are), or npy of images"
@@ -150,13 +113,13 @@ def _add_files(sub: argparse.ArgumentParser) -> None:
 
 def _check_form(args: argparse.Namespace) -> None:
     """Both forms of `evaluate` are one or the other, and whole. Raises UserError."""
-    names = [f"--{name}" for name in WILDCARDS["evaluate"] if getattr(args, name) is not None]
+    names = [f"--{name}" for name in STAGES["evaluate"].wildcards if getattr(args, name) is not None]
     options = ("reference", "features", "metrics", "device", "threads")
     files = [f"--{name}" for name in options if getattr(args, name) is not None] + ["--json"] * args.json
     if args.samples is None:
         if files:
             raise UserError(f"ipdiff evaluate: {files[0]} goes with a file of samples: SAMPLES --reference FILE")
-        if missing := [f"--{name}" for name in WILDCARDS["evaluate"] if getattr(args, name) is None]:
+        if missing := [f"--{name}" for name in STAGES["evaluate"].wildcards if getattr(args, name) is None]:
             raise UserError(f"ipdiff evaluate: needs {', '.join(missing)}, or SAMPLES --reference FILE")
         return
     if names:
@@ -212,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # read when numpy is imported:
         os.environ[pool] = "1"  # the artifact's compute.threads sets torch's, and a cluster's setting decides no byte
-    if args.verb in STAGE_HELP and not launch.started_here():  # else open files were inherited, which stay here
+    if args.verb in STAGES and not launch.started_here():  # else open files were inherited, which stay here
         if (code := fork_server.run(sys.argv[1:] if argv is None else argv)) is not None:
             return code
     try:
@@ -250,11 +213,11 @@ def _make(args: argparse.Namespace) -> int:
     from ipdiff.pipeline import grid, jobs
     from ipdiff.work import signals
 
-    names = {name: getattr(args, name) for name in WILDCARDS[args.verb]}
+    names = {name: getattr(args, name) for name in STAGES[args.verb].wildcards}
     cell = grid.load().cell(args.verb, **names)
     if args.verb == "sample" and args.index is not None:
         return _draw_one(cell, args.index, args.out or Path(f"{args.index}.png"))
-    count = launch.wanted(args.verb)
+    count = launch.wanted(shared=STAGES[args.verb].shared)
     if count > 1:
         return jobs.make_with(count, cell, [args.verb, *(f"--{name}={value}" for name, value in names.items())])
     launch.follow_starter()

@@ -7,6 +7,7 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 FORBID: dict[str, Any] = {"extra": "forbid"}
@@ -101,3 +102,9 @@ def _numbers(held: Any) -> Iterator[float]:
     elif isinstance(held, list | dict):
         for item in held.values() if isinstance(held, dict) else held:
             yield from _numbers(item)
+
+
+def resolve(text: str) -> Any:
+    """What a row of a registry names as `module:name`, imported now."""
+    module, _, name = text.partition(":")
+    return getattr(import_module(module), name)

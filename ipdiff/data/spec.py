@@ -4,38 +4,53 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from ipdiff.parameters import FORBID, Range, Record, check
 
 Quantise = Literal["truncate", "round"]
 
 
-Reader = Literal["digits", "folder", "cifar10", "imagenet32", "lsun", "celeba", "ffhq", "fashion_mnist"]
-
-
 Preprocessing = Literal["none", "center-crop", "box-crop", "resize", "crop128"]
 
 
-IMAGES: dict[str, tuple[int | None, int | None]] = {
-    "digits": (8, 1),
-    "folder": (None, None),
-    "cifar10": (32, 3),
-    "imagenet32": (32, 3),
-    "lsun": (None, 3),
-    "celeba": (None, 3),
-    "ffhq": (None, 3),
-    "fashion_mnist": (28, 1),
-}
-"""Image size and channels of each reader's data; None where `Source` chooses."""
+@dataclass(frozen=True)
+class ReaderKind:
+    """One kind of raw data.
+
+    Attributes:
+        read: the generator that reads it: module:function.
+        image_size: of its images; None where `Source` chooses.
+        channels: of its images; None where `Source` chooses.
+        preprocessings: what it can make of an image of another size, its default first.
+        files: raw files it reads: 0 for embedded data, 1, or None for as many as there are.
+        own: whether its images are a user's own, in any mode and layout.
+    """
+
+    read: str
+    image_size: int | None = None
+    channels: int | None = None
+    preprocessings: tuple[str, ...] = ("none",)
+    files: int | None = 1
+    own: bool = False
 
 
-PREPROCESSINGS: dict[str, tuple[str, ...]] = {
-    "folder": ("none", "center-crop"),
-    "lsun": ("box-crop",),
-    "celeba": ("resize", "crop128", "center-crop"),
+READERS = {
+    "digits": ReaderKind("ipdiff.data.readers.digits:read", 8, 1, files=0),
+    "folder": ReaderKind("ipdiff.data.readers.images:read_folder", preprocessings=("none", "center-crop"), own=True),
+    "cifar10": ReaderKind("ipdiff.data.readers.cifar10:read", 32, 3),
+    "imagenet32": ReaderKind("ipdiff.data.readers.imagenet32:read", 32, 3),
+    "lsun": ReaderKind("ipdiff.data.readers.lsun:read", None, 3, ("box-crop",)),
+    "celeba": ReaderKind("ipdiff.data.readers.images:read_celeba", None, 3, ("resize", "crop128", "center-crop")),
+    "ffhq": ReaderKind("ipdiff.data.readers.images:read_ffhq", None, 3),
+    "fashion_mnist": ReaderKind("ipdiff.data.readers.fashion_mnist:read", 28, 1, files=None),
 }
-"""What each reader can make of an image of another size, its default first; ("none",) for the others."""
+"""Kinds of raw data by name; a new one is a row here and its function."""
+
+if TYPE_CHECKING:
+    Reader = str
+else:
+    Reader = Literal[tuple(READERS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,22 +106,23 @@ class Source(Record):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        size, channels = IMAGES[self.reader]
-        check(size in (None, self.image_size), f"image_size is {self.image_size}; images of {self.reader} have {size}")
+        kind = READERS[self.reader]
+        for key in ("image_size", "channels"):
+            its = getattr(kind, key)
+            check(
+                its in (None, getattr(self, key)), f"{key} is {getattr(self, key)}; images of {self.reader} have {its}"
+            )
         check(
-            channels in (None, self.channels), f"channels is {self.channels}; images of {self.reader} have {channels}"
-        )
-        check(
-            self.preprocessing in (None, *self._choices),
-            f"preprocessing is {self.preprocessing}; reader {self.reader} has {', '.join(self._choices)}",
+            self.preprocessing in (None, *kind.preprocessings),
+            f"preprocessing is {self.preprocessing}; reader {self.reader} has {', '.join(kind.preprocessings)}",
         )
         for key, default in (("modes", "refuse"), ("skip_broken", False), ("labels", "folders")):
             check(
-                self.reader == "folder" or getattr(self, key) == default,
+                kind.own or getattr(self, key) == default,
                 f"{key} is {getattr(self, key)}; reader {self.reader} takes its images as they are published",
             )
-        if self.reader == "digits":
-            check(self.raw is None and not self.archives, "reader digits needs no `raw` and no `archives`")
+        if kind.files == 0:
+            check(self.raw is None and not self.archives, f"reader {self.reader} needs no `raw` and no `archives`")
         else:
             check(
                 (self.raw is None) == bool(self.archives),
@@ -123,13 +139,9 @@ class Source(Record):
             )
 
     @property
-    def _choices(self) -> tuple[str, ...]:
-        return PREPROCESSINGS.get(self.reader, ("none",))
-
-    @property
     def chosen_preprocessing(self) -> str:
         """`preprocessing`, or the reader's first choice."""
-        return self.preprocessing or self._choices[0]
+        return self.preprocessing or READERS[self.reader].preprocessings[0]
 
     @property
     def expected_images(self) -> int | None:

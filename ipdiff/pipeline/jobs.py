@@ -13,9 +13,9 @@ from ipdiff.errors import IntegrityError, UserError
 from ipdiff.pipeline import config, grid
 from ipdiff.pipeline.config.spec import Dataset
 from ipdiff.pipeline.grid import Cell
+from ipdiff.pipeline.stages import IMPORT, STAGES
 from ipdiff.pipeline.store import artifact
 from ipdiff.pipeline.store.artifact import Publication
-from ipdiff.pipeline.store.code_digests import code_digest
 from ipdiff.sample_sets.spec import Sampler
 from ipdiff.spec import RunSpec
 from ipdiff.work import launch, recipes
@@ -87,7 +87,7 @@ class Job:
         """
         recipe = self.recipe()
         recorded = RunSpec.from_json(recipe["run"])
-        if recipe["stage"] == grid.IMPORT.verb:
+        if recipe["stage"] == IMPORT.verb:
             now = self.run_spec()
             changed = [key for key in ("family", "network", "diffusion") if getattr(recorded, key) != getattr(now, key)]
             if changed:
@@ -95,21 +95,26 @@ class Job:
                 raise UserError(f"{recipe['cell']} was imported with another {where}; delete that folder, import again")
         return recorded
 
+    @property
+    def train_code(self) -> str:
+        """Digest of the code that trains the cell's run."""
+        return grid.Grid(self.params).cell("train", **self.names).code
+
     def published_state(self, step: int) -> Path:
         """Where the run's `resume` artifact of a step lies, if it was made or pulled."""
         names = {**self.names, "step": str(step)}
-        return Path(grid.STAGES["resume"].outputs[0].format(**names))
+        return Path(STAGES["resume"].outputs[0].format(**names))
 
     def states(self, spec: RunSpec) -> States:
         """The run's train states: their directory's name is the digest of all that decides the run's bytes."""
         names = self.names
-        name = _digest(spec.to_json(), self.inputs[str(self.path("images.npy"))], code_digest("train"))
+        name = _digest(spec.to_json(), self.inputs[str(self.path("images.npy"))], self.train_code)
         run = WORK / "states" / names["dataset"] / names["model"] / f"s{names['seed']}"
         return States(run / name, self.params.work.states_kept)
 
     def checkpoint_states(self) -> set[str]:
         """Digests of the states that the run's checkpoints name, as far as they are here."""
-        train = grid.STAGES["train"]
+        train = STAGES["train"]
         found = set[str]()
         for path in Path().glob(train.outputs[-1].format(**{**self.names, "step": "*"})):
             try:
@@ -120,7 +125,7 @@ class Job:
 
     def shards(self) -> Shards:
         """Where finished parts of the cell are saved until it is published."""
-        name = _digest(self.inputs, grid.param_values(self.cell, config.load_raw()), code_digest(self.cell.stage.verb))
+        name = _digest(self.inputs, grid.param_values(self.cell, config.load_raw()), self.cell.code)
         return Shards(WORK / self.cell.directory / name, *launch.place())
 
     def shared(self, made: Publication) -> Shards:
@@ -399,7 +404,7 @@ def _job(cell: Cell) -> tuple[Job, dict[str, Any]]:
         "cell": cell.directory,
         "stage": cell.stage.verb,
         "command": cell.command,
-        "code": code_digest(cell.stage.verb),
+        "code": cell.code,
         "params": grid.param_values(cell, config.load_raw()),
         "inputs": inputs,
     }
@@ -411,7 +416,7 @@ def _help(job: Job, recipe: dict[str, Any]) -> None:
     verb = job.cell.stage.verb
     if verb == "train":
         RUN[verb](job, Publication(Path()))
-    elif verb in launch.VERBS:
+    elif job.cell.stage.shared:
         with job.shards().in_use():  # else what process 0 publishes now, and drops, would be begun anew
             if not artifact.is_published(Path(job.cell.directory), recipe):
                 RUN[verb](job, Publication(Path()))

@@ -29,9 +29,6 @@ RENDEZVOUS = "IPDIFF_RENDEZVOUS"
 LIFELINE = "IPDIFF_LIFELINE"
 """Read end of a pipe that closes when the starter ends."""
 
-VERBS = ("train", "sample", "reference", "neighbours", "evaluate")
-"""Stages that several processes can share."""
-
 GRACE_S = 10.0
 """Time the others have to leave by themselves after one has failed, or after process 0 has published."""
 
@@ -69,8 +66,8 @@ def started_here() -> bool:
     return RENDEZVOUS in os.environ
 
 
-def wanted(verb: str) -> int:
-    """Processes to start for `verb`: 1 means that this one does the work.
+def wanted(*, shared: bool) -> int:
+    """Processes to start for a stage that several can share: 1 means that this one does the work.
 
     Raises:
         UserError: IPDIFF_PROCESSES is not a whole number from 1 on.
@@ -78,7 +75,7 @@ def wanted(verb: str) -> int:
     text = os.environ.get(WANTED, "1")
     if not text.isdecimal() or int(text) < 1:
         raise UserError(f"{WANTED} is {text!r}; expected a number of processes, 1 or more")
-    return int(text) if verb in VERBS and "RANK" not in os.environ else 1
+    return int(text) if shared and "RANK" not in os.environ else 1
 
 
 @dataclass

@@ -26,7 +26,7 @@ from unit.tiny import flip_bit
 from ipdiff import cli
 from ipdiff.pipeline import grid
 from ipdiff.pipeline.grid import Cell
-from ipdiff.pipeline.store.code_digests import code_digest
+from ipdiff.pipeline.stages import STAGES
 from ipdiff.report import origin, results
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -95,7 +95,7 @@ def empty(tmp_path, monkeypatch) -> Path:
 
 
 def test_a_study_has_every_stage():
-    assert {cell.stage.verb for cell in CELLS} == set(grid.STAGES)
+    assert {cell.stage.verb for cell in CELLS} == set(STAGES)
     made_before: set[str] = set()
     for cell in CELLS:
         assert set(cell.inputs) <= made_before, cell.directory
@@ -109,7 +109,7 @@ def test_every_recipe_tells_the_truth():
         assert found["inputs"] == {path: md5(path) for path in cell.inputs}, cell.directory
         assert found["outputs"] == {Path(path).name: md5(path) for path in cell.outputs[:-1]}, cell.directory
         assert found["command"] == cell.command
-        assert found["code"] == code_digest(cell.stage.verb)
+        assert found["code"] == cell.code
         assert set(found["params"]) == set(cell.params)
         receipt = json.loads(Path(f"receipts/{cell.directory}.json").read_text())
         assert receipt["recipe"] == md5(f"{cell.directory}/recipe.json")

@@ -15,7 +15,7 @@ from unit.params_factory import put, small, write
 from ipdiff import cli
 from ipdiff.errors import IntegrityError, Preempted, UserError
 from ipdiff.pipeline import grid
-from ipdiff.pipeline.store import code_digests
+from ipdiff.pipeline.stages import STAGES, WILDCARDS
 from ipdiff.pipeline.store.artifact import file_digest
 from ipdiff.work import recipes
 
@@ -199,7 +199,7 @@ def test_a_stage_publishes_and_says_where(run: Run) -> None:
     assert {path.name for path in Path("data/tiny").iterdir()} == {"images.npy", "labels.npy", "recipe.json"}
     recipe = json.loads(Path("data/tiny/recipe.json").read_text())
     assert recipe["command"] == "ipdiff prepare --dataset tiny"
-    assert recipe["code"] == code_digests.code_digest("prepare")
+    assert recipe["code"] == grid.load().cell("prepare", dataset="tiny").code
     assert recipe["params"] == {"datasets.tiny.source": small()["datasets"]["tiny"]["source"]}
 
 
@@ -208,7 +208,7 @@ def test_settings_are_written_where_dvc_looks_for_them(run: Run) -> None:
     assert (done.code, done.err) == (0, "")
     assert "settings/small/train/tiny/adm.json\n" in done.out
     written = json.loads(Path("settings/small/train/tiny/adm.json").read_text())
-    assert written["code"] == code_digests.code_digest("train")
+    assert written["code"] == grid.load().cell("train", dataset="tiny", model="adm", seed="0", step="8").code
     assert written["params"]["models.adm"] == small()["models"]["adm"]
     assert all(Path(line).is_file() for line in done.out.splitlines())
 
@@ -245,25 +245,23 @@ def test_help_lists_every_verb(run: Run) -> None:
     done = run("--help")
     assert (done.code, done.err) == (0, "")
     listed = {line.split()[0] for line in done.out.splitlines() if line.startswith("    ")}
-    assert {*grid.STAGES, "grid", "settings"} <= listed
+    assert {*STAGES, "grid", "settings"} <= listed
     assert run("--version").out.startswith("ipdiff 0.")
 
 
-@pytest.mark.parametrize("verb", list(cli.STAGE_HELP))
+@pytest.mark.parametrize("verb", list(STAGES))
 def test_help_of_a_verb_says_what_each_name_is(run: Run, verb: str) -> None:
     done = run(verb, "--help")
     assert done.code == 0
-    for name in cli.WILDCARDS[verb]:
+    for name in STAGES[verb].wildcards:
         assert f"--{name} " in done.out
-        assert cli.WILDCARD_HELP[name].split()[0] in done.out
+        assert WILDCARDS[name].split()[0] in done.out
 
 
 def test_what_both_engines_run_is_what_the_command_line_reads() -> None:
     from ipdiff.pipeline import jobs
 
-    assert set(cli.STAGE_HELP) == set(cli.WILDCARDS) == set(grid.STAGES) == set(jobs.RUN) == set(code_digests.STAGES)
-    for verb, stage in grid.STAGES.items():
-        assert cli.WILDCARDS[verb] == stage.wildcards
+    assert set(STAGES) == set(jobs.RUN)
     known = grid.load(ROOT / "params.yaml")
     for study in known.params.studies:
         for cell in known.study(study):

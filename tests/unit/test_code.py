@@ -11,17 +11,27 @@ from pathlib import Path
 
 import pytest
 
+from ipdiff.pipeline.stages import STAGES
 from ipdiff.pipeline.store import code_digests
-from ipdiff.pipeline.store.code_digests import STAGES, code_digest, code_files
+from ipdiff.pipeline.store.code_digests import code_files
 
 ROOT = Path(__file__).parents[2]
 ALL = set(STAGES)
 PRINT = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from ipdiff.pipeline.store.code_digests import STAGES, code_digest
-print(json.dumps({verb: code_digest(verb) for verb in STAGES}))
+from ipdiff.pipeline.stages import STAGES
+from ipdiff.pipeline.store.code_digests import code_digest
+print(json.dumps({verb: code_digest(stage.module, (), stage.runs) for verb, stage in STAGES.items()}))
 """
+
+
+def digest(verb: str, rows: code_digests.Rows = ()) -> str:
+    return code_digests.code_digest(STAGES[verb].module, rows, STAGES[verb].runs)
+
+
+def files(verb: str, rows: code_digests.Rows = ()) -> list[Path]:
+    return code_files(STAGES[verb].module, rows, STAGES[verb].runs)
 
 
 class Package:
@@ -31,8 +41,8 @@ class Package:
         self.path, self.before = path, before
 
     def digests(self) -> dict[str, str]:
-        code_digest.cache_clear()
-        return {verb: code_digest(verb) for verb in STAGES}
+        code_digests.code_digest.cache_clear()
+        return {verb: digest(verb) for verb in STAGES}
 
     def changed(self) -> set[str]:
         """Verbs whose digest is not what it was at first."""
@@ -52,10 +62,10 @@ class Package:
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = shutil.copytree(code_digests.PACKAGE, tmp_path / "ipdiff", ignore=shutil.ignore_patterns("__pycache__"))
-    before = {verb: code_digest(verb) for verb in STAGES}  # names of modules count, their place does not
+    before = {verb: digest(verb) for verb in STAGES}  # names of modules count, their place does not
     monkeypatch.setattr(code_digests, "PACKAGE", path)
     yield Package(path, before)
-    code_digest.cache_clear()
+    code_digests.code_digest.cache_clear()
 
 
 PROBE = '''
@@ -146,7 +156,7 @@ def test_what_can_change_a_number_counts(package: Package, old: str, new: str) -
 )
 def test_an_edit_changes_the_stages_that_import_the_file(package: Package, name: str, verbs: set[str]) -> None:
     package.append(name, "\n_PROBE = 1\n")
-    counted = {verb for verb in STAGES if package.path / name in code_files(verb)}
+    counted = {verb for verb in STAGES if package.path / name in files(verb)}
     assert package.changed() == counted
     if name not in ("report/tables/render.py", "metrics/frechet.py"):  # in these the set may grow with the report
         assert counted == verbs
@@ -157,9 +167,7 @@ def test_an_edit_changes_the_stages_that_import_the_file(package: Package, name:
 
 def test_data_of_the_package_counts_by_its_bytes(package: Package) -> None:
     package.append("report/paper_values.yaml", "# a comment\n")
-    assert package.changed() == {
-        verb for verb in STAGES if package.path / "report/paper_values.yaml" in code_files(verb)
-    }
+    assert package.changed() == {verb for verb in STAGES if package.path / "report/paper_values.yaml" in files(verb)}
     assert "table" in package.changed()
 
 
@@ -224,9 +232,9 @@ def test_every_stage_of_the_grid_has_a_digest_of_its_own() -> None:
     from ipdiff.pipeline import grid
 
     assert set(grid.STAGES) == ALL
-    assert len({code_digest(verb) for verb in STAGES}) == len(STAGES)
+    assert len({digest(verb) for verb in STAGES}) == len(STAGES)
     for verb in STAGES:
-        assert all(path.is_file() and code_digests.PACKAGE in path.parents for path in code_files(verb))
+        assert all(path.is_file() and code_digests.PACKAGE in path.parents for path in files(verb))
 
 
 def digests_of(python: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -242,7 +250,7 @@ def digests_of(python: str, *options: str, **environment: str) -> subprocess.Com
 def test_the_digest_needs_only_the_standard_library() -> None:
     done = digests_of(sys.executable, "-I", "-S", "-B")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {verb: code_digest(verb) for verb in STAGES}
+    assert json.loads(done.stdout) == {verb: digest(verb) for verb in STAGES}
 
 
 @pytest.mark.parametrize("version", ["3.12", "3.13"])
@@ -263,4 +271,4 @@ def test_the_digest_is_the_same_on_another_python(version: str) -> None:
         pytest.skip(f"{python} does not run: {' '.join((probe.stderr or probe.stdout).split())[:120]}")
     done = digests_of(python, "-I", "-S", "-B", **asked)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {verb: code_digest(verb) for verb in STAGES}
+    assert json.loads(done.stdout) == {verb: digest(verb) for verb in STAGES}

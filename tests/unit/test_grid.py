@@ -16,7 +16,7 @@ from ipdiff.pipeline import config, grid
 from ipdiff.pipeline.commands.study import generated_files
 from ipdiff.pipeline.engines import dvc_files
 from ipdiff.pipeline.grid import Cell, Grid, cache_keys
-from ipdiff.pipeline.store.code_digests import code_digest, code_files
+from ipdiff.pipeline.store.code_digests import code_files
 
 ROOT = Path(__file__).parents[2]
 VIEWS = {"table", "figure", "report"}
@@ -514,7 +514,7 @@ def test_dvc_files_say_what_the_cells_say(study: tuple[Grid, str]) -> None:
     assert stage["cmd"] == f"ipdiff settings --study {name}"
     assert set(stage["outs"]) == {cache_keys.path_of(cell, name) for cell in cells.values()}
     assert {ROOT / path for path in stage["deps"]} == {
-        path for cell in cells.values() for path in code_files(cell.stage.verb)
+        path for cell in cells.values() for path in code_files(cell.stage.module, cell.rows, cell.stage.runs)
     }
     depth = len(dvc_files.path_of(name).parent.parts)
     assert {stage["wdir"] for stage in stages.values()} == {"/".join([".."] * depth) or "."}
@@ -526,7 +526,7 @@ def test_cells_share_settings_where_code_and_parameters_are_the_same(study: tupl
     texts = cache_keys.texts(known.study(name), name, raw)
     for cell in known.study(name):
         chosen = json.loads(texts[cache_keys.path_of(cell, name)])
-        assert chosen == {"code": code_digest(cell.stage.verb), "params": grid.param_values(cell, raw)}
+        assert chosen == {"code": cell.code, "params": grid.param_values(cell, raw)}
     keys = cache_keys.keys(known.study(name))
     assert not [key for key in keys if any(key.startswith(f"{other}.") for other in keys)]
     for cell in known.study(name):

@@ -14,6 +14,7 @@ import pytest
 from unit.tiny import flip_bit
 
 from ipdiff.errors import UserError
+from ipdiff.pipeline.stages import STAGES
 from ipdiff.work import launch
 from ipdiff.work.files import write_whole
 from ipdiff.work.locks import locked, locked_if_free
@@ -154,9 +155,9 @@ def test_only_stages_that_can_share_their_work_are_started_several_times(monkeyp
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv("IPDIFF_PROCESSES", "4")
     verbs = ("train", "sample", "reference", "neighbours", "evaluate", "resume", "prepare")
-    assert [launch.wanted(verb) for verb in verbs] == [4, 4, 4, 4, 4, 1, 1]
+    assert [launch.wanted(shared=STAGES[verb].shared) for verb in verbs] == [4, 4, 4, 4, 4, 1, 1]
     monkeypatch.setenv("RANK", "0")  # torchrun has started them already
-    assert launch.wanted("train") == 1
+    assert launch.wanted(shared=True) == 1
 
 
 JOIN = """

@@ -12,7 +12,7 @@ from archives import blobs
 from PIL import Image
 
 from ipdiff.data.formats.resize import PREPROCESS, linear
-from ipdiff.data.spec import PREPROCESSINGS
+from ipdiff.data.spec import READERS
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden" / "opencv_linear.npz"
 
@@ -65,4 +65,4 @@ def test_center_crop_halves_before_it_is_bicubic():
 
 
 def test_every_named_choice_exists():
-    assert {name for names in PREPROCESSINGS.values() for name in names} == set(PREPROCESS)
+    assert {name for kind in READERS.values() for name in kind.preprocessings} == set(PREPROCESS)

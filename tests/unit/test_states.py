@@ -124,7 +124,7 @@ def test_runs_do_not_share_states(monkeypatch):
     base = directory()
     assert directory(step="8") == base  # segments of one run go on from each other
     others = [directory(model="adm-ip"), directory(seed="1"), directory(images="b" * 32)]
-    monkeypatch.setattr(jobs, "code_digest", lambda verb: "c" * 32)
+    monkeypatch.setattr(grid, "code_digest", lambda *what: "c" * 32)
     assert len({base, *others, directory()}) == 5
 
 

@@ -34,6 +34,7 @@ from ipdiff.interop import checking
 from ipdiff.pipeline import config, grid
 from ipdiff.pipeline.commands.study import plan
 from ipdiff.pipeline.grid import selection
+from ipdiff.pipeline.stages import STAGES
 
 pytestmark = pytest.mark.workflow
 
@@ -251,7 +252,11 @@ def parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namesp
 def names_exist(args: argparse.Namespace) -> None:
     """What the arguments of ipdiff name is in params.yaml; UserError says what is not."""
     params, named = GRID.params, vars(args)
-    names = {name: named[name] for name in cli.WILDCARDS.get(args.verb, ()) if named[name] is not None}
+    names = {
+        name: named[name]
+        for name in (STAGES[args.verb].wildcards if args.verb in STAGES else ())
+        if named[name] is not None
+    }
     if names:
         GRID.cell(args.verb, **names)
     elif args.verb == "bench":

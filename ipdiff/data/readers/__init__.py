@@ -5,29 +5,18 @@ A reader is a generator, so that no data set has to fit into memory. Labels are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ipdiff.data.readers import cifar10, digits, fashion_mnist, imagenet32, images, lsun
-from ipdiff.data.spec import Source
+from ipdiff.data.spec import READERS, Source
 from ipdiff.errors import UserError
+from ipdiff.parameters import resolve
 
 Block = tuple[NDArray[np.uint8], NDArray[np.int64]]
-
-READERS: dict[str, Callable[[Source, Sequence[Path], Path, dict[str, Any]], Iterator[Block]]] = {
-    "digits": digits.read,
-    "folder": images.read_folder,
-    "cifar10": cifar10.read,
-    "imagenet32": imagenet32.read,
-    "lsun": lsun.read,
-    "celeba": images.read_celeba,
-    "ffhq": images.read_ffhq,
-    "fashion_mnist": fashion_mnist.read,
-}
 
 
 def read(source: Source, paths: Sequence[Path], scratch: Path, notes: dict[str, Any]) -> Generator[Block, None, None]:
@@ -45,7 +34,8 @@ def read(source: Source, paths: Sequence[Path], scratch: Path, notes: dict[str, 
     Raises:
         UserError: the raw data is missing or not what `source` says.
     """
-    if source.reader not in ("digits", "fashion_mnist") and len(paths) != 1:
+    kind = READERS[source.reader]
+    if kind.files == 1 and len(paths) != 1:
         names = ", ".join(path.name for path in paths) or "none"
         raise UserError(f"reader {source.reader} reads one archive or directory; found {names}")
-    yield from READERS[source.reader](source, paths, scratch, notes)
+    yield from resolve(kind.read)(source, paths, scratch, notes)

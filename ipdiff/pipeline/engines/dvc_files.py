@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from ipdiff.errors import ConfigError, UserError
-from ipdiff.pipeline.grid import Cell, Grid, Stage, cache_keys
-from ipdiff.pipeline.store.code_digests import STAGES as CODE_STAGES
+from ipdiff.pipeline.grid import Cell, Grid, cache_keys
+from ipdiff.pipeline.stages import STAGES, Stage
 from ipdiff.pipeline.store.code_digests import code_files
 
 WRITTEN = "# Written by `ipdiff grid --write`"
@@ -126,7 +126,7 @@ def render(grid: Grid, study: str) -> str:
     cells = grid.study(study)
     stages: dict[str, Any] = {}
     stages[SETTINGS] = _settings(cells, study)
-    order = {verb: i for i, verb in enumerate(CODE_STAGES)}
+    order = {verb: i for i, verb in enumerate(STAGES)}
     ordered = sorted(cells, key=lambda cell: (order[cell.stage.verb], stage_name(cell)))
     for name, group in groupby(ordered, key=stage_name):
         members = list(group)
@@ -162,7 +162,8 @@ def _plots(grid: Grid, study: str) -> list[dict[str, Any]]:
 def _settings(cells: Sequence[Cell], study: str) -> dict[str, Any]:
     """The stage on whose files the cells depend instead of naming code and parameters; see `grid.cache_keys`."""
     root = Path(__file__).parents[3]
-    files = {path for verb in {cell.stage.verb for cell in cells} for path in code_files(verb)}
+    codes = {(cell.stage.module, cell.rows, cell.stage.runs) for cell in cells}
+    files = {path for code in codes for path in code_files(*code)}
     return {
         "cmd": f"ipdiff settings --study {study}",
         "deps": sorted(path.relative_to(root).as_posix() for path in files),

@@ -190,11 +190,12 @@ def _preload() -> None:
     Starts no thread and no device: a fork would lose the one and break the other.
     """
     from ipdiff.pipeline import config, jobs  # noqa: F401
-    from ipdiff.pipeline.store.code_digests import STAGES, code_digest
+    from ipdiff.pipeline.stages import STAGES
+    from ipdiff.pipeline.store.code_digests import code_digest
 
-    for verb, module in STAGES.items():
-        import_module(module)
-        code_digest(verb)
+    for stage in STAGES.values():
+        import_module(stage.module)
+        code_digest(stage.module, (), stage.runs)
     with suppress(UserError):  # the stage says what is wrong with params.yaml; one that was edited is read anew
         config.load()
 

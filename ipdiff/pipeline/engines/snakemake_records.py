@@ -20,8 +20,8 @@ from typing import Any
 from ipdiff.pipeline import grid
 from ipdiff.pipeline.grid import Cell
 from ipdiff.pipeline.grid.freshness import Freshness, State
+from ipdiff.pipeline.stages import STAGES
 from ipdiff.pipeline.store import watched
-from ipdiff.pipeline.store.code_digests import code_digest
 
 METADATA = Path(".snakemake/metadata")
 INCOMPLETE = Path(".snakemake/incomplete")
@@ -46,7 +46,7 @@ def params_text(cell: Cell, raw: dict[str, Any]) -> str:
 
 def shell_command(verb: str) -> str:
     """The command of a verb's rule, with Snakemake's wildcards; messages go to the log."""
-    return re.sub(r"\{(\w+)\}", r"{wildcards.\1}", grid.STAGES[verb].command) + " > {log} 2>&1"
+    return re.sub(r"\{(\w+)\}", r"{wildcards.\1}", STAGES[verb].command) + " > {log} 2>&1"
 
 
 def adopt(cells: Iterable[Cell], fresh: Freshness) -> list[str]:
@@ -126,7 +126,7 @@ def _reject(cell: Cell, raw: dict[str, Any]) -> bool:
 
 def _params(cell: Cell, raw: dict[str, Any]) -> list[str]:
     """The values that Snakemake records of a job: the representations of its params, sorted."""
-    return sorted([repr(params_text(cell, raw)), repr(code_digest(cell.stage.verb))])
+    return sorted([repr(params_text(cell, raw)), repr(cell.code)])
 
 
 def _says(path: str, good: dict[str, Any]) -> bool:

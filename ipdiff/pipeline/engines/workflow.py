@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from ipdiff.errors import UserError
 from ipdiff.pipeline import config, grid
 from ipdiff.pipeline.engines import dvc_files, snakemake_records, sync
+from ipdiff.pipeline.stages import STAGES
 from ipdiff.pipeline.store import artifact
-from ipdiff.pipeline.store.code_digests import code_digest
 from ipdiff.work import launch, locks
 
 _T = TypeVar("_T")
@@ -47,23 +47,23 @@ class Workflow:
 
     def outputs(self, verb: str) -> dict[str, str]:
         """Named outputs of a verb, with wildcards: {images_npy: data/{dataset}/images.npy, recipe_json: ...}."""
-        return {path.rpartition("/")[2].replace(".", "_"): path for path in grid.STAGES[verb].outputs}
+        return {path.rpartition("/")[2].replace(".", "_"): path for path in STAGES[verb].outputs}
 
     def params(self, verb: str) -> Callable[[Any], str]:
         """Snakemake's params function of a verb: what decides a cell besides files and code, as JSON."""
         return lambda wildcards: _or_exit(lambda: snakemake_records.params_text(self._cell(verb, wildcards), self.raw))
 
     def _cell(self, verb: str, wildcards: Any) -> grid.Cell:
-        names = {name: getattr(wildcards, name) for name in grid.STAGES[verb].wildcards}
+        names = {name: getattr(wildcards, name) for name in STAGES[verb].wildcards}
         return self.grid.cell(verb, **names)
 
-    def code(self, verb: str) -> str:
-        """The code digest of a verb: a change of it makes the verb's cells stale."""
-        return code_digest(verb)
+    def code(self, verb: str) -> Callable[[Any], str]:
+        """Snakemake's params function of a verb: the digest of a cell's code, whose change makes the cell stale."""
+        return lambda wildcards: self._cell(verb, wildcards).code
 
     def log(self, verb: str) -> str:
         """Where a job's messages go."""
-        return grid.STAGES[verb].log
+        return STAGES[verb].log
 
     def command(self, verb: str) -> str:
         """The shell command of a verb."""
@@ -71,12 +71,12 @@ class Workflow:
 
     def threads(self, verb: str) -> Callable[[Any], int]:
         """CPU cores of a job that runs a network: the threads it computes with, in each of its processes."""
-        processes = _or_exit(lambda: launch.wanted(verb))
+        processes = _or_exit(lambda: launch.wanted(shared=STAGES[verb].shared))
         return lambda wildcards: processes * self.grid.params.dataset(wildcards.dataset).compute.threads
 
     def gpus(self, verb: str) -> Callable[[Any], int]:
         """GPUs of a job that runs a network: one for each of its processes, or none."""
-        processes = _or_exit(lambda: launch.wanted(verb))
+        processes = _or_exit(lambda: launch.wanted(shared=STAGES[verb].shared))
         return lambda wildcards: (
             processes if self.grid.params.dataset(wildcards.dataset).compute.device == "cuda" else 0
         )

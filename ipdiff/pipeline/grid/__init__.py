@@ -1,7 +1,7 @@
 """The experiment grid: from the studies' tables to cells, each with its paths, command, inputs and parameters.
 
-The only place that spells a path or a command. Snakemake's rules and the dvc.yaml files are both views of
-it: a cell is a template (a `Stage`) and the names that fill it.
+Snakemake's rules and the dvc.yaml files are both views of it: a cell is a template (a `Stage`) and the names that fill
+it.
 """
 
 from __future__ import annotations
@@ -17,165 +17,11 @@ from typing import Any
 from ipdiff.errors import ConfigError, UserError
 from ipdiff.pipeline import config
 from ipdiff.pipeline.config import Params
+from ipdiff.pipeline.stages import CLASSIFIER, IMAGES, IMPORT, NEIGHBOURS, RUN, SETTINGS, STAGES, Stage
+from ipdiff.pipeline.store.code_digests import Rows, code_digest
 from ipdiff.report.spec import Figure, Point, Study, Table
 from ipdiff.sample_sets.spec import Sampler
 from ipdiff.work.recipes import RECIPE
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A verb: templates of its directory, files, inputs, parameter keys and flags."""
-
-    verb: str
-    directory: str
-    files: tuple[str, ...]
-    wildcards: tuple[str, ...]
-    inputs: tuple[str, ...] = ()
-    params: tuple[str, ...] = ()
-    metrics: tuple[str, ...] = ()
-    variant: str = ""
-
-    @property
-    def name(self) -> str:
-        """The verb, or the variant's name: stages of one name have equal templates."""
-        return self.variant or self.verb
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Every declared output, the recipe last."""
-        return tuple(f"{self.directory}/{name}" for name in (*self.files, RECIPE))
-
-    @property
-    def command(self) -> str:
-        """What both engines run."""
-        return " ".join([f"ipdiff {self.verb}", *(f"--{name} {{{name}}}" for name in self.wildcards)])
-
-    @property
-    def log(self) -> str:
-        """Where Snakemake keeps what a job says."""
-        return f"logs/{self.directory}.log"
-
-    def reading(self, variant: str, inputs: tuple[str, ...] = (), params: tuple[str, ...] = ()) -> Stage:
-        """A variant of the stage that reads more."""
-        return dataclasses.replace(
-            self, variant=variant, inputs=(*self.inputs, *inputs), params=(*params, *self.params)
-        )
-
-
-_DATA = "data/{dataset}"
-_FEATURES = "features/{dataset}"
-_REFERENCE = "reference/{dataset}"
-_NEIGHBOURS = "neighbours/{dataset}"
-_RUN = "runs/{dataset}/{model}/s{seed}"
-_SAMPLES = "samples/{dataset}/{model}/s{seed}/{step}/{sampler}"
-_METRICS = "metrics/{dataset}/{model}/s{seed}/{step}/{sampler}"
-_IMAGES = f"{_DATA}/images.npy"
-_CLASSIFIER = f"{_FEATURES}/classifier.safetensors"
-_SETTINGS = "datasets.{dataset}"
-_FLOAT32 = (f"{_SETTINGS}.compute.device", f"{_SETTINGS}.compute.threads")
-"""What feature networks compute on: their precision is float32 whatever `compute.precision` says."""
-
-STAGES = {
-    stage.verb: stage
-    for stage in (
-        Stage("prepare", _DATA, ("images.npy", "labels.npy"), ("dataset",), params=(f"{_SETTINGS}.source",)),
-        Stage(
-            "classifier",
-            _FEATURES,
-            ("classifier.safetensors", "accuracy.json"),
-            ("dataset",),
-            inputs=(_IMAGES, f"{_DATA}/labels.npy"),
-            params=(f"{_SETTINGS}.classifier", *_FLOAT32),
-        ),
-        Stage(
-            "reference",
-            _REFERENCE,
-            ("stats.npz",),
-            ("dataset",),
-            inputs=(_IMAGES,),
-            params=_FLOAT32,
-        ),
-        Stage(
-            "neighbours",
-            _NEIGHBOURS,
-            ("features.npy", "radii.npy"),
-            ("dataset",),
-            inputs=(_IMAGES,),
-            params=_FLOAT32,
-        ),
-        Stage(
-            "train",
-            f"{_RUN}/{{step}}",
-            ("ema.safetensors", "loss.csv"),
-            ("dataset", "model", "seed", "step"),
-            inputs=(_IMAGES,),
-            params=(
-                "models.{model}",
-                "{strength}",
-                *(f"{_SETTINGS}.families.{{family}}.{part}" for part in ("network", "diffusion", "training")),
-                f"{_SETTINGS}.compute",
-            ),
-        ),
-        Stage(
-            "resume",
-            "states/{dataset}/{model}/s{seed}/{step}",
-            ("state.safetensors",),
-            ("dataset", "model", "seed", "step"),
-            inputs=(_IMAGES, f"{_RUN}/{{step}}/{RECIPE}"),
-        ),
-        Stage(
-            "sample",
-            _SAMPLES,
-            ("samples.npz",),
-            ("dataset", "model", "seed", "step", "sampler"),
-            inputs=(f"{_RUN}/{{step}}/ema.safetensors", f"{_RUN}/{{step}}/{RECIPE}"),
-            params=(
-                f"{_SETTINGS}.sampling",
-                *(f"{_SETTINGS}.families.{{family}}.{key}" for key in ("clip_denoised", "quantise")),
-                f"{_SETTINGS}.compute",
-            ),
-        ),
-        Stage(
-            "evaluate",
-            _METRICS,
-            ("metrics.json",),
-            ("dataset", "model", "seed", "step", "sampler"),
-            inputs=(f"{_SAMPLES}/samples.npz", f"{_SAMPLES}/{RECIPE}", f"{_REFERENCE}/stats.npz"),
-            params=_FLOAT32,
-            metrics=("metrics.json",),
-        ),
-        Stage(
-            "analyse",
-            "analysis/{dataset}/{model}/s{seed}/{step}",
-            ("errors.csv", "histogram.csv", "analysis.json"),
-            ("dataset", "model", "seed", "step"),
-            inputs=(f"{_RUN}/{{step}}/ema.safetensors", f"{_RUN}/{{step}}/{RECIPE}", _IMAGES),
-            params=(f"{_SETTINGS}.analysis", f"{_SETTINGS}.compute"),
-        ),
-        Stage(
-            "table",
-            "tables/{study}/{table}",
-            ("table.csv", "table.md", "table.tex"),
-            ("study", "table"),
-            params=("studies.{study}.tables.{table}",),
-        ),
-        Stage(
-            "figure",
-            "figures/{study}/{figure}",
-            ("figure.png", "figure.csv"),
-            ("study", "figure"),
-            params=("studies.{study}.figures.{figure}",),
-        ),
-        Stage("report", "report/{study}", ("index.html", "cards.html"), ("study",), params=("studies.{study}",)),
-    )
-}
-
-IMPORT = Stage("import", f"{_RUN}/{{step}}", ("ema.safetensors",), ("dataset", "model", "seed", "step"))
-"""A checkpoint that came from elsewhere, where a trained one would be. A user makes it, no engine does."""
-
-
-CARDS = ("prepare", "train", "import", "sample", "evaluate")
-"""Verbs whose recipes the report reads, to say where a number comes from."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +31,7 @@ class Cell:
     stage: Stage
     names: tuple[tuple[str, str], ...]
     exact_inputs: tuple[str, ...] = ()
+    rows: Rows = ()
 
     @cached_property
     def bindings(self) -> dict[str, str]:
@@ -215,6 +62,11 @@ class Cell:
         return self._fill(self.stage.params)
 
     @property
+    def code(self) -> str:
+        """Digest of the code that decides its bytes."""
+        return code_digest(self.stage.module, self.rows, self.stage.runs)
+
+    @property
     def given(self) -> bool:
         """True for an imported checkpoint: the engines take its files as they are."""
         return self.stage is IMPORT
@@ -242,9 +94,33 @@ class Grid:
         names = {name: str(wildcards[name]) for name in stage.wildcards}
         if "dataset" in names:
             self.params.dataset(names["dataset"])
-        if verb in ("table", "figure", "report"):
-            return self._view_cell(stage, names)
-        return getattr(self, f"_{verb}")(stage, names)
+        view = verb in ("table", "figure", "report")
+        cell = self._view_cell(stage, names) if view else getattr(self, f"_{verb}")(stage, names)
+        return dataclasses.replace(cell, rows=self._rows(names))
+
+    def _rows(self, names: dict[str, str]) -> Rows:
+        """Of the registries, the rows that a cell of these names goes by."""
+        found: dict[str, set[str]] = {}
+        if "study" in names:
+            samplers, datasets = self._shown(self.params.study(names["study"]), names)
+        else:
+            samplers, datasets = {names["sampler"]} if "sampler" in names else set(), {names["dataset"]}
+        kinds = {Sampler.parse(name).kind for name in samplers}
+        found["ipdiff.sample_sets.spec.SAMPLERS"] = found["ipdiff.samplers.CHAINS"] = kinds
+        found["ipdiff.data.spec.READERS"] = {self.params.dataset(name).source.reader for name in datasets}
+        return tuple((registry, tuple(sorted(keys))) for registry, keys in sorted(found.items()))
+
+    def _shown(self, study: Study, names: dict[str, str]) -> tuple[set[str], set[str]]:
+        """Samplers and data sets of a table or figure, or of all of a study's."""
+        views: list[Table | Figure] = [
+            view
+            for kind, known in (("table", study.tables), ("figure", study.figures))
+            for name, view in known.items()
+            if names.get(kind, name) == name and (kind in names or not {"table", "figure"} & names.keys())
+        ]
+        points = [point for view in views for point in config.points(self.params, view)]
+        datasets = {dataset for view in views for dataset in view.datasets} | {point.dataset for point in points}
+        return {point.sampler for point in points}, datasets
 
     def _prepare(self, stage: Stage, names: dict[str, str]) -> Cell:
         raw = self.params.dataset(names["dataset"]).source.raw
@@ -266,17 +142,17 @@ class Grid:
         """The variant that draws a subset of the real images, where the data set asks for one."""
         if self.params.dataset(names["dataset"]).reference.images is None:
             return stage
-        keys = tuple(f"{_SETTINGS}.reference.{key}" for key in ("images", "seed"))
+        keys = tuple(f"{SETTINGS}.reference.{key}" for key in ("images", "seed"))
         return stage.reading(f"{stage.name}_subset", params=keys)
 
     def _measuring(self, stage: Stage, names: dict[str, str]) -> Cell:
         """The cell of a stage that looks at images through the data set's feature network."""
         dataset = self.params.dataset(names["dataset"])
         if dataset.features == "classifier":
-            return _cell(stage.reading(stage.name, (_CLASSIFIER,), (f"{_SETTINGS}.classifier",)), names)
+            return _cell(stage.reading(stage.name, (CLASSIFIER,), (f"{SETTINGS}.classifier",)), names)
         if (raw := dataset.inception.raw) is not None:
             return _cell(stage.reading(f"{stage.name}_raw_inception", ("{raw}",)), names, raw=raw)
-        return _cell(stage.reading(f"{stage.name}_inception", params=(f"{_SETTINGS}.inception.sha256",)), names)
+        return _cell(stage.reading(f"{stage.name}_inception", params=(f"{SETTINGS}.inception.sha256",)), names)
 
     def _import(self, stage: Stage, names: dict[str, str]) -> Cell:
         self._checked_steps(names)
@@ -288,7 +164,7 @@ class Grid:
         steps = self.params.dataset(names["dataset"]).checkpoints
         earlier = [step for step in steps if step < int(names["step"])]
         if earlier:
-            stage = stage.reading("continue", (f"{_RUN}/{{previous}}/{RECIPE}",))
+            stage = stage.reading("continue", (f"{RUN}/{{previous}}/{RECIPE}",))
         return _cell(
             stage,
             names,
@@ -305,14 +181,14 @@ class Grid:
     def _sample(self, stage: Stage, names: dict[str, str]) -> Cell:
         self._checked_steps(names)
         sampler = self._checked_sampler(names)
-        exposed = sampler.row.from_images
-        return _cell(stage.reading("expose", (_IMAGES,)) if exposed else stage, names, family=self._family(names))
+        stage = stage.reading("expose", (IMAGES,)) if sampler.row.from_images else stage
+        return _cell(stage, names, family=self._family(names), kind=sampler.kind)
 
     def _evaluate(self, stage: Stage, names: dict[str, str]) -> Cell:
         self._checked_steps(names)
         self._checked_sampler(names)
         if self.params.dataset(names["dataset"]).reference.neighbours:
-            near = tuple(f"{_NEIGHBOURS}/{name}" for name in ("features.npy", "radii.npy"))
+            near = tuple(f"{NEIGHBOURS}/{name}" for name in ("features.npy", "radii.npy"))
             stage = stage.reading("evaluate_neighbours", near)
         return self._measuring(stage, names)
 
@@ -364,7 +240,7 @@ class Grid:
         found: dict[str, Cell] = {}
         for view in views:
             found |= {cell.directory: cell for cell in self.needed(view)}
-        return [cell.outputs[-1] for cell in found.values() if cell.stage.verb in CARDS]
+        return [cell.outputs[-1] for cell in found.values() if cell.stage.card]
 
     def _point_cell(self, verb: str, point: Point, seed: int) -> Cell:
         return self.cell(

@@ -14,8 +14,8 @@ from string import Formatter
 from typing import Any
 
 from ipdiff.pipeline import grid
-from ipdiff.pipeline.grid import Cell, Stage
-from ipdiff.pipeline.store.code_digests import code_digest
+from ipdiff.pipeline.grid import Cell
+from ipdiff.pipeline.stages import Stage
 from ipdiff.work.files import md5, write_whole
 
 FOLDER = "settings"
@@ -29,7 +29,8 @@ def template(stage: Stage, study: str) -> str:
     named = {name for key in stage.params for _, name, _, _ in Formatter().parse(key) if name}
     if named - set(stage.wildcards):
         named.add("model")  # it decides the rest: its family, its strength
-    deciding = [f"{{{name}}}" for name in stage.wildcards if name in named and name != "study"]
+    names = [name for name in stage.wildcards if name in named and name != "study"]
+    deciding = [f"{{{name}}}" for name in (*names, *stage.decided_by)]
     return "/".join([FOLDER, study, stage.name, *deciding]) + ".json"
 
 
@@ -60,9 +61,7 @@ def texts(cells: Iterable[Cell], study: str, raw: dict[str, Any]) -> dict[str, s
         UserError: params.yaml does not write out a key that a cell needs.
     """
     of_each = {path_of(cell, study): cell for cell in cells}
-    return {
-        path: text(code_digest(cell.stage.verb), grid.param_values(cell, raw)) for path, cell in sorted(of_each.items())
-    }
+    return {path: text(cell.code, grid.param_values(cell, raw)) for path, cell in sorted(of_each.items())}
 
 
 def keys(cells: Iterable[Cell]) -> list[str]:

@@ -15,7 +15,6 @@ from ipdiff.errors import IntegrityError, UserError
 from ipdiff.pipeline import grid
 from ipdiff.pipeline.grid import Cell, Grid
 from ipdiff.pipeline.store import artifact, watched
-from ipdiff.pipeline.store.code_digests import code_digest
 from ipdiff.work import recipes
 from ipdiff.work.recipes import RECIPE
 
@@ -79,7 +78,7 @@ class Freshness:
         """True if a recipe names the code, parameters and inputs of now."""
         inputs = recipe.get("inputs", {})
         return (
-            recipe.get("code") == code_digest(cell.stage.verb)
+            recipe.get("code") == cell.code
             and recipe.get("command") == cell.command
             and recipe.get("params") == grid.param_values(cell, self.raw)
             and sorted(inputs) == sorted(set(cell.inputs))

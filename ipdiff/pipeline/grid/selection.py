@@ -10,9 +10,6 @@ from ipdiff.pipeline import config
 from ipdiff.pipeline.grid import Cell, Grid
 from ipdiff.work.recipes import RECIPE
 
-RESULTS = ("evaluate", "table", "figure", "report")
-"""Verbs whose files are small and are what a reader wants first."""
-
 
 def select(known: Grid, targets: Sequence[str], studies: Iterable[str]) -> dict[str, Cell]:
     """Output path -> its cell, makers before users.
@@ -35,7 +32,7 @@ def select(known: Grid, targets: Sequence[str], studies: Iterable[str]) -> dict[
 
 def results(selected: dict[str, Cell]) -> dict[str, Cell]:
     """The part that holds numbers: metrics, tables, figures, reports, and every recipe."""
-    return {path: cell for path, cell in selected.items() if cell.stage.verb in RESULTS or path.endswith(f"/{RECIPE}")}
+    return {path: cell for path, cell in selected.items() if cell.stage.kind == "result" or path.endswith(f"/{RECIPE}")}
 
 
 def cells_of(selected: dict[str, Cell]) -> list[Cell]:

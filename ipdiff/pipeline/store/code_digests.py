@@ -1,8 +1,9 @@
-"""A digest of the code behind each stage: all that its module reaches, comments and layout left out.
+"""A digest of the code behind a cell: all that its stage's module reaches, comments and layout left out.
 
 Most modules are counted whole, with all they import. Of a module of records and registries only the definitions that
 are named count, with what those name in turn; and of a registry (a table in which a new thing is one row) only the row
-that a cell names, with what that row reaches. So a new sampler, metric or reader makes no existing artifact stale.
+that a cell names, with what that row reaches where the stage runs it. So a new sampler, metric or reader makes no
+existing artifact stale.
 """
 
 from __future__ import annotations
@@ -16,22 +17,6 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2]
-
-STAGES = {
-    "prepare": "ipdiff.data.prepare",
-    "classifier": "ipdiff.metrics.features.classifier",
-    "reference": "ipdiff.metrics.reference",
-    "neighbours": "ipdiff.metrics.neighbours",
-    "train": "ipdiff.training.segment",
-    "resume": "ipdiff.training.resume",
-    "sample": "ipdiff.sample_sets.sample",
-    "evaluate": "ipdiff.metrics.evaluate",
-    "analyse": "ipdiff.sample_sets.prediction_error",
-    "table": "ipdiff.report.tables.table",
-    "figure": "ipdiff.report.figures.figure",
-    "report": "ipdiff.report.pages.html",
-}
-"""The module whose import closure makes a verb's bytes."""
 
 PLUMBING = {"ipdiff.errors", "ipdiff.work.files", "ipdiff.work.locks", "ipdiff.work.signals", "ipdiff.work.spec"}
 """Imported by stages but deciding no byte."""
@@ -61,18 +46,24 @@ def module_file(module: str) -> Path | None:
     return None
 
 
-def code_files(verb: str, rows: Rows = ()) -> list[Path]:
-    """Every file whose edit may change a verb's code digest."""
-    reached = _reached(verb, rows)
+def code_files(module: str, rows: Rows = (), runs: tuple[str, ...] = ()) -> list[Path]:
+    """Every file whose edit may change a code digest; arguments as for that."""
+    reached = _reached(module, rows, runs)
     partly = {module for module, _ in reached.definitions}
     return [*(_path(module) for module in sorted(reached.modules | partly)), *_data_files(reached.modules)]
 
 
 @lru_cache(maxsize=4096)
-def code_digest(verb: str, rows: Rows = ()) -> str:
-    """md5 over the syntax trees of what a verb reaches; the same on every Python from 3.11."""
+def code_digest(module: str, rows: Rows = (), runs: tuple[str, ...] = ()) -> str:
+    """md5 over the syntax trees of what a stage reaches; the same on every Python from 3.11.
+
+    Args:
+        module: the stage's.
+        rows: of the registries, those that the cell names.
+        runs: registries whose rows name functions that the stage runs.
+    """
     digest = hashlib.md5(usedforsecurity=False)
-    reached = _reached(verb, rows)
+    reached = _reached(module, rows, runs)
     for module in sorted(reached.modules):
         digest.update(f"{module}\n{_text(_path(module).read_bytes())}\n".encode())
     for path in _data_files(reached.modules):
@@ -98,9 +89,9 @@ class _Reached:
     definitions: dict[tuple[str, str], list[ast.AST]] = field(default_factory=dict)
 
 
-def _reached(verb: str, rows: Rows) -> _Reached:
+def _reached(start: str, rows: Rows, runs: tuple[str, ...]) -> _Reached:
     reached, chosen = _Reached(), dict(rows)
-    todo: list[tuple[str, str | None]] = [(STAGES[verb], None)]
+    todo: list[tuple[str, str | None]] = [(start, None)]
     while todo:
         module, name = todo.pop()
         if module in PLUMBING or name in UNCOUNTED:
@@ -116,7 +107,7 @@ def _reached(verb: str, rows: Rows) -> _Reached:
             reached.definitions[module, name] = nodes
             todo += [(parent, None) for parent in _parents(module)]
             for node in nodes:
-                todo += source.needs(module, node)
+                todo += source.needs(module, node, runs=f"{module}.{name}" in runs)
     return reached
 
 
@@ -214,14 +205,14 @@ class _Definitions:
         rows = {key.value: row for key, row in pairs if isinstance(key, ast.Constant)}
         return [part for key in sorted(keys) if key in rows for part in (ast.Constant(key), rows[key])]
 
-    def needs(self, module: str, node: ast.AST) -> Iterator[tuple[str, str | None]]:
-        """What a definition names: others of its module, what its module imports, functions written as text."""
+    def needs(self, module: str, node: ast.AST, *, runs: bool) -> Iterator[tuple[str, str | None]]:
+        """What a definition names: others of its module, what that imports, and if it `runs`, functions as text."""
         for part in ast.walk(node):
             if isinstance(part, ast.Name) and part.id in self.known:
                 yield module, part.id
             elif isinstance(part, ast.Name) and part.id in self.imports:
                 yield from self._named(part.id)
-            else:
+            elif runs or not isinstance(part, ast.Constant):
                 yield from _imported(part, self.path)
 
     def _named(self, name: str) -> Iterator[tuple[str, str | None]]:

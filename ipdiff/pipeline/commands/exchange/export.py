@@ -13,13 +13,14 @@ from typing import Any
 from ipdiff.errors import ConfigError, UserError
 from ipdiff.pipeline import config, grid
 from ipdiff.pipeline.config.spec import ADMFamily, DDPMFamily
+from ipdiff.pipeline.stages import IMPORT
 from ipdiff.pipeline.store import artifact
 from ipdiff.spec import RunSpec
 from ipdiff.work import recipes
 from ipdiff.work.recipes import RECIPE
 
 FORMATS = ("safetensors", "guided-diffusion", "diffusers")
-_WEIGHTS = grid.IMPORT.files[0]
+_WEIGHTS = IMPORT.files[0]
 
 
 def export_checkpoint(source: str, form: str, to: Path, say: Callable[[str], None] = lambda line: None) -> Path:

@@ -21,8 +21,6 @@ from ipdiff.pipeline.store import receipts
 
 PUBLISHED = Path("published")
 RECEIPTS = "receipts.json"
-COPIED = {"table": ("table.md", "table.csv"), "figure": ("figure.png", "figure.csv")}
-"""Verb -> the files of its cells that are copied."""
 
 
 def publish(study: str) -> list[Path]:
@@ -44,7 +42,7 @@ def publish(study: str) -> list[Path]:
         _write(folder / RECEIPTS, {name: receipt for name, receipt in made.items() if receipt}),
     ]
     for cell in cells:
-        for name in COPIED.get(cell.stage.verb, ()):
+        for name in cell.stage.published:
             target = folder / f"{cell.stage.verb}s" / f"{cell.bindings[cell.stage.verb]}{Path(name).suffix}"
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(Path(cell.directory) / name, target)

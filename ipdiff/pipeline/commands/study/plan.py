@@ -17,6 +17,7 @@ from ipdiff.errors import UserError
 from ipdiff.pipeline import config, grid
 from ipdiff.pipeline.grid import Cell, selection
 from ipdiff.pipeline.grid.freshness import Freshness, State
+from ipdiff.pipeline.stages import IMPORT, STAGES
 from ipdiff.sample_sets.spec import Sampler
 from ipdiff.spec import RunSpec
 
@@ -156,7 +157,7 @@ class Planner:
         """
         chosen = selection.cells_of(selection.select(self.fresh.grid, names, self.params.studies))
         cells = {cell.directory: cell for target in chosen for cell in self.fresh.grid.needed(target)}
-        verbs: dict[str, Cost] = {verb: Cost() for verb in (*grid.STAGES, grid.IMPORT.verb)}
+        verbs: dict[str, Cost] = {verb: Cost() for verb in (*STAGES, IMPORT.verb)}
         for cell in cells.values():
             verbs[cell.stage.verb].add(self._cost(cell))
         found = {verb: cost for verb, cost in verbs.items() if cost.cells}
@@ -279,7 +280,7 @@ class Planner:
 
     def _count(self, name: str) -> int:
         """Images of a data set: of its file where it was made, else as params.yaml says; 0 where neither knows."""
-        made = Path(grid.STAGES["prepare"].outputs[0].format(dataset=name))
+        made = Path(STAGES["prepare"].outputs[0].format(dataset=name))
         if made.exists():
             from ipdiff.data.images import load_images
 

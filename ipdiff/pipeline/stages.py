@@ -1,0 +1,276 @@
+"""The stages: verbs that make artifacts, one row each, and all there is to know of one.
+
+The only place that spells a path or a command. A row's texts are templates over names, which `ipdiff.pipeline.grid`
+fills.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from ipdiff.work.recipes import RECIPE
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A verb.
+
+    Attributes:
+        verb: its name on the command line and in recipes.
+        module: what makes its bytes: the digest of its import closure is the cells' code.
+        help: what it does, for the command line.
+        directory: template of its artifacts' directory.
+        files: names of its outputs.
+        wildcards: the names that tell its cells apart: its flags.
+        inputs: templates of the files it reads.
+        params: templates of the keys of params.yaml that decide its bytes.
+        metrics: those of `files` that DVC shows as metrics.
+        runs: registries whose functions it runs, of the row that a cell names: their code counts.
+        shared: whether several processes can share its work.
+        network: whether it runs a network, for which a job gets threads and GPUs.
+        kind: "result" for what is small and what a reader wants first, "made" for the rest.
+        card: whether a number's card tells of it.
+        published: names of its files that are copied to published/.
+        decided_by: names besides those in `params` that decide the code that counts.
+        variant: name of a stage with other inputs; cells of one name have equal templates.
+    """
+
+    verb: str
+    module: str
+    help: str
+    directory: str
+    files: tuple[str, ...]
+    wildcards: tuple[str, ...]
+    inputs: tuple[str, ...] = ()
+    params: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
+    shared: bool = False
+    network: bool = False
+    kind: str = "made"
+    card: bool = False
+    published: tuple[str, ...] = ()
+    decided_by: tuple[str, ...] = ()
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        """The verb, or the variant's name: stages of one name have equal templates."""
+        return self.variant or self.verb
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Every declared output, the recipe last."""
+        return tuple(f"{self.directory}/{name}" for name in (*self.files, RECIPE))
+
+    @property
+    def command(self) -> str:
+        """What both engines run."""
+        return " ".join([f"ipdiff {self.verb}", *(f"--{name} {{{name}}}" for name in self.wildcards)])
+
+    @property
+    def log(self) -> str:
+        """Where Snakemake keeps what a job says."""
+        return f"logs/{self.directory}.log"
+
+    def reading(self, variant: str, inputs: tuple[str, ...] = (), params: tuple[str, ...] = ()) -> Stage:
+        """A variant of the stage that reads more."""
+        return dataclasses.replace(
+            self, variant=variant, inputs=(*self.inputs, *inputs), params=(*params, *self.params)
+        )
+
+
+WILDCARDS = {
+    "dataset": "key of params.yaml datasets",
+    "model": "key of params.yaml models",
+    "seed": "training seed",
+    "step": "optimiser updates of the checkpoint",
+    "sampler": "ancestral-N, ddimETA-N, ddimETA-quadN, ddimETA-uniformN or exposure-t",
+    "study": "key of params.yaml studies",
+    "table": "table of the study",
+    "figure": "figure of the study",
+}
+"""The names that fill templates, and what they are."""
+
+SETTINGS = "datasets.{dataset}"
+DATA = "data/{dataset}"
+IMAGES = f"{DATA}/images.npy"
+CLASSIFIER = "features/{dataset}/classifier.safetensors"
+REFERENCE = "reference/{dataset}"
+NEIGHBOURS = "neighbours/{dataset}"
+RUN = "runs/{dataset}/{model}/s{seed}"
+SAMPLES = "samples/{dataset}/{model}/s{seed}/{step}/{sampler}"
+_CHECKPOINT = (f"{RUN}/{{step}}/ema.safetensors", f"{RUN}/{{step}}/{RECIPE}")
+_OF_RUN = ("dataset", "model", "seed", "step")
+_FAMILY = f"{SETTINGS}.families.{{family}}"
+_FLOAT32 = (f"{SETTINGS}.compute.device", f"{SETTINGS}.compute.threads")
+"""What feature networks compute on: their precision is float32 whatever `compute.precision` says."""
+
+STAGES = {
+    stage.verb: stage
+    for stage in (
+        Stage(
+            verb="prepare",
+            module="ipdiff.data.prepare",
+            help="read a raw data set into images.npy and labels.npy",
+            directory=DATA,
+            files=("images.npy", "labels.npy"),
+            wildcards=("dataset",),
+            params=(f"{SETTINGS}.source",),
+            runs=("ipdiff.data.spec.READERS",),
+            card=True,
+        ),
+        Stage(
+            verb="classifier",
+            module="ipdiff.metrics.features.classifier",
+            help="train the small CNN whose activations FID compares",
+            directory="features/{dataset}",
+            files=("classifier.safetensors", "accuracy.json"),
+            wildcards=("dataset",),
+            inputs=(IMAGES, f"{DATA}/labels.npy"),
+            params=(f"{SETTINGS}.classifier", *_FLOAT32),
+            network=True,
+        ),
+        Stage(
+            verb="reference",
+            module="ipdiff.metrics.reference",
+            help="statistics of the real images",
+            directory=REFERENCE,
+            files=("stats.npz",),
+            wildcards=("dataset",),
+            inputs=(IMAGES,),
+            params=_FLOAT32,
+            shared=True,
+            network=True,
+        ),
+        Stage(
+            verb="neighbours",
+            module="ipdiff.metrics.neighbours",
+            help="features of the real images and their distances to each other, for precision and recall",
+            directory=NEIGHBOURS,
+            files=("features.npy", "radii.npy"),
+            wildcards=("dataset",),
+            inputs=(IMAGES,),
+            params=_FLOAT32,
+            shared=True,
+            network=True,
+        ),
+        Stage(
+            verb="train",
+            module="ipdiff.training.segment",
+            help="train one segment of a run and publish its checkpoint",
+            directory=f"{RUN}/{{step}}",
+            files=("ema.safetensors", "loss.csv"),
+            wildcards=_OF_RUN,
+            inputs=(IMAGES,),
+            params=(
+                "models.{model}",
+                "{strength}",
+                *(f"{_FAMILY}.{part}" for part in ("network", "diffusion", "training")),
+                f"{SETTINGS}.compute",
+            ),
+            shared=True,
+            network=True,
+            card=True,
+        ),
+        Stage(
+            verb="resume",
+            module="ipdiff.training.resume",
+            help="publish a run's full train state",
+            directory="states/{dataset}/{model}/s{seed}/{step}",
+            files=("state.safetensors",),
+            wildcards=_OF_RUN,
+            inputs=(IMAGES, f"{RUN}/{{step}}/{RECIPE}"),
+            network=True,
+        ),
+        Stage(
+            verb="sample",
+            module="ipdiff.sample_sets.sample",
+            help="draw a sample set from a checkpoint",
+            directory=SAMPLES,
+            files=("samples.npz",),
+            wildcards=(*_OF_RUN, "sampler"),
+            inputs=_CHECKPOINT,
+            params=(
+                f"{SETTINGS}.sampling",
+                *(f"{_FAMILY}.{part}" for part in ("clip_denoised", "quantise")),
+                f"{SETTINGS}.compute",
+            ),
+            runs=("ipdiff.samplers.CHAINS",),
+            decided_by=("kind",),
+            shared=True,
+            network=True,
+            card=True,
+        ),
+        Stage(
+            verb="evaluate",
+            module="ipdiff.metrics.evaluate",
+            help="FID, sFID and the other metrics of a sample set, or of any npz of images",
+            directory="metrics/{dataset}/{model}/s{seed}/{step}/{sampler}",
+            files=("metrics.json",),
+            wildcards=(*_OF_RUN, "sampler"),
+            inputs=(f"{SAMPLES}/samples.npz", f"{SAMPLES}/{RECIPE}", f"{REFERENCE}/stats.npz"),
+            params=_FLOAT32,
+            metrics=("metrics.json",),
+            shared=True,
+            network=True,
+            kind="result",
+            card=True,
+        ),
+        Stage(
+            verb="analyse",
+            module="ipdiff.sample_sets.prediction_error",
+            help="statistics of a checkpoint's prediction error",
+            directory="analysis/{dataset}/{model}/s{seed}/{step}",
+            files=("errors.csv", "histogram.csv", "analysis.json"),
+            wildcards=_OF_RUN,
+            inputs=(*_CHECKPOINT, IMAGES),
+            params=(f"{SETTINGS}.analysis", f"{SETTINGS}.compute"),
+            network=True,
+        ),
+        Stage(
+            verb="table",
+            module="ipdiff.report.tables.table",
+            help="make one table of a study",
+            directory="tables/{study}/{table}",
+            files=("table.csv", "table.md", "table.tex"),
+            wildcards=("study", "table"),
+            params=("studies.{study}.tables.{table}",),
+            kind="result",
+            published=("table.md", "table.csv"),
+        ),
+        Stage(
+            verb="figure",
+            module="ipdiff.report.figures.figure",
+            help="make one figure of a study",
+            directory="figures/{study}/{figure}",
+            files=("figure.png", "figure.csv"),
+            wildcards=("study", "figure"),
+            params=("studies.{study}.figures.{figure}",),
+            kind="result",
+            published=("figure.png", "figure.csv"),
+        ),
+        Stage(
+            verb="report",
+            module="ipdiff.report.pages.html",
+            help="make a study's page",
+            directory="report/{study}",
+            files=("index.html", "cards.html"),
+            wildcards=("study",),
+            params=("studies.{study}",),
+            kind="result",
+        ),
+    )
+}
+
+IMPORT = Stage(
+    verb="import",
+    module="",
+    help="",
+    directory=f"{RUN}/{{step}}",
+    files=("ema.safetensors",),
+    wildcards=_OF_RUN,
+    card=True,
+)
+"""A checkpoint that came from elsewhere, where a trained one would be. A user makes it, no engine does."""
