@@ -148,6 +148,16 @@ class GaussianDiffusion:
         self._full = _Chain.build(betas, np.cumprod(1 - betas, dtype=np.float64))
         self._chain = self._full.respaced(self.timesteps)
 
+    @property
+    def needs_xi(self) -> bool:
+        """Whether the training loss perturbs its input with a noise of its own (Eq. 6), at some t."""
+        return bool(self.gamma.any())
+
+    @property
+    def needs_probe(self) -> bool:
+        """Whether the training loss holds the gradient penalty: a direction to look in, and second derivatives."""
+        return self.gp_weight > 0
+
     def q_sample(self, x0: Tensor, t: Index, eps: Tensor) -> Tensor:
         """Diffuse images to train step t.
 
@@ -174,7 +184,7 @@ class GaussianDiffusion:
             x0: [N,C,H,W] float, in [-1, 1].
             t: int or [N] int64, in 0..T-1.
             eps: [N,C,H,W] float, standard normal.
-            xi: [N,C,H,W] float, standard normal, independent of eps; may be None where gamma = 0.
+            xi: [N,C,H,W] float, standard normal, independent of eps; may be None unless `needs_xi`.
 
         Returns:
             y_t: [N,C,H,W], dtype of x0; exactly `q_sample(x0, t, eps)` where gamma = 0.
@@ -204,9 +214,9 @@ class GaussianDiffusion:
             x0: [N,C,H,W] float, in [-1, 1].
             t: [N] int64, in 0..T-1.
             eps: [N,C,H,W] float, standard normal: the target (Alg. 3).
-            xi: [N,C,H,W] float, standard normal; may be None where gamma = 0.
+            xi: [N,C,H,W] float, standard normal; may be None unless `needs_xi`.
             probe: [N,C,H,W] float, standard normal or random signs: the direction in which the gradient
-                penalty looks. Needed where gp_weight > 0, with a network that can be differentiated twice;
+                penalty looks. Where it is needed (`needs_probe`), the network must be differentiable twice;
                 elsewhere the penalty is reported and not added. Autograd must be enabled.
 
         Returns:
@@ -223,7 +233,7 @@ class GaussianDiffusion:
             guided_diffusion/gaussian_diffusion.py@22e0df8 (RESCALED_MSE). As there, the variational bound
             is taken at y_t with the unperturbed schedule.
         """
-        if self.gp_weight > 0 and probe is None:
+        if self.needs_probe and probe is None:
             raise ValueError(f"gp_weight={self.gp_weight} needs probe: give standard normal noise of x0's shape")
         _check_index(t, self.T, x0)
         noise = self._perturbed_noise(t, eps, xi)
@@ -239,9 +249,9 @@ class GaussianDiffusion:
             loss = loss + terms["vb"]
         if probe is not None:
             gp = self._reduce(_vjp(output.eps, y_t, probe).square())
-            terms["gp"] = gp if self.gp_weight > 0 else gp.detach()
+            terms["gp"] = gp if self.needs_probe else gp.detach()
             # L_GP = ||eps - eps_theta||^2 + lambda_GP ||d eps_theta / d x||_F^2
-            loss = loss + self.gp_weight * gp if self.gp_weight > 0 else loss
+            loss = loss + self.gp_weight * gp if self.needs_probe else loss
         return {**terms, "loss": loss}
 
     def p_mean_variance(self, model: Model, x_t: Tensor, i: Index, clip_denoised: bool = True) -> dict[str, Tensor]:
@@ -340,7 +350,7 @@ class GaussianDiffusion:
     def _checked_gp_weight(self, gp_weight: float) -> float:
         if not 0 <= gp_weight < math.inf:
             raise ValueError(f"gp_weight={gp_weight}: expected a finite value >= 0")
-        if gp_weight > 0 and self.gamma.any():
+        if gp_weight > 0 and self.needs_xi:
             raise ValueError(
                 f"gp_weight={gp_weight} with gamma up to {self.gamma.max():g}: the penalty is defined at the "
                 "unperturbed x_t; set one of the two to 0"
@@ -348,7 +358,7 @@ class GaussianDiffusion:
         return gp_weight
 
     def _perturbed_noise(self, t: Index, eps: Tensor, xi: Tensor | None) -> Tensor:
-        if not self.gamma.any():
+        if not self.needs_xi:
             return eps
         # Eq. 6: eps + gamma_t xi
         return eps + _at(self.gamma, t, eps) * _given("xi", xi)

@@ -93,6 +93,10 @@ class Processes:
         return buffer.numpy().tobytes()
 
 
+ALONE = Processes()
+"""One process that trains by itself."""
+
+
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     bucket: list[Tensor] = []
     for tensor in tensors:

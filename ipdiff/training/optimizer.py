@@ -84,13 +84,9 @@ class LossScale:
         """What the loss is multiplied by."""
         return 2.0**self.log2
 
-    def good(self) -> None:
-        """An update was done."""
-        self.log2 += self.growth
-
-    def overflow(self) -> None:
-        """A gradient was not finite, and its update skipped."""
-        self.log2 -= 1.0
+    def after(self, done: bool) -> float:
+        """Its logarithm after an update that was done, or skipped because its gradient was not finite."""
+        return self.log2 + (self.growth if done else -1.0)
 
 
 def ema_decay(spec: Training, step: int) -> float:

@@ -42,7 +42,8 @@ def run(
         return
     from ipdiff.training import segment  # only here: torch is slow to import and seldom needed
 
-    segment.again(spec, images, step=step, states=states, work=work)
+    trained = segment.train_to(spec, images, step=step, previous=None, states=states, work=work)
+    states.save(step, trained.state())
     if not states.copy(step, digest, target):
         raise UserError(
             f"training again to step {step} did not arrive at the recorded state {digest} "

@@ -16,9 +16,10 @@ from safetensors.numpy import save_file
 from ipdiff.data.images import load_images
 from ipdiff.errors import Preempted, UserError
 from ipdiff.spec import RunSpec
-from ipdiff.training.distributed import joined
-from ipdiff.training.resident import trainer_for
-from ipdiff.training.trainer import Diverged, Trainer, mean_of
+from ipdiff.training.device_feeder import DeviceFeeder, feeds
+from ipdiff.training.distributed import ALONE, Processes, joined
+from ipdiff.training.host_feeder import HostFeeder, mean_of
+from ipdiff.training.run import Diverged, Feeder, Run
 from ipdiff.work import signals
 from ipdiff.work.spec import Work
 from ipdiff.work.train_states import States, state_digest, tensors_of
@@ -61,77 +62,82 @@ def run(
         UserError: training does not arrive at the recorded digest, or diverges, or `count` does not fit.
         Preempted: SIGTERM or SIGUSR1 came, and the state is saved; or another process has died.
     """
-    with signals.deferred() as stop, joined(rank, count, spec.compute.device) as processes:
-        trainer = trainer_for(spec, load_images(images), processes)
-        with closing(trainer):
-            resume(trainer, step, previous, states, work, stop, progress)
+    trained = train_to(
+        spec, images, step=step, previous=previous, states=states, work=work, rank=rank, count=count, progress=progress
+    )
     made: dict[str, Any] = {"run": spec.to_json()}
     if spec.training.reduction == "fast":
         made["processes"] = count
     if rank == 0:
-        made["state"] = states.save(step, trainer.state())
-        save_file(trainer.ema_weights(), out / "ema.safetensors")
-        write_losses(out / "loss.csv", trainer.losses, previous[0] if previous else 0)
+        made["state"] = states.save(step, trained.state())
+        save_file(trained.ema_weights(), out / "ema.safetensors")
+        write_losses(out / "loss.csv", trained.losses, previous[0] if previous else 0)
     return made
 
 
-def again(spec: RunSpec, images: Path, *, step: int, states: States, work: Work) -> None:
-    """Train to `step` only for its state; arguments and errors as in `run`."""
-    with signals.deferred() as stop:
-        trainer = trainer_for(spec, load_images(images))
-        with closing(trainer):
-            resume(trainer, step, None, states, work, stop)
-    states.save(step, trainer.state())
+def feeder_for(run: Run, processes: Processes = ALONE) -> Feeder:
+    """What takes a run on from the state it has.
+
+    Raises:
+        UserError: these processes cannot share its updates.
+    """
+    return DeviceFeeder(run) if feeds(run.spec, processes) else HostFeeder(run, processes)
 
 
-def resume(
-    trainer: Trainer,
+def train_to(
+    spec: RunSpec,
+    images: Path,
+    *,
     step: int,
     previous: tuple[int, str] | None,
     states: States,
     work: Work,
-    stop: signals.Stop,
+    rank: int = 0,
+    count: int = 1,
     progress: Callable[[int], None] = lambda step: None,
-) -> None:
-    """Bring `trainer` to `step`, from the newest state at hand, through the digest recorded at `previous`.
+) -> Run:
+    """Bring a run to `step`, from the newest state at hand, through the digest recorded at `previous`.
 
     A warning is seen between two updates, and by a process that trains alone between two micro-batches: processes that
-    train together would have to agree there, too.
+    train together would have to agree there, too. Arguments and errors are those of `run`.
     """
-    processes = trainer.processes
-    first = processes.rank == 0
-    found = states.newest(step) if first else None
-    data = processes.share(None if found is None else found[1])
-    if data is not None:
-        trainer.load(tensors_of(data))
-    alone, saved = processes.count == 1, time.monotonic()
-    with _explained(trainer, previous, states):
-        while trainer.step < step:
-            if first and previous and trainer.step == previous[0]:
-                _require(state_digest(trainer.state()), previous)
-            try:
-                trainer.advance(stop.check if alone else lambda: None)
-            except Preempted:
-                if not alone:
-                    raise  # another process has died
-            progress(trainer.step)
-            stopping = processes.any(stop.came)
-            due = trainer.step % work.save_every == 0 or time.monotonic() - saved >= work.save_seconds
-            if first and (stopping or (due and trainer.step < step)):
-                states.save(trainer.step, trainer.state())
-                saved = time.monotonic()
-            if stopping:
-                raise Preempted(f"stopped by a signal at step {trainer.step} of {step}; saved, run me again to go on")
-        trainer.settle()
+    first, alone = rank == 0, count == 1
+    with signals.deferred() as stop, joined(rank, count, spec.compute.device) as processes:
+        trained = Run(spec, load_images(images))
+        found = states.newest(step) if first else None
+        data = processes.share(None if found is None else found[1])
+        if data is not None:
+            trained.load(tensors_of(data))
+        saved = time.monotonic()
+        with closing(feeder_for(trained, processes)) as feeder, _explained(trained, previous, states):
+            while feeder.step < step:
+                if first and previous and feeder.step == previous[0]:
+                    _require(state_digest(feeder.settle().state()), previous)
+                try:
+                    feeder.advance(stop.check if alone else lambda: None)
+                except Preempted:
+                    if not alone:
+                        raise  # another process has died
+                progress(feeder.step)
+                stopping = processes.any(stop.came)
+                due = feeder.step % work.save_every == 0 or time.monotonic() - saved >= work.save_seconds
+                if first and (stopping or (due and feeder.step < step)):
+                    states.save(feeder.step, feeder.settle().state())
+                    saved = time.monotonic()
+                if stopping:
+                    raise Preempted(
+                        f"stopped by a signal at step {feeder.step} of {step}; saved, run me again to go on"
+                    )
+            return feeder.settle()
 
 
 @contextmanager
-def _explained(trainer: Trainer, previous: tuple[int, str] | None, states: States) -> Iterator[None]:
+def _explained(run: Run, previous: tuple[int, str] | None, states: States) -> Iterator[None]:
     """Say, where training diverges, what there is to go on from."""
     try:
         yield
     except Diverged as error:
-        saved = states.newest(trainer.step)
+        saved = states.newest(run.step)
         state = f"the last state saved is of step {saved[0]} ({states.directory})" if saved else "no state is saved"
         checkpoint = f"the last checkpoint is of step {previous[0]}" if previous else "there is no checkpoint yet"
         raise Diverged(f"{error}; {state}, {checkpoint}") from None

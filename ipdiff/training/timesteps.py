@@ -2,28 +2,36 @@
 
 A sampler holds no random state. `LossSecondMoment` holds a loss history, which belongs to the train state:
 `state()` and `load()` carry it through a restart (the published code loses it).
+
+The second half is the same samplers on a device: the same numbers by operations of fixed shapes that never wait. Each
+goes with the sampler it stands for, which takes over its history where the host wants to see it.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 State = dict[str, npt.NDArray[np.generic]]
 
-NAMES = ("uniform", "antithetic", "loss-second-moment")
 
+class TimestepSampler(ABC):
+    """What the training loop needs of a timestep sampler; unless it says otherwise, it has no history."""
 
-class TimestepSampler(Protocol):
-    """What the training loop needs of a timestep sampler."""
+    def __init__(self, T: int) -> None:
+        """`T`: number of train steps, >= 1; ValueError otherwise."""
+        if T < 1:
+            raise ValueError(f"T={T}: expected at least 1 train step; use T=1000 for the paper's models")
+        self.T = T
 
-    T: int
-
+    @abstractmethod
     def sample(self, u: FloatArray) -> tuple[IntArray, FloatArray]:
         """Map uniforms to timesteps.
 
@@ -34,50 +42,33 @@ class TimestepSampler(Protocol):
             t: [n] int64 in 0..T-1.
             weights: [n] float64, factor on each image's loss that keeps the expected loss that of uniform t.
         """
-        ...
 
-    def update(self, t: IntArray, losses: FloatArray) -> None:
+    def update(self, t: IntArray, losses: FloatArray) -> None:  # noqa: B027
         """Take note of the losses of one step, in index order.
 
         Args:
             t: [n] int64 in 0..T-1.
-            losses: [n] float, the unweighted total loss of each image.
+            losses: [n] float, finite: the unweighted total loss (mse + vb) of each image.
+
+        Raises:
+            ValueError: shapes differ, t out of range, or a loss that is not finite (nothing is changed then).
         """
-        ...
 
     def state(self) -> State:
         """Return a copy of what must survive a restart (empty where nothing must)."""
-        ...
-
-    def load(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        """Take over what `state()` of an equal sampler returned."""
-        ...
-
-
-class _Stateless:
-    """The parts of the protocol that need no history."""
-
-    def __init__(self, T: int) -> None:
-        self.T = _checked_T(T)
-
-    def update(self, t: IntArray, losses: FloatArray) -> None:
-        """Do nothing: the choice does not depend on losses."""
-
-    def state(self) -> State:
-        """Return an empty dict."""
         return {}
 
     def load(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        """Accept the empty state only.
+        """Take over what `state()` of an equal sampler returned.
 
         Raises:
-            ValueError: the state is not empty, so it came from another sampler.
+            ValueError: it is another sampler's.
         """
         if state:
             raise ValueError(f"timestep state has {sorted(state)}, expected none; it is another sampler's state")
 
 
-class UniformTimesteps(_Stateless):
+class UniformTimesteps(TimestepSampler):
     """Every t with equal probability.
 
     Args:
@@ -94,7 +85,7 @@ class UniformTimesteps(_Stateless):
         return _floor_uniform(_checked_u(u), self.T), np.ones(len(u))
 
 
-class AntitheticTimesteps(_Stateless):
+class AntitheticTimesteps(TimestepSampler):
     """Uniform t in pairs (t, T-1-t), which lowers the variance of the batch loss.
 
     The first n//2 + 1 uniforms are used, the others are not looked at.
@@ -115,7 +106,7 @@ class AntitheticTimesteps(_Stateless):
         return np.concatenate([half, self.T - 1 - half])[:n], np.ones(n)
 
 
-class LossSecondMoment:
+class LossSecondMoment(TimestepSampler):
     """Importance sampling of t by the root mean square of its recent losses.
 
     Uniform until every t has a full history.
@@ -137,7 +128,7 @@ class LossSecondMoment:
             raise ValueError(f"history={history}: expected at least 1 loss for each timestep; use 10")
         if not 0 < uniform_prob <= 1:
             raise ValueError(f"uniform_prob={uniform_prob}: expected a probability in (0, 1]; use 0.001")
-        self.T = _checked_T(T)
+        super().__init__(T)
         self.uniform_prob = uniform_prob
         self._history: FloatArray = np.zeros((T, history))  # oldest first
         self._counts: IntArray = np.zeros(T, dtype=np.int64)
@@ -168,15 +159,7 @@ class LossSecondMoment:
         return t, 1 / (self.T * p[t])
 
     def update(self, t: IntArray, losses: FloatArray) -> None:
-        """Append losses in index order, the oldest of a t dropping out of a full history.
-
-        Args:
-            t: [n] int64 in 0..T-1.
-            losses: [n] float, finite: the unweighted total loss (mse + vb) of each image.
-
-        Raises:
-            ValueError: shapes differ, t out of range, or a loss that is not finite (nothing is changed then).
-        """
+        """Append losses in index order, the oldest of a t dropping out of a full history; see `TimestepSampler`."""
         t, losses = np.asarray(t), np.asarray(losses, dtype=np.float64)
         self._check_update(t, losses)
         size = self._history.shape[1]
@@ -206,14 +189,7 @@ class LossSecondMoment:
         return {"history": self._history.copy(), "counts": self._counts.copy()}
 
     def load(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        """Take over what `state()` returned.
-
-        Args:
-            state: "history" [T, history] float and "counts" [T] int in 0..history; both are copied.
-
-        Raises:
-            ValueError: other keys, shapes or counts than those of an equal sampler.
-        """
+        """Copy what `state()` returned; ValueError for other keys, shapes or counts than an equal sampler's."""
         if set(state) != {"history", "counts"}:
             raise ValueError(f"timestep state has {sorted(state)}, expected ['counts', 'history']")
         history, counts = state["history"].astype(np.float64), state["counts"].astype(np.int64)
@@ -227,32 +203,26 @@ class LossSecondMoment:
         self._history, self._counts = history, counts
 
 
+NAMES: dict[str, type[TimestepSampler]] = {
+    "uniform": UniformTimesteps,
+    "antithetic": AntitheticTimesteps,
+    "loss-second-moment": LossSecondMoment,
+}
+
+
 def make_timestep_sampler(name: str, T: int) -> TimestepSampler:
     """Build a sampler by the name it has in params.yaml.
 
     Args:
-        name: "uniform", "antithetic" (the DDIM code base) or "loss-second-moment" (the ADM models).
+        name: one of `NAMES`.
         T: number of train steps, >= 1.
-
-    Returns:
-        A new sampler with an empty history.
 
     Raises:
         ValueError: unknown name or T < 1.
     """
-    if name == "uniform":
-        return UniformTimesteps(T)
-    if name == "antithetic":
-        return AntitheticTimesteps(T)
-    if name == "loss-second-moment":
-        return LossSecondMoment(T)
-    raise ValueError(f"unknown timestep sampler {name!r}; use one of {', '.join(NAMES)}")
-
-
-def _checked_T(T: int) -> int:
-    if T < 1:
-        raise ValueError(f"T={T}: expected at least 1 train step; use T=1000 for the paper's models")
-    return T
+    if name not in NAMES:
+        raise ValueError(f"unknown timestep sampler {name!r}; use one of {', '.join(NAMES)}")
+    return NAMES[name](T)
 
 
 def _checked_u(u: FloatArray) -> FloatArray:
@@ -266,3 +236,112 @@ def _checked_u(u: FloatArray) -> FloatArray:
 def _floor_uniform(u: FloatArray, T: int) -> IntArray:
     # u T can round up to T for the largest u below 1.
     return np.minimum((u * T).astype(np.int64), T - 1)
+
+
+# On a device
+
+
+class DeviceTimesteps:
+    """Every t with equal probability."""
+
+    def __init__(self, sampler: TimestepSampler, device: torch.device) -> None:
+        """Stand for `sampler` on `device`."""
+        self.sampler, self.device, self.T = sampler, device, sampler.T
+
+    def sample(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Uniforms [n] float64 to timesteps [n] int64 and weights [n] float64."""
+        return self._uniform(u), torch.ones_like(u)
+
+    def update(self, t: Tensor, losses: Tensor, keep: Tensor) -> None:
+        """Take note of losses [n] float64 at t [n], in index order, where `keep` (one bool) is true."""
+
+    def pull(self) -> None:
+        """Hand the history over to the sampler on the host."""
+
+    def _uniform(self, u: Tensor) -> Tensor:
+        return (u * self.T).to(torch.int64).clamp(max=self.T - 1)
+
+
+class DeviceAntithetic(DeviceTimesteps):
+    """Uniform t in pairs (t, T-1-t)."""
+
+    def sample(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """As `AntitheticTimesteps.sample`."""
+        n = len(u)
+        half = self._uniform(u[: n // 2 + 1])
+        return torch.cat([half, self.T - 1 - half])[:n], torch.ones_like(u)
+
+
+class DeviceLossSecondMoment(DeviceTimesteps):
+    """Importance sampling by the root mean square of recent losses.
+
+    Sums over t are taken in another order than numpy's: probabilities may differ in the last bit, and t where a uniform
+    number lies that close to a boundary.
+    """
+
+    def __init__(self, sampler: LossSecondMoment, device: torch.device) -> None:
+        """Stand for `sampler` on `device`, from its present history."""
+        super().__init__(sampler, device)
+        self.uniform_prob = sampler.uniform_prob
+        state = sampler.state()
+        self.history = torch.from_numpy(state["history"]).to(device)
+        self.counts = torch.from_numpy(state["counts"]).to(device)
+
+    def probabilities(self) -> Tensor:
+        """Of each t: [T] float64."""
+        size, history = self.history.shape[1], self.history.square()
+        square = history[:, 0]
+        for column in history.unbind(1)[1:]:
+            square = square + column
+        rms = torch.sqrt(square / size)
+        total = _running_sum(rms)[-1]
+        uniform = torch.full_like(rms, 1 / self.T)
+        informed = (self.counts == size).all() & (total != 0)
+        return torch.where(informed, (1 - self.uniform_prob) * rms / total + self.uniform_prob * uniform, uniform)
+
+    def sample(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """As `LossSecondMoment.sample`."""
+        p = self.probabilities()
+        cdf = _running_sum(p)
+        t = torch.searchsorted(cdf, u * cdf[-1], right=True).clamp(max=self.T - 1)
+        warm = (self.counts == self.history.shape[1]).all()
+        t = torch.where(warm, t, self._uniform(u))
+        return t, torch.where(warm, 1 / (self.T * p[t]), 1.0)
+
+    def update(self, t: Tensor, losses: Tensor, keep: Tensor) -> None:
+        """As `LossSecondMoment.update`: several losses of one t come in index order, the oldest drop out."""
+        size, n = self.history.shape[1], len(t)
+        before = torch.ones(n, n, dtype=torch.bool, device=t.device).tril(-1)  # [i, j]: j comes before i
+        turn = ((t[:, None] == t[None, :]) & before).sum(1)  # how many of its t come before a loss
+        new = (t[None, :] == torch.arange(self.T, device=t.device)[:, None]).sum(1)  # [T]
+        dropped = (self.counts + new - size).clamp(min=0)
+        place = torch.arange(size, device=t.device)
+        source = place + dropped[:, None]
+        moved = torch.where(source < self.counts[:, None], self.history.gather(1, source.clamp(max=size - 1)), 0.0)
+        to = t * size + self.counts[t] + turn - dropped[t]
+        to = torch.where(turn + self.counts[t] >= dropped[t], to, -1)  # more of one t than the history holds
+        cells = torch.arange(self.T * size, device=t.device)
+        added = torch.where(cells[:, None] == to[None, :], losses, 0.0).sum(1)  # one of them at most is not 0
+        self.history.copy_(torch.where(keep, moved + added.view_as(moved), self.history))
+        self.counts.copy_(torch.where(keep, (self.counts + new).clamp(max=size), self.counts))
+
+    def pull(self) -> None:
+        """Hand the history over to the sampler on the host."""
+        self.sampler.load({"history": self.history.cpu().numpy(), "counts": self.counts.cpu().numpy()})
+
+
+def timesteps_on(sampler: TimestepSampler, device: torch.device) -> DeviceTimesteps:
+    """What stands for a sampler on a device."""
+    if isinstance(sampler, LossSecondMoment):
+        return DeviceLossSecondMoment(sampler, device)
+    kind = DeviceAntithetic if isinstance(sampler, AntitheticTimesteps) else DeviceTimesteps
+    return kind(sampler, device)
+
+
+def _running_sum(values: Tensor) -> Tensor:
+    """Inclusive running sum of [n] by doubling: torch.cumsum has no deterministic form on a GPU."""
+    shift = 1
+    while shift < len(values):
+        values = torch.cat([values[:shift], values[shift:] + values[:-shift]])
+        shift *= 2
+    return values

@@ -32,8 +32,8 @@ from ipdiff.rng import Purpose
 from ipdiff.sample_sets.sample import ImageSampler
 from ipdiff.sample_sets.spec import Sampler
 from ipdiff.spec import RunSpec
-from ipdiff.training.resident import EVERY, ResidentTrainer, trainer_for
-from ipdiff.training.trainer import Trainer
+from ipdiff.training.run import Run
+from ipdiff.training.segment import feeder_for
 
 SHAPES = ((128, 32), (256, 16), (256, 8))
 """(channels, image size) of the convolutions whose fastest is the limit."""
@@ -112,17 +112,17 @@ def measure(
     computes = {"train": spec.compute, "sample": sampling or spec.compute}
     precisions = {compute.precision: compute for compute in computes.values()}
     device = configure(spec.compute)
-    trainer = trainer_for(spec, _images(spec))
+    feeder = feeder_for(Run(spec, _images(spec)))
     batch = spec.training.batch_size
-    updates = EVERY if isinstance(trainer, ResidentTrainer) else 1  # a whole piece: with all that the host does for it
+    updates = feeder.every  # a whole piece: with all that the host does for it
 
     def train() -> None:
         for _ in range(updates):
-            trainer.advance()
+            feeder.advance()
 
-    with closing(trainer):
+    with closing(feeder):
         train()  # half the weights start at zero, and a GPU multiplies zeros with less power
-        sampler = _sampler(spec, trainer, computes["sample"])
+        sampler = _sampler(feeder.settle(), computes["sample"])
         calls = {
             "train": train,
             "sample": lambda: sampler.draw(range(sample_batch)),
@@ -189,11 +189,12 @@ def _images(spec: RunSpec) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
-def _sampler(spec: RunSpec, trainer: Trainer, compute: Compute) -> ImageSampler:
+def _sampler(run: Run, compute: Compute) -> ImageSampler:
+    spec = run.spec
     steps = Sampler.parse(f"ancestral-{min(4, spec.diffusion.T)}")
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "ema.safetensors"
-        save_file(trainer.ema_weights(), weights)
+        save_file(run.ema_weights(), weights)
         return ImageSampler(spec, weights, steps, clip_denoised=True, compute=compute, images=None)
 
 

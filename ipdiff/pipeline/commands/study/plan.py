@@ -202,10 +202,12 @@ class Planner:
         return INCEPTION_WIDTH if settings.features == "inception" else settings.classifier.features
 
     def _train(self, cell: Cell) -> Cost:
+        from ipdiff.nets import build
+
         spec, names = self._spec(cell), cell.bindings
         flops, parameters = self._network(spec)
         images = (int(names["step"]) - int(names.get("previous", 0))) * spec.training.batch_size
-        factor = PENALTY_FACTOR if spec.objective.gp_weight else TRAIN_FACTOR
+        factor = PENALTY_FACTOR if build.diffusion(spec).needs_probe else TRAIN_FACTOR
         seconds = self._seconds(images * factor / TRAIN_FACTOR, flops, "train")
         return Cost(0, 0, images, images * factor, images * factor * flops, seconds, parameters * WEIGHT_BYTES)
 

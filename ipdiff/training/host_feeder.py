@@ -1,0 +1,100 @@
+"""Updates that the host takes one by one: micro-batches, gradients summed in a fixed order, one process or several.
+
+Every update is looked at when it is done. The CPU trains so: these are the bytes of the published artifacts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ipdiff.training import optimizer
+from ipdiff.training.distributed import ALONE, Processes
+from ipdiff.training.run import Run
+
+
+class HostFeeder:
+    """See `ipdiff.training.run.Feeder`; `check` is called between micro-batches."""
+
+    every = 1
+
+    def __init__(self, run: Run, processes: Processes = ALONE) -> None:
+        """Go on from the run's state.
+
+        Raises:
+            UserError: these processes cannot share the micro-batches of its updates.
+        """
+        self.run, self.processes = run, processes
+        self.micro_batches = optimizer.micro_batches(run.spec.training, processes.count)
+
+    @property
+    def step(self) -> int:
+        """See `Feeder`."""
+        return self.run.step
+
+    def advance(self, check: Callable[[], None] = lambda: None) -> None:
+        """See `Feeder`."""
+        run = self.run
+        t, weights = run.timesteps.sample(run.uniforms(run.step))
+        losses, grads = self._gradients(t, weights, check)
+        mean, norm = mean_of(losses * weights), torch.nn.utils.get_total_norm(grads)
+        if math.isfinite(mean) and bool(torch.isfinite(norm)):
+            self._update(grads, norm)
+        run.note(losses, mean, float(norm))
+        if np.isfinite(losses).all():
+            run.timesteps.update(t, losses)
+
+    def _gradients(
+        self, t: NDArray[np.int64], weights: NDArray[np.float64], check: Callable[[], None]
+    ) -> tuple[NDArray[np.float64], list[Tensor]]:
+        """Losses of the whole batch in index order, and the gradients of its mean loss, times the loss scale."""
+        run, spec, processes = self.run, self.run.spec.training, self.processes
+        size = spec.micro_batch or spec.batch_size
+        indices, mirrored = run.indices(run.step), run.mirrored(run.step)
+        factor = 1.0 if run.scale is None else run.scale.factor
+        mine: list[Tensor] = []
+
+        def gradients(micro: int) -> list[Tensor]:
+            check()
+            part = range(micro * size, (micro + 1) * size)
+            here = slice(part.start, part.stop)
+            flipped = None if mirrored is None else self._tensor(mirrored[here])
+            times = self._tensor(t[here]), self._tensor(weights[here])
+            losses, grads = run.gradients(run.pictures(indices[here]), flipped, *times, part, run.step, factor)
+            mine.append(losses.cpu())
+            return grads
+
+        grads = optimizer.tree_sum(self.micro_batches, gradients, processes.rank * self.micro_batches)
+        processes.sum_(grads, exact=spec.reduction == "exact")
+        return processes.gather(torch.cat(mine)).numpy().reshape(-1), grads
+
+    def _tensor(self, values: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(values).to(self.run.device)
+
+    def _update(self, grads: list[Tensor], norm: Tensor) -> None:
+        """Optimiser and EMA; the gradients are still times the loss scale."""
+        run, spec = self.run, self.run.spec.training
+        if run.scale is not None:
+            torch._foreach_mul_(grads, 1 / run.scale.factor)  # type: ignore[attr-defined]
+            norm = norm / run.scale.factor
+        run.descend(grads, norm, optimizer.learning_rate(spec, run.step))
+        optimizer.ema_update(run.ema, run.weights, optimizer.ema_decay(spec, run.step))
+
+    def settle(self) -> Run:
+        """See `Feeder`; each update was made sure of when it was done."""
+        return self.run
+
+    def close(self) -> None:
+        """See `Feeder`; nothing works beside this process."""
+
+
+def mean_of(values: NDArray[np.floating]) -> float:
+    """Mean with one rounding: np.mean's order, and so its last bits, depend on the CPU's SIMD width."""
+    if not np.isfinite(values).all():
+        return float(np.sum(values))
+    return math.fsum(values.tolist()) / len(values)
