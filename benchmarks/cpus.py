@@ -33,7 +33,8 @@ def compute(updates: int) -> None:
 
     from ipdiff.nets.inference import prepare_for_sampling
     from ipdiff.pipeline import config
-    from ipdiff.training.segment import Trainer
+    from ipdiff.training.host_feeder import HostFeeder
+    from ipdiff.training.run import Run
 
     def told(name: str, arrays: Iterable[np.ndarray]) -> None:
         digest = hashlib.md5(usedforsecurity=False)

@@ -101,7 +101,7 @@ class Run:
         self.params = list(self.net.parameters())
         self.weights = [p.detach() for p in self.params]
         self.ema = [weight.clone() for weight in self.weights]
-        self.optimizer = optimizer.make_optimizer(self.net, spec.training, spec.objective)
+        self.optimizer = optimizer.make_optimizer(self.net, spec.objective)
         self.scale = optimizer.LossScale() if spec.compute.precision == "float16" else None
         self.timesteps = make_timestep_sampler(spec.training.timesteps, spec.diffusion.T)
         self.step = 0

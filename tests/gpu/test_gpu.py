@@ -34,8 +34,10 @@ from ipdiff.rng import Purpose
 from ipdiff.sample_sets.sample import ImageSampler
 from ipdiff.sample_sets.spec import Sampler
 from ipdiff.spec import ADMNetwork, Diffusion, Objective, RunSpec, Training
-from ipdiff.training.resident import ResidentTrainer, trainer_for
-from ipdiff.training.trainer import Diverged, Trainer
+from ipdiff.training.device_feeder import DeviceFeeder
+from ipdiff.training.host_feeder import HostFeeder
+from ipdiff.training.run import Diverged, Run
+from ipdiff.training.segment import feeder_for
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
 
@@ -199,18 +201,26 @@ def test_the_compiled_network_has_the_same_gradients(precision: str, bound: floa
 PRECISIONS = [on(), on(precision="bfloat16"), on(precision="float16"), on(precision="bfloat16", compile=True)]
 
 
-def trained(spec: RunSpec, updates: int, state: dict[str, np.ndarray] | None = None) -> ResidentTrainer:
-    trainer = trainer_for(spec, IMAGES)
-    assert isinstance(trainer, ResidentTrainer)
+def trained(spec: RunSpec, updates: int, state: dict[str, np.ndarray] | None = None) -> DeviceFeeder:
+    run = Run(spec, IMAGES)
     if state is not None:
-        trainer.load(state)
+        run.load(state)
+    feeder = feeder_for(run)
+    assert isinstance(feeder, DeviceFeeder)
     for _ in range(updates):
-        trainer.advance()
-    return trainer
+        feeder.advance()
+    return feeder
 
 
-def frozen(trainer: Trainer) -> dict[str, bytes]:
-    return {name: value.tobytes() for name, value in trainer.state().items()}
+def by_the_host(spec: RunSpec, updates: int) -> Run:
+    feeder = HostFeeder(Run(spec, IMAGES))
+    for _ in range(updates):
+        feeder.advance()
+    return feeder.settle()
+
+
+def frozen(feeder: DeviceFeeder) -> dict[str, bytes]:
+    return {name: value.tobytes() for name, value in feeder.settle().state().items()}
 
 
 @contextmanager
@@ -225,25 +235,20 @@ def nothing_waits() -> Iterator[None]:
 
 @pytest.mark.parametrize("spec", PRECISIONS)
 def test_a_run_trains_near_the_cpu_s_losses(spec: RunSpec) -> None:
-    reference = Trainer(dataclasses.replace(SPEC, compute=Compute()), IMAGES)
-    expected = [reference.advance() for _ in range(2)]
-    trainer = trained(spec, 2)
-    trainer.settle()
-    np.testing.assert_allclose(trainer.losses, expected, rtol=0.05)
+    expected = by_the_host(dataclasses.replace(SPEC, compute=Compute()), 2).losses
+    np.testing.assert_allclose(trained(spec, 2).settle().losses, expected, rtol=0.05)
 
 
 @pytest.mark.parametrize("spec", PRECISIONS)
-def test_a_captured_update_is_that_of_the_trainer(spec: RunSpec) -> None:
-    reference = Trainer(spec, IMAGES)
-    for _ in range(4):
-        reference.advance()
-    trainer = trained(spec, 4)
-    state, expected = trainer.state(), reference.state()
-    assert trainer._program._graph is not None
+def test_a_captured_update_is_that_of_the_host(spec: RunSpec) -> None:
+    expected = by_the_host(spec, 4).state()
+    feeder = trained(spec, 4)
+    state = feeder.settle().state()
+    assert feeder._program._graph is not None
     assert state.keys() == expected.keys()
     np.testing.assert_allclose(state["loss"], expected["loss"], rtol=1e-2)
     assert np.array_equal(state["timesteps.counts"], expected["timesteps.counts"])
-    for name in trainer.names:  # four steps of AdamW, each of the learning rate's size at most
+    for name in feeder.run.names:  # four steps of AdamW, each of the learning rate's size at most
         np.testing.assert_allclose(state[f"model.{name}"], expected[f"model.{name}"], rtol=0, atol=1e-3, err_msg=name)
 
 
@@ -259,7 +264,7 @@ def test_a_graph_changes_no_bit(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("spec", PRECISIONS)
 def test_a_restart_changes_no_bit(spec: RunSpec) -> None:
     straight, first = trained(spec, 6), trained(spec, 3)
-    assert frozen(trained(spec, 3, first.state())) == frozen(straight)
+    assert frozen(trained(spec, 3, first.settle().state())) == frozen(straight)
 
 
 def test_equal_runs_have_equal_bytes() -> None:
@@ -270,53 +275,51 @@ def test_equal_runs_have_equal_bytes() -> None:
 def test_no_operation_of_an_update_waits(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernel by kernel, so that the operation that waits, and could not be captured, is the one that raises."""
     monkeypatch.setenv(program.SWITCH, "0")
-    trainer = trained(spec, 3)
+    feeder = trained(spec, 3)
     with nothing_waits():
-        trainer.advance()
+        feeder.advance()
 
 
 @pytest.mark.parametrize("spec", PRECISIONS)
 def test_the_host_never_waits_in_an_update(spec: RunSpec) -> None:
-    trainer = trained(spec, 1)
+    feeder = trained(spec, 1)
     with nothing_waits():
         for _ in range(5):
-            trainer.advance()
-    trainer.settle()
-    assert np.isfinite(trainer.losses).all()
+            feeder.advance()
+    assert np.isfinite(feeder.settle().losses).all()
 
 
 def test_images_that_do_not_fit_make_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = on(precision="bfloat16")
     expected = frozen(trained(spec, 8))
     monkeypatch.setattr("ipdiff.data.images.fits", lambda images, device: False)
-    trainer = trained(spec, 8)
-    assert trainer.pictures.resident is None
-    assert frozen(trainer) == expected
+    feeder = trained(spec, 8)
+    assert feeder.run.pictures.resident is None
+    assert frozen(feeder) == expected
     with nothing_waits():
         for _ in range(3):
-            trainer.advance()
-    trainer.close()
+            feeder.advance()
+    feeder.close()
 
 
 def test_what_is_not_finite_stops_the_run_before_it() -> None:
-    trainer = trained(on(), 3)
-    trainer.settle()
+    feeder = trained(on(), 3)
+    feeder.settle()
     with torch.no_grad():
-        trainer.params[-1].fill_(1e30)  # the last bias: the squared error overflows
-    before = frozen(trainer)
+        feeder.run.params[-1].fill_(1e30)  # the last bias: the squared error overflows
+    before = frozen(feeder)
     for _ in range(4):
-        trainer.advance()
+        feeder.advance()
     with pytest.raises(Diverged, match="loss is (inf|nan) at step 3 "):
-        trainer.settle()
-    assert trainer.step == 3
-    assert frozen(trainer) == before
+        feeder.settle()
+    assert feeder.step == 3
+    assert frozen(feeder) == before
 
 
 def test_a_gradient_penalty_trains() -> None:
     spec = dataclasses.replace(on(precision="bfloat16"), objective=Objective(0.0, "eps", 0.01, 0.0))
-    trainer = trainer_for(spec, IMAGES)
-    assert type(trainer) is Trainer
-    assert np.isfinite([trainer.advance() for _ in range(2)]).all()
+    assert type(feeder_for(Run(spec, IMAGES))) is HostFeeder
+    assert np.isfinite(by_the_host(spec, 2).losses).all()
 
 
 @pytest.fixture(scope="module")
@@ -324,7 +327,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """EMA weights with a decay so low that they predict something."""
     quick = dataclasses.replace(SPEC, training=dataclasses.replace(SPEC.training, ema_decay=0.1, lr=1e-3))
     path = tmp_path_factory.mktemp("weights") / "ema.safetensors"
-    save_file(trained(quick, 20).ema_weights(), path)
+    save_file(trained(quick, 20).settle().ema_weights(), path)
     return path
 
 

@@ -157,25 +157,25 @@ def _main(
 def _write_down(log: Path, at: dict[str, int]) -> None:
     """Note every update and every network call of sampling just before it, and send signals where asked to."""
     from ipdiff.sample_sets.sample import ImageSampler
-    from ipdiff.training.segment import Trainer
+    from ipdiff.training.host_feeder import HostFeeder
 
     handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    advance, draw = Trainer.advance, ImageSampler.draw
+    advance, draw = HostFeeder.advance, ImageSampler.draw
 
     def note(what: str) -> None:
         os.write(handle, f"{what}\n".encode())
         if what in at:
             os.kill(os.getpid(), at[what])
 
-    def noted_advance(self: Trainer, *more: Any) -> float:
+    def noted_advance(self: HostFeeder, *more: Any) -> None:
         note(f"update {self.step + 1}")
-        return advance(self, *more)
+        advance(self, *more)
 
     def noted_draw(self: ImageSampler, index: range, *more: Any) -> Any:
         note(f"draw {index.start}-{index.stop}")
         return draw(self, index, *more)
 
-    Trainer.advance, ImageSampler.draw = noted_advance, noted_draw  # type: ignore[method-assign]
+    HostFeeder.advance, ImageSampler.draw = noted_advance, noted_draw  # type: ignore[method-assign]
 
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "shutil.copyfile"}

@@ -11,15 +11,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from unit.tiny import ADM, IMAGES, change
+from unit.tiny import ADM, IMAGES, advance, change
 
 from ipdiff import nets, rng
 from ipdiff.device import kernels, streams
 from ipdiff.device.streams import DeviceDraws
 from ipdiff.rng import Purpose
 from ipdiff.spec import ADMNetwork
-from ipdiff.training.resident import ResidentTrainer
-from ipdiff.training.trainer import Trainer
+from ipdiff.training.device_feeder import DeviceFeeder
+from ipdiff.training.run import Run
 
 pytestmark = [
     pytest.mark.skipif(not kernels.available(), reason="triton is not installed"),
@@ -205,18 +205,17 @@ def test_updates_through_all_kernels(monkeypatch):
         micro_batch=None,
         timesteps="loss-second-moment",
     )
-    reference = Trainer(spec, IMAGES)
-    trainer = ResidentTrainer(spec, IMAGES)
-    trainer.draws = by_kernel()
-    for _ in range(2):
-        reference.advance()
+    reference = advance(Run(spec, IMAGES), 2)
+    run = Run(spec, IMAGES)
+    run.draws = by_kernel()
+    feeder = DeviceFeeder(run)
     monkeypatch.setattr("ipdiff.nets.layers._takes_kernels", lambda input: True)
     for _ in range(2):
-        trainer.advance()
-    found, expected = trainer.state(), reference.state()
-    trainer.close()
+        feeder.advance()
+    found, expected = feeder.settle().state(), reference.state()
+    feeder.close()
     np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-5)
-    for name in trainer.names:
+    for name in run.names:
         np.testing.assert_allclose(found[f"ema.{name}"], expected[f"ema.{name}"], rtol=0, atol=5e-4, err_msg=name)
         moment = f"optimizer.exp_avg.{name}"
         np.testing.assert_allclose(found[moment], expected[moment], rtol=1e-2, atol=1e-5, err_msg=name)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 from unit.test_nets import ADMUNet, DDPMUNet, batch, filled
-from unit.tiny import ADM, IMAGES, RUNS, change
+from unit.tiny import ADM, IMAGES, RUNS, advance, change
 
 from ipdiff.device import compute
 from ipdiff.device.spec import Compute
@@ -20,7 +20,7 @@ from ipdiff.nets.execution import low_precision
 from ipdiff.nets.layers import GroupNorm
 from ipdiff.sample_sets.sample import ImageSampler
 from ipdiff.sample_sets.spec import Sampler
-from ipdiff.training.segment import Trainer
+from ipdiff.training.run import Run
 
 BF16 = Compute(precision="bfloat16")
 BOTH = pytest.mark.parametrize("make", [ADMUNet, DDPMUNet])
@@ -103,16 +103,12 @@ def test_group_norm_activated_rounds_once() -> None:
 @pytest.mark.parametrize("name", ["adm", "adm-gp", "ddim"])
 def test_channels_last_trains_the_same_run_and_survives_a_restart(name: str, wide: None) -> None:
     spec = change(RUNS[name], lr=1e-4)
-    straight = Trainer(spec, IMAGES)
+    straight = advance(Run(spec, IMAGES), 4)
     assert build.memory_format(spec) == torch.channels_last
-    first = Trainer(spec, IMAGES)
-    for trainer, steps in ((straight, 4), (first, 2)):
-        for _ in range(steps):
-            trainer.advance()
-    second = Trainer(spec, IMAGES)
+    first = advance(Run(spec, IMAGES), 2)
+    second = Run(spec, IMAGES)
     second.load({key: np.array(value) for key, value in first.state().items()})
-    for _ in range(2):
-        second.advance()
+    advance(second, 2)
     for key, value in straight.state().items():
         assert value.tobytes() == second.state()[key].tobytes(), key
 
@@ -122,18 +118,16 @@ def test_the_layout_changes_rounding_only(name: str, monkeypatch: pytest.MonkeyP
     losses = []
     for width in (1, 64):
         monkeypatch.setattr(build, "WIDE", width)
-        trainer = Trainer(RUNS[name], IMAGES)
-        losses.append([trainer.advance() for _ in range(3)])
+        losses.append(advance(Run(RUNS[name], IMAGES), 3).losses)
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
 @needs_bfloat16
 def test_bfloat16_training_keeps_float32_weights_and_the_loss(wide: None) -> None:
     spec = dataclasses.replace(RUNS["adm"], compute=BF16)
-    low, full = Trainer(spec, IMAGES), Trainer(RUNS["adm"], IMAGES)
-    losses = np.array([[low.advance(), full.advance()] for _ in range(3)])
-    np.testing.assert_allclose(losses[:, 0], losses[:, 1], rtol=0.02)
-    assert not np.array_equal(losses[:, 0], losses[:, 1])
+    low, full = advance(Run(spec, IMAGES), 3), advance(Run(RUNS["adm"], IMAGES), 3)
+    np.testing.assert_allclose(low.losses, full.losses, rtol=0.02)
+    assert not np.array_equal(low.losses, full.losses)
     state = low.state()
     kinds = {value.dtype for key, value in state.items() if key.startswith(("model.", "ema.", "optimizer.exp"))}
     assert kinds == {np.dtype(np.float32)}
@@ -141,8 +135,7 @@ def test_bfloat16_training_keeps_float32_weights_and_the_loss(wide: None) -> Non
 
 @needs_bfloat16
 def test_bfloat16_samples_are_near_and_repeatable(wide: None, tmp_path: Any) -> None:
-    trainer = Trainer(ADM, IMAGES)
-    save_file(trainer.ema_weights(), tmp_path / "ema.safetensors")
+    save_file(Run(ADM, IMAGES).ema_weights(), tmp_path / "ema.safetensors")
     sets = {}
     for name, chosen in (("bf16", BF16), ("again", BF16), ("float32", Compute())):
         draw = ImageSampler(
@@ -159,7 +152,7 @@ def test_precision_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="compile is true with device cpu"):
         Compute(compile=True)
     with pytest.raises(UserError, match="differentiates twice"):
-        Trainer(dataclasses.replace(RUNS["adm-gp"], compute=Compute("cuda", compile=True)), IMAGES)
+        Run(dataclasses.replace(RUNS["adm-gp"], compute=Compute("cuda", compile=True)), IMAGES)
     monkeypatch.setattr(compute, "has_bfloat16", lambda: False)
     with pytest.raises(UserError, match="no bfloat16 instructions") as error:
         compute.configure(BF16)

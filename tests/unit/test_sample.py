@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
-from unit.tiny import IMAGES, RUNS, Looks, change
+from unit.tiny import IMAGES, RUNS, Looks, advance, change
 
 from ipdiff import rng
 from ipdiff.data.arrays import save_npz, stream_npz
@@ -27,7 +27,7 @@ from ipdiff.sample_sets import sample
 from ipdiff.sample_sets.sample import ImageSampler
 from ipdiff.sample_sets.spec import Sampler, Sampling
 from ipdiff.schedule import make_betas, respace
-from ipdiff.training.segment import Trainer
+from ipdiff.training.run import Run
 from ipdiff.work.shards import Shards, cut
 
 MODELS = {"adm": change(RUNS["adm-ip"], gamma=0.0, lr=5e-3), "adm-ip": change(RUNS["adm-ip"], lr=5e-3)}
@@ -52,10 +52,7 @@ def weights(tmp_path_factory):
     """EMA weights of two models trained from one seed, far enough to draw something."""
     root = tmp_path_factory.mktemp("weights")
     for name, spec in MODELS.items():
-        trainer = Trainer(spec, IMAGES)
-        for _ in range(15):
-            trainer.advance()
-        save_file(trainer.ema_weights(), root / f"{name}.safetensors")
+        save_file(advance(Run(spec, IMAGES), 15).ema_weights(), root / f"{name}.safetensors")
     return {name: root / f"{name}.safetensors" for name in MODELS}
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from unit.tiny import ADM, DDIM, IMAGES, RUNS, change, files, flip_bit
+from unit.tiny import ADM, DDIM, IMAGES, RUNS, advance, change, files, flip_bit
 
 from ipdiff import rng
 from ipdiff.data.batches import batch_indices, flips
@@ -26,8 +26,9 @@ from ipdiff.errors import Preempted, UserError
 from ipdiff.pipeline import config
 from ipdiff.spec import RunSpec, Training
 from ipdiff.training import optimizer, resume, segment
+from ipdiff.training.host_feeder import mean_of
+from ipdiff.training.run import Run
 from ipdiff.training.timesteps import LossSecondMoment
-from ipdiff.training.trainer import Trainer, mean_of
 from ipdiff.work.spec import Work
 from ipdiff.work.train_states import States, tensors_of
 
@@ -35,18 +36,16 @@ ROOT = Path(__file__).parents[2]
 
 
 def advanced(spec, steps, state=None):
-    """A trainer that has done `steps` updates, from step 0 or from a state."""
-    trainer = Trainer(spec, IMAGES)
+    """A run that has done `steps` updates, from step 0 or from a state."""
+    run = Run(spec, IMAGES)
     if state is not None:
-        trainer.load(state)
-    for _ in range(steps):
-        trainer.advance()
-    return trainer
+        run.load(state)
+    return advance(run, steps)
 
 
-def frozen(trainer):
+def frozen(run):
     """name -> (dtype, shape, bytes) of everything in a train state."""
-    return {name: (str(a.dtype), a.shape, a.tobytes()) for name, a in trainer.state().items()}
+    return {name: (str(a.dtype), a.shape, a.tobytes()) for name, a in run.state().items()}
 
 
 @pytest.fixture(scope="module")
@@ -171,15 +170,15 @@ def test_a_warning_inside_an_update_is_seen_before_the_next_micro_batch(chain, m
     spec = change(ADM, micro_batch=2, timesteps="loss-second-moment")
     whole, run = chain("whole", spec), chain("run", spec)
     whole.segment(4)
-    parts, real = [], Trainer._micro_batch
+    parts, real = [], Run.loss
 
-    def warned(trainer, part, *more):
-        parts.append((trainer.step, part.start))
+    def warned(self, x0, t, places, step):
+        parts.append((step, places.start))
         if parts[-1] == (2, 2):
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(trainer, part, *more)
+        return real(self, x0, t, places, step)
 
-    monkeypatch.setattr(Trainer, "_micro_batch", warned)
+    monkeypatch.setattr(Run, "loss", warned)
     with pytest.raises(Preempted, match="at step 2 of 4; saved"):
         run.segment(4)
     assert parts[-1] == (2, 2)
@@ -276,15 +275,15 @@ def test_micro_batches_share_data_noise_timesteps_and_masks(monkeypatch):
     inputs = Inputs(monkeypatch)
     found = {}
     for micro in (8, 4, 2):
-        trainer = advanced(change(spec, micro_batch=micro), 2, start)
-        found[micro] = (trainer.losses, inputs.take(), trainer.state(), frozen(trainer))
+        run = advanced(change(spec, micro_batch=micro), 2, start)
+        found[micro] = (run.losses, inputs.take(), run.state(), frozen(run))
     losses, (x0, t, eps, xi, _), state, bits = found[8]
     assert not torch.equal(eps, xi)
     for micro in (4, 2):
         np.testing.assert_allclose(found[micro][0], losses, rtol=1e-5)
         for one, other in zip((x0, t, eps, xi), found[micro][1], strict=False):
             assert torch.equal(one, other)
-        for name in trainer.names:
+        for name in run.names:
             key = f"optimizer.exp_avg.{name}"
             np.testing.assert_allclose(found[micro][2][key], state[key], rtol=1e-3, atol=1e-5, err_msg=name)
     assert bits != found[4][3]  # but sums are taken in another order
@@ -292,9 +291,9 @@ def test_micro_batches_share_data_noise_timesteps_and_masks(monkeypatch):
 
 def test_a_batch_is_what_its_step_and_places_say(monkeypatch):
     inputs = Inputs(monkeypatch)
-    trainer = advanced(change(RUNS["adm-ip"], flip=True), 2)
+    run = advanced(change(RUNS["adm-ip"], flip=True), 2)
     x0, t, eps, xi = (part[8:] for part in inputs.take()[:4])
-    seed, places = trainer.spec.seed, range(8)
+    seed, places = run.spec.seed, range(8)
     expected = to_network(IMAGES[batch_indices(seed, 20, 8, 1)])
     mirrored = flips(seed, 8, 1)
     assert 0 < mirrored.sum() < 8
@@ -366,7 +365,7 @@ def test_seeds_give_different_runs():
     one, other = advanced(ADM, 0), advanced(change(ADM, seed=4), 0)
     weights = "model.input_blocks.0.0.weight"
     assert not np.array_equal(one.state()[weights], other.state()[weights])
-    assert one.advance() != other.advance()
+    assert advance(one).losses[-1] != advance(other).losses[-1]
 
 
 # Updates
@@ -433,16 +432,15 @@ def test_learning_rate():
 
 
 def test_the_optimiser_takes_the_rate_of_its_step():
-    trainer = Trainer(change(ADM, lr_warmup=4), IMAGES)
-    rates, step = [], trainer.optimizer.step
+    run = Run(change(ADM, lr_warmup=4), IMAGES)
+    rates, step = [], run.optimizer.step
 
-    def noted(lr):
+    def noted(lr, **more):
         rates.append(lr)
-        step(lr)
+        step(lr, **more)
 
-    trainer.optimizer.step = noted
-    for _ in range(5):
-        trainer.advance()
+    run.optimizer.step = noted
+    advance(run, 5)
     assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3])
 
 
@@ -457,25 +455,25 @@ def test_ema_decay_and_update():
 
 
 def test_ema_follows_the_weights():
-    trainer = advanced(ADM, 2)
-    before = {name: value.copy() for name, value in trainer.state().items()}
-    trainer.advance()
-    after = trainer.state()
-    for name, value in trainer.ema_weights().items():
+    run = advanced(ADM, 2)
+    before = {name: value.copy() for name, value in run.state().items()}
+    advance(run)
+    after = run.state()
+    for name, value in run.ema_weights().items():
         expected = 0.9 * before[f"ema.{name}"] + 0.1 * after[f"model.{name}"]
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-7)
-    assert any(not np.array_equal(value, after[f"model.{name}"]) for name, value in trainer.ema_weights().items())
+    assert any(not np.array_equal(value, after[f"model.{name}"]) for name, value in run.ema_weights().items())
 
 
 def first_update(spec):
     """Weights before and after the first update, and the gradient that its first moment remembers (beta1 = 0.9)."""
-    trainer = Trainer(spec, IMAGES)
-    before = {name: value.copy() for name, value in trainer.state().items()}
-    trainer.advance()
-    state = trainer.state()
+    run = Run(spec, IMAGES)
+    before = {name: value.copy() for name, value in run.state().items()}
+    advance(run)
+    state = run.state()
     return {
         name: (before[f"model.{name}"], state[f"model.{name}"], 10 * state[f"optimizer.exp_avg.{name}"])
-        for name in trainer.names
+        for name in run.names
     }
 
 
@@ -573,35 +571,35 @@ def digits():
 
 @pytest.mark.parametrize("name", ["adm", "ddim-ip"])
 def test_training_learns(name):
-    trainer = advanced(change(RUNS[name], lr=5e-3), 60)
-    assert trainer.losses.shape == (60,)
-    assert trainer.losses.dtype == np.float32
-    assert trainer.losses[-15:].mean() < 0.9 * trainer.losses[:5].mean()
+    run = advanced(change(RUNS[name], lr=5e-3), 60)
+    assert run.losses.shape == (60,)
+    assert run.losses.dtype == np.float32
+    assert run.losses[-15:].mean() < 0.9 * run.losses[:5].mean()
 
 
 def test_a_loss_that_is_not_finite_stops_training():
-    trainer = advanced(change(ADM, lr=1e30), 1)
-    before = frozen(trainer)
+    run = advanced(change(ADM, lr=1e30), 1)
+    before = frozen(run)
     with pytest.raises(UserError) as caught:
-        trainer.advance()
+        advance(run)
     text = str(caught.value)
     assert "\n" not in text
     assert "step 1 " in text
     assert str(batch_indices(3, 20, 8, 1).tolist()) in text
-    assert frozen(trainer) == before
+    assert frozen(run) == before
 
 
 def spoil_gradient(monkeypatch, step, value):
     """One number of the gradient of update `step` becomes `value`; the losses stay."""
-    real = Trainer._micro_batch
+    real = Run.gradients
 
     def spoilt(self, *args):
-        grads, losses = real(self, *args)
+        losses, grads = real(self, *args)
         if self.step == step:
             grads[3].view(-1)[0] = value
-        return grads, losses
+        return losses, grads
 
-    monkeypatch.setattr(Trainer, "_micro_batch", spoilt)
+    monkeypatch.setattr(Run, "gradients", spoilt)
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])
@@ -626,63 +624,63 @@ def test_a_gradient_that_is_not_finite_stops_training_at_its_step(chain, monkeyp
 
 
 def scaled(spec=ADM, log2=20.0):
-    """A trainer with float16's loss scale, which a CPU trains in float32."""
-    trainer = Trainer(spec, IMAGES)
-    trainer.scale = optimizer.LossScale(log2)
-    return trainer
+    """A run with float16's loss scale, which a CPU trains in float32."""
+    run = Run(spec, IMAGES)
+    run.scale = optimizer.LossScale(log2)
+    return run
 
 
 def test_a_power_of_two_as_loss_scale_changes_no_weight():
-    plain, trainer = advanced(DDIM, 1), scaled(DDIM, 12.0)
-    trainer.advance()
-    assert trainer.scale.log2 == pytest.approx(12.001)
-    state = trainer.state()
-    assert float(state.pop("loss_scale.log2")) == trainer.scale.log2
+    plain, run = advanced(DDIM, 1), scaled(DDIM, 12.0)
+    advance(run)
+    assert run.scale.log2 == pytest.approx(12.001)
+    state = run.state()
+    assert float(state.pop("loss_scale.log2")) == run.scale.log2
     for name, value in plain.state().items():
         np.testing.assert_allclose(state[name], value, rtol=1e-5, atol=1e-8, err_msg=name)
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 def test_an_overflow_of_float16_skips_the_update(monkeypatch, value):
-    trainer = scaled(change(ADM, timesteps="loss-second-moment"))
-    trainer.advance()
-    before = frozen(trainer)
+    run = scaled(change(ADM, timesteps="loss-second-moment"))
+    advance(run)
+    before = frozen(run)
     spoil_gradient(monkeypatch, 1, value)
-    trainer.advance()
-    after = frozen(trainer)
-    assert trainer.step == 2
-    assert trainer.scale.log2 == pytest.approx(20.001 - 1)
+    advance(run)
+    after = frozen(run)
+    assert run.step == 2
+    assert run.scale.log2 == pytest.approx(20.001 - 1)
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"loss", "step", "loss_scale.log2", "timesteps.history", "timesteps.counts"}
-    trainer.advance()
-    assert trainer.scale.log2 == pytest.approx(20.001 - 1 + 0.001)
-    moved = frozen(trainer)
+    advance(run)
+    assert run.scale.log2 == pytest.approx(20.001 - 1 + 0.001)
+    moved = frozen(run)
     assert any(moved[name] != after[name] for name in after if name.startswith("ema."))
 
 
 def test_a_loss_that_overflows_leaves_no_mark_in_the_loss_history(monkeypatch):
-    trainer = scaled(change(ADM, timesteps="loss-second-moment"))
-    real = Trainer._micro_batch
-    monkeypatch.setattr(Trainer, "_micro_batch", lambda *args: (real(*args)[0], np.full(4, np.inf)))
-    trainer.advance()
-    assert not trainer.timesteps.state()["counts"].any()
-    assert trainer.scale.log2 == 19
+    run = scaled(change(ADM, timesteps="loss-second-moment"))
+    real = Run.gradients
+    overflown = torch.full((4,), np.inf, dtype=torch.float64)
+    monkeypatch.setattr(Run, "gradients", lambda *args: (overflown, real(*args)[1]))
+    advance(run)
+    assert not run.timesteps.state()["counts"].any()
+    assert run.scale.log2 == 19
 
 
 def test_the_loss_scale_survives_a_restart():
     first = scaled()
-    for _ in range(3):
-        first.advance()
+    advance(first, 3)
     second = scaled()
     second.load(first.state())
     assert second.scale.log2 == first.scale.log2 == pytest.approx(20.003)
 
 
 def test_a_loss_scale_below_one_is_no_overflow_but_divergence(monkeypatch):
-    trainer = scaled(log2=0.5)
+    run = scaled(log2=0.5)
     spoil_gradient(monkeypatch, 0, math.inf)
     with pytest.raises(UserError, match="loss scale of float16 fell below 1 at step 0"):
-        trainer.advance()
+        advance(run)
 
 
 def test_a_mean_is_rounded_once():
@@ -713,7 +711,7 @@ def test_processes_that_can_share_an_update(micro, reduction, counts):
 
 def test_images_of_another_shape_are_refused():
     with pytest.raises(UserError, match=r"\(4, 4, 3\)"):
-        Trainer(ADM, np.zeros((20, 4, 4, 3), np.uint8))
+        Run(ADM, np.zeros((20, 4, 4, 3), np.uint8))
 
 
 # The loss curve

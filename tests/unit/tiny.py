@@ -15,6 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 from ipdiff.device.spec import Compute
 from ipdiff.spec import ADMNetwork, DDPMNetwork, Diffusion, Objective, RunSpec, Training
+from ipdiff.training.host_feeder import HostFeeder
+from ipdiff.training.run import Run
 
 IMAGES: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 1), dtype=np.uint8)
 
@@ -66,6 +68,14 @@ RUNS = {
     "importance": change(ADM, T=2, learn_sigma=True, timesteps="loss-second-moment", lr_warmup=4),
 }
 """One run for each objective of the paper; `importance` has a chain so short that the loss history fills."""
+
+
+def advance(run: Run, steps: int = 1) -> Run:
+    """Take a run on by some updates of the host."""
+    feeder = HostFeeder(run)
+    for _ in range(steps):
+        feeder.advance()
+    return run
 
 
 def files(directory: Path) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""The update as a program over fixed tensors, on the CPU, where only its capture is missing: against `Trainer`."""
+"""The update as a program over fixed tensors, on the CPU, where only its capture is missing: against the host's."""
 
 from __future__ import annotations
 
@@ -12,20 +12,24 @@ import time
 import numpy as np
 import pytest
 import torch
+<<<<<<< HEAD:tests/unit/test_resident.py
 from patience import wait_until
 from unit.tiny import IMAGES, RUNS, Looks, change
+=======
+from unit.tiny import IMAGES, RUNS, Looks, advance, change
+>>>>>>> f517b7b (Tests: runs and feeders by their new names):tests/unit/test_device_feeder.py
 
 from ipdiff.data.batches import batch_indices
 from ipdiff.data.prefetch import DEPTH, Prefetch
 from ipdiff.device.spec import Compute
 from ipdiff.device.streams import DeviceDraws
 from ipdiff.errors import Preempted, UserError
-from ipdiff.training import optimizer, resident, segment
-from ipdiff.training.device_timesteps import timesteps_on
+from ipdiff.training import device_feeder, optimizer, segment
+from ipdiff.training.device_feeder import DeviceFeeder
 from ipdiff.training.distributed import Processes
-from ipdiff.training.resident import ResidentTrainer
-from ipdiff.training.timesteps import LossSecondMoment, make_timestep_sampler
-from ipdiff.training.trainer import Diverged, Trainer
+from ipdiff.training.host_feeder import HostFeeder
+from ipdiff.training.run import Diverged, Run
+from ipdiff.training.timesteps import LossSecondMoment, make_timestep_sampler, timesteps_on
 from ipdiff.work.spec import Work
 from ipdiff.work.train_states import States, tensors_of
 
@@ -37,31 +41,34 @@ SPEC = change(WHOLE["adm"], gamma=0.1)
 @pytest.fixture(autouse=True)
 def short_pieces(monkeypatch):
     """Pieces of 4 updates, so that a few updates meet every edge of them."""
-    monkeypatch.setattr(resident, "EVERY", 4)
+    monkeypatch.setattr(device_feeder, "EVERY", 4)
     yield
     assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
 
 
 @pytest.fixture
 def made():
-    """Makes resident trainers, and ends their threads."""
-    trainers = []
+    """Makes device feeders, and ends their threads; `log2`: with float16's loss scale, which a CPU trains in float32."""
+    feeders = []
 
-    def make(spec=SPEC, steps=0, state=None):
-        trainers.append(ResidentTrainer(spec, IMAGES))
+    def make(spec=SPEC, steps=0, state=None, log2=None, draws=None):
+        run = Run(spec, IMAGES)
+        run.draws = draws or run.draws
+        run.scale = None if log2 is None else optimizer.LossScale(log2)
         if state is not None:
-            trainers[-1].load(state)
+            run.load(state)
+        feeders.append(DeviceFeeder(run))
         for _ in range(steps):
-            trainers[-1].advance()
-        return trainers[-1]
+            feeders[-1].advance()
+        return feeders[-1]
 
     yield make
-    for trainer in trainers:
-        trainer.close()
+    for feeder in feeders:
+        feeder.close()
 
 
-def frozen(trainer):
-    return {name: value.tobytes() for name, value in trainer.state().items()}
+def frozen(feeder):
+    return {name: value.tobytes() for name, value in feeder.settle().state().items()}
 
 
 def assert_near(found, expected, rtol=1e-3, atol=3e-4):
@@ -73,19 +80,14 @@ def assert_near(found, expected, rtol=1e-3, atol=3e-4):
 
 @pytest.mark.parametrize("name", WHOLE)
 @pytest.mark.parametrize("here", [True, False])
-def test_it_trains_as_the_trainer_does(name, here, made, monkeypatch):
+def test_it_trains_as_the_host_does(name, here, made, monkeypatch):
     monkeypatch.setattr("ipdiff.data.images.fits", lambda images, device: here)
-    reference = Trainer(WHOLE[name], IMAGES)
-    for _ in range(7):
-        reference.advance()
-    trainer = made(WHOLE[name])
-    trainer.draws = DeviceDraws(CPU)
-    for _ in range(7):
-        trainer.advance()
-    assert trainer.step == 7
-    assert len(trainer.losses) == 4  # the second piece is under way
-    state = trainer.state()
-    np.testing.assert_allclose(trainer.losses, reference.losses, rtol=1e-4)
+    reference = advance(Run(WHOLE[name], IMAGES), 7)
+    feeder = made(WHOLE[name], 7, draws=DeviceDraws(CPU))
+    assert feeder.step == 7
+    assert len(feeder.run.losses) == feeder.run.step == 4  # the second piece is under way
+    state = feeder.settle().state()
+    np.testing.assert_allclose(feeder.run.losses, reference.losses, rtol=1e-4)
     assert_near(state, reference.state())
     if "timesteps.counts" in state:
         assert np.array_equal(state["timesteps.counts"], reference.state()["timesteps.counts"])
@@ -96,46 +98,43 @@ def test_it_trains_as_the_trainer_does(name, here, made, monkeypatch):
 def test_a_restart_changes_no_bit(name, at, made, tmp_path):
     straight = made(WHOLE[name], 9)
     first = made(WHOLE[name], at)
-    States(tmp_path).save(at, first.state())
+    States(tmp_path).save(at, first.settle().state())
     second = made(WHOLE[name], 9 - at, tensors_of(States(tmp_path).newest(at)[1]))
-    first_on = frozen(made(WHOLE[name], 0, first.state()))
+    first_on = frozen(made(WHOLE[name], 0, first.settle().state()))
     assert first_on == frozen(first)
     for _ in range(9 - at):
         first.advance()  # taking a state disturbed nothing
     assert frozen(second) == frozen(first) == frozen(straight)
 
 
-def test_states_are_the_trainer_s(made):
-    reference = Trainer(WHOLE["importance"], IMAGES)
-    for _ in range(3):
-        reference.advance()
-    trainer = made(WHOLE["importance"], 3, reference.state())
-    back = Trainer(WHOLE["importance"], IMAGES)
-    back.load(trainer.state())
-    for _ in range(3):
-        reference.advance()
+def test_either_goes_on_from_the_other_s_states(made):
+    reference = advance(Run(WHOLE["importance"], IMAGES), 3)
+    feeder = made(WHOLE["importance"], 3, reference.state())
+    back = Run(WHOLE["importance"], IMAGES)
+    back.load(feeder.settle().state())
+    advance(reference, 3)
     assert_near(back.state(), reference.state())
-    back.advance()
+    advance(back)
 
 
 def spoil(monkeypatch, step, value, where="loss"):
     """A loss, or a number of the gradient, of update `step` becomes `value`."""
-    loss, gradients_of = ResidentTrainer.loss, ResidentTrainer.gradients_of
+    loss, gradients = Run.loss, Run.gradients
 
     def spoilt_loss(self, x0, t, places, at):
         here = (torch.arange(len(x0)) == 5) & (at == step)
         return torch.where(here, value, loss(self, x0, t, places, at))
 
-    def spoilt_gradients(self, total):
-        grads = gradients_of(self, total)
-        if int(self._rows.row(self._slot).step) == step:
+    def spoilt_gradients(self, *args):
+        losses, grads = gradients(self, *args)
+        if int(args[-2]) == step:
             grads[3].view(-1)[0] = value
-        return grads
+        return losses, grads
 
     if where == "loss":
-        monkeypatch.setattr(ResidentTrainer, "loss", spoilt_loss)
+        monkeypatch.setattr(Run, "loss", spoilt_loss)
     else:
-        monkeypatch.setattr(ResidentTrainer, "gradients_of", spoilt_gradients)
+        monkeypatch.setattr(Run, "gradients", spoilt_gradients)
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
@@ -145,91 +144,81 @@ def test_what_is_not_finite_stops_the_run_before_it(where, value, step, made, mo
     spec = change(SPEC, timesteps="loss-second-moment")
     before = frozen(made(spec, step))
     spoil(monkeypatch, step, value, where)
-    trainer = made(spec)
+    feeder = made(spec)
     with pytest.raises(Diverged) as caught:
         for _ in range(12):
-            trainer.advance()
+            feeder.advance()
     indices = batch_indices(spec.seed, len(IMAGES), 8, step)
     text = str(caught.value)
     assert f"at step {step} " in text
     assert "\n" not in text
     assert (f"data indices [{indices[5]}]" if where == "loss" else f"gradient norm is {value} (loss") in text
-    assert trainer.step == step
+    assert feeder.step == feeder.run.step == step
     monkeypatch.undo()
-    assert frozen(trainer) == before
-    monkeypatch.setattr(resident, "EVERY", 4)
+    assert frozen(feeder) == before
+    monkeypatch.setattr(device_feeder, "EVERY", 4)
     for _ in range(3):
-        trainer.advance()
-    assert frozen(trainer) == frozen(made(spec, step + 3))
+        feeder.advance()
+    assert frozen(feeder) == frozen(made(spec, step + 3))
 
 
 def test_a_state_with_such_an_update_is_not_given(made, monkeypatch):
     spoil(monkeypatch, 1, math.nan)
-    trainer = made(SPEC, 2)  # the losses are not read yet
+    feeder = made(SPEC, 2)  # the losses are not read yet
     with pytest.raises(Diverged, match="at step 1 "):
-        trainer.state()
-    assert trainer.state()["step"] == 1
-
-
-def scaled(trainer, log2=20.0):
-    """With float16's loss scale, which a CPU trains in float32."""
-    trainer.scale = optimizer.LossScale(log2)
-    if isinstance(trainer, ResidentTrainer):
-        trainer._log2.fill_(log2)
-    return trainer
+        feeder.settle()
+    assert feeder.settle().state()["step"] == 1
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_an_overflow_of_float16_skips_the_update(where, made, monkeypatch):
     spec = change(SPEC, timesteps="loss-second-moment")
-    trainer, before = scaled(made(spec)), scaled(made(spec))
+    feeder, before = made(spec, log2=20.0), made(spec, log2=20.0)
     before.advance()
     spoil(monkeypatch, 1, math.inf, where)
-    trainer.advance()
-    trainer.advance()
-    states = before.state(), trainer.state()
+    feeder.advance()
+    feeder.advance()
+    states = before.settle().state(), feeder.settle().state()
     changed = {name for name in states[0] if states[0][name].tobytes() != states[1][name].tobytes()}
     history = {"timesteps.history", "timesteps.counts"} if where == "gradient" else set()
     assert changed == {"loss", "step", "loss_scale.log2"} | history
-    assert trainer.scale.log2 == pytest.approx(20.001 - 1)
+    assert feeder.run.scale.log2 == pytest.approx(20.001 - 1)
     for _ in range(3):
-        trainer.advance()
-    trainer.settle()
-    assert trainer.scale.log2 == pytest.approx(20.001 - 1 + 0.003)
-    assert float(trainer._log2) == trainer.scale.log2
-    assert trainer.step == 5
+        feeder.advance()
+    feeder.settle()
+    assert feeder.run.scale.log2 == pytest.approx(20.001 - 1 + 0.003)
+    assert float(feeder._log2) == feeder.run.scale.log2
+    assert feeder.step == 5
 
 
 def test_a_loss_scale_changes_no_weight(made):
-    plain, trainer = made(SPEC, 3), scaled(made(SPEC), 12.0)
-    for _ in range(3):
-        trainer.advance()
-    state = trainer.state()
+    plain, feeder = made(SPEC, 3), made(SPEC, 3, log2=12.0)
+    state = feeder.settle().state()
     assert float(state.pop("loss_scale.log2")) == pytest.approx(12.003)
-    assert_near(state, plain.state())
+    assert_near(state, plain.settle().state())
 
 
 def test_a_loss_scale_below_one_is_divergence(made, monkeypatch):
-    trainer = scaled(made(SPEC), 0.5)
+    feeder = made(SPEC, log2=0.5)
     spoil(monkeypatch, 2, math.inf, "gradient")
     with pytest.raises(Diverged, match="loss scale of float16 fell below 1 at step 2"):
         for _ in range(8):
-            trainer.advance()
-    assert trainer.step == 2
-    assert float(trainer._log2) == trainer.scale.log2 >= 0
+            feeder.advance()
+    assert feeder.step == 2
+    assert float(feeder._log2) == feeder.run.scale.log2 >= 0
 
 
 def test_an_update_that_is_not_live_changes_nothing(made):
     """A capture is preceded by such updates."""
-    trainer = made(change(SPEC, timesteps="loss-second-moment", dropout=0.1), 3)
-    before = frozen(trainer)
-    trainer._live.fill_(False)
+    feeder = made(change(SPEC, timesteps="loss-second-moment", dropout=0.1), 3)
+    before = frozen(feeder)
+    feeder._live.fill_(False)
     for _ in range(2):
-        trainer._run_update()
-    trainer._live.fill_(True)
-    assert frozen(trainer) == before
-    trainer.advance()
-    assert frozen(trainer) == frozen(made(trainer.spec, 4))
+        feeder._run_update()
+    feeder._live.fill_(True)
+    assert frozen(feeder) == before
+    feeder.advance()
+    assert frozen(feeder) == frozen(made(feeder.run.spec, 4))
 
 
 @pytest.mark.parametrize("name", ["adm", "ddim-ip"])
@@ -237,14 +226,15 @@ def test_an_update_neither_looks_at_values_nor_sends_any(name, monkeypatch):
     """On the meta device, where there are none; torch has no fused optimiser there."""
     meta = torch.device("meta")
     monkeypatch.setattr("ipdiff.data.images.fits", lambda images, device: True)
-    monkeypatch.setattr("ipdiff.training.trainer.configure", lambda compute: meta)
-    monkeypatch.setattr("ipdiff.training.trainer.initialise", lambda net, uniforms: None)
-    trainer = ResidentTrainer(WHOLE[name], IMAGES)
-    trainer.draws = DeviceDraws(meta)
-    monkeypatch.setattr(trainer.optimizer, "step", lambda lr, *, skip: None)
-    trainer._run_update()  # the diffusion's tables are then where they are wanted
+    monkeypatch.setattr("ipdiff.training.run.configure", lambda compute: meta)
+    monkeypatch.setattr("ipdiff.training.run.initialise", lambda net, uniforms: None)
+    run = Run(WHOLE[name], IMAGES)
+    run.draws = DeviceDraws(meta)
+    feeder = DeviceFeeder(run)
+    monkeypatch.setattr(run.optimizer, "step", lambda lr, *, skip: None)
+    feeder._run_update()  # the diffusion's tables are then where they are wanted
     with Looks() as looks:
-        trainer._run_update()
+        feeder._run_update()
     assert looks.seen > 1000
     assert looks.found == []
 
@@ -269,8 +259,8 @@ def trained_to(spec, root, step, previous=None, **work):
 
 @pytest.fixture
 def stay(monkeypatch):
-    """The stage trains with the resident trainer."""
-    monkeypatch.setattr(segment, "trainer_for", lambda spec, images, processes=None: ResidentTrainer(spec, images))
+    """The stage trains with the device's feeder."""
+    monkeypatch.setattr(segment, "feeder_for", lambda run, processes: DeviceFeeder(run))
 
 
 def test_segments_meet(stay, tmp_path):
@@ -291,7 +281,7 @@ def test_the_stage_saves_nothing_behind_a_bad_update(stay, tmp_path, monkeypatch
 
 
 def test_a_warning_is_heeded(stay, tmp_path):
-    real = ResidentTrainer.advance
+    real = DeviceFeeder.advance
 
     def warned(self, check):
         if self.step == 2:
@@ -299,7 +289,7 @@ def test_a_warning_is_heeded(stay, tmp_path):
         return real(self, check)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ResidentTrainer, "advance", warned)
+        patch.setattr(DeviceFeeder, "advance", warned)
         with pytest.raises(Preempted, match="at step 2 of 6; saved"):
             trained_to(SPEC, tmp_path, 6)
     assert trained_to(SPEC, tmp_path, 6) == trained_to(SPEC, tmp_path / "other", 6)
@@ -307,13 +297,13 @@ def test_a_warning_is_heeded(stay, tmp_path):
 
 def test_which_runs_stay_on_the_device():
     gpu = dataclasses.replace(SPEC, compute=Compute("cuda"))
-    assert resident.stays(gpu)
-    assert resident.stays(change(gpu, micro_batch=8), Processes())
-    assert not resident.stays(change(gpu, micro_batch=4))
-    assert not resident.stays(change(gpu, gamma=0.0, gp_weight=0.1))
-    assert not resident.stays(gpu, Processes(0, 2))
-    assert not resident.stays(SPEC)
-    assert type(resident.trainer_for(SPEC, IMAGES)) is Trainer
+    assert device_feeder.feeds(gpu)
+    assert device_feeder.feeds(change(gpu, micro_batch=8), Processes())
+    assert not device_feeder.feeds(change(gpu, micro_batch=4))
+    assert not device_feeder.feeds(change(gpu, gamma=0.0, gp_weight=0.1))
+    assert not device_feeder.feeds(gpu, Processes(0, 2))
+    assert not device_feeder.feeds(SPEC)
+    assert type(segment.feeder_for(Run(SPEC, IMAGES))) is HostFeeder
 
 
 # Timesteps
@@ -375,7 +365,7 @@ def test_no_more_batches_are_gathered_than_may_be_under_way():
     batches.close()
 
 
-def test_the_thread_s_error_reaches_the_trainer():
+def test_the_thread_s_error_reaches_the_feeder():
     def broken(step):
         if step == 2:
             raise OSError("disk gone")
