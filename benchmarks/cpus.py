@@ -50,11 +50,12 @@ def compute(updates: int) -> None:
     values, vectors = np.linalg.eigh(covariance)
     told("its root", [values, vectors, np.asarray(linalg.svdvals(covariance))])
     spec = config.load(ROOT / "params.yaml").run_spec("digits", "adm-ip", 0)
-    trainer = Trainer(spec, rng.integers(0, 256, (64, 8, 8, 1), dtype=np.uint8))
+    run = Run(spec, rng.integers(0, 256, (64, 8, 8, 1), dtype=np.uint8))
+    feeder = HostFeeder(run)
     for _ in range(updates):
-        trainer.advance()
-    told(f"{updates} updates", [value for _, value in sorted(trainer.state().items())])
-    net = prepare_for_sampling(trainer.net.eval(), memory_format=trainer.format)
+        feeder.advance()
+    told(f"{updates} updates", [value for _, value in sorted(run.state().items())])
+    net = prepare_for_sampling(run.net.eval(), memory_format=run.format)
     x = torch.from_numpy(rng.standard_normal((25, 1, 8, 8)).astype(np.float32))
     with torch.inference_mode():
         told("network call", [net(x, torch.full((25,), 7)).numpy()])

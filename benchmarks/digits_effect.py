@@ -106,20 +106,21 @@ def measure(job: tuple[str, dict[str, Any], float, int, str]) -> dict[str, Any]:
 
     from ipdiff.data.images import load_images
     from ipdiff.sample_sets.sample import ImageSampler
-    from ipdiff.training.segment import Trainer
+    from ipdiff.training.host_feeder import HostFeeder
+    from ipdiff.training.run import Run
     from ipdiff.work.shards import cut
 
     name, options, gamma, seed, folder = job
     spec = spec_of(options, gamma, seed)
     images = load_images(Path(folder) / "images.npy")
-    trainer, started = Trainer(spec, images), time.time()
+    feeder, started = HostFeeder(Run(spec, images)), time.time()
     for _ in range(options["steps"]):
-        trainer.advance()
+        feeder.advance()
     trained = time.time()
     found = {}
     with tempfile.TemporaryDirectory() as scratch:
         weights = Path(scratch) / "ema.safetensors"
-        save_file(trainer.ema_weights(), weights)
+        save_file(feeder.run.ema_weights(), weights)
         for text in options["samplers"]:
             draw = ImageSampler(
                 spec,
@@ -134,7 +135,7 @@ def measure(job: tuple[str, dict[str, Any], float, int, str]) -> dict[str, Any]:
         "config": name,
         "gamma": gamma,
         "seed": seed,
-        "loss": float(trainer.losses[-500:].mean()),
+        "loss": float(feeder.run.losses[-500:].mean()),
         "train_s": round(trained - started, 1),
         "sample_s": round(time.time() - trained, 1),
         "metrics": found,

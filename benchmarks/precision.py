@@ -29,33 +29,34 @@ from ipdiff.nets.execution import low_precision
 from ipdiff.sample_sets.sample import ImageSampler
 from ipdiff.sample_sets.spec import Sampler
 from ipdiff.spec import RunSpec
-from ipdiff.training.segment import Trainer
+from ipdiff.training.host_feeder import HostFeeder
+from ipdiff.training.run import Run
 from ipdiff.work.shards import cut
 
 PRECISIONS = {"float32": Compute(), "bfloat16": Compute(precision="bfloat16")}
 
 
-def trained(spec: RunSpec, images: np.ndarray, updates: int) -> Trainer:
+def trained(spec: RunSpec, images: np.ndarray, updates: int) -> Run:
     """A run after so many updates."""
-    trainer = Trainer(spec, images)
+    feeder = HostFeeder(Run(spec, images))
     for _ in range(updates):
-        trainer.advance()
-    return trainer
+        feeder.advance()
+    return feeder.settle()
 
 
-def eps_difference(trainer: Trainer, images: np.ndarray, count: int = 512) -> float:
+def eps_difference(run: Run, images: np.ndarray, count: int = 512) -> float:
     """Mean squared difference of eps between the precisions, over eps' mean square; same weights and inputs."""
-    T = trainer.spec.diffusion.T
+    T = run.spec.diffusion.T
     x0 = to_network(images[:count])
-    noise = torch.from_numpy(rng.normals(0, rng.Purpose.EPS, range(len(x0)), trainer.shape))
+    noise = torch.from_numpy(rng.normals(0, rng.Purpose.EPS, range(len(x0)), run.shape))
     t = torch.arange(len(x0)) * 7 % T
-    x_t = trainer.diffusion.q_sample(x0, t, noise)
+    x_t = run.diffusion.q_sample(x0, t, noise)
 
     @torch.no_grad()
     def predict(model: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         return model(x_t, t)[:, : x_t.shape[1]]
 
-    net = trainer.net.eval()
+    net = run.net.eval()
     exact, low = (predict(low_precision(net, compute)) for compute in PRECISIONS.values())
     return float((low - exact).square().mean() / exact.square().mean())
 
@@ -66,15 +67,15 @@ def measure(seed: int, updates: int, folder: Path, count: int) -> dict[str, obje
     found: dict[str, object] = {"seed": seed, "updates": updates, "n": count}
     for name, compute in PRECISIONS.items():
         spec = dataclasses.replace(digits(), seed=seed, compute=compute)
-        trainer = trained(spec, images, updates)
+        run = trained(spec, images, updates)
         if name == "float32":
-            found["eps_difference"] = eps_difference(trainer, images)
+            found["eps_difference"] = eps_difference(run, images)
         with tempfile.TemporaryDirectory() as scratch:
             weights = Path(scratch) / "ema.safetensors"
-            save_file(trainer.ema_weights(), weights)
+            save_file(run.ema_weights(), weights)
             draw = ImageSampler(spec, weights, Sampler.parse("ancestral-20"), clip_denoised=True, compute=compute)
             samples = np.concatenate([draw.draw(part) for part in cut(count, 500)])
-        found[name] = {"loss": float(trainer.losses[-200:].mean()), **metrics(samples, str(folder))}
+        found[name] = {"loss": float(run.losses[-200:].mean()), **metrics(samples, str(folder))}
     return found
 
 

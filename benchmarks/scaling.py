@@ -21,7 +21,8 @@ from ipdiff.pipeline.config import PARAMS
 from ipdiff.sample_sets.sample import ImageSampler
 from ipdiff.sample_sets.spec import Sampler
 from ipdiff.spec import RunSpec
-from ipdiff.training.segment import Trainer
+from ipdiff.training.host_feeder import HostFeeder
+from ipdiff.training.run import Run
 
 Row = dict[str, str | float]
 
@@ -56,19 +57,19 @@ def _quickest(call: Callable[[], object], budget: float) -> float:
     return quickest({"call": call}, budget, rounds=1)["call"]
 
 
-def _trainer(spec: RunSpec) -> Trainer:
+def _run(spec: RunSpec) -> Run:
     shape = (64, spec.image_size, spec.image_size, spec.channels)
-    return Trainer(spec, np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+    return Run(spec, np.random.default_rng(0).integers(0, 256, shape, np.uint8))
 
 
 def _update(spec: RunSpec, seconds: float) -> float:
-    return _quickest(_trainer(spec).advance, seconds)
+    return _quickest(HostFeeder(_run(spec)).advance, seconds)
 
 
 def _draw(steps: int, seconds: float) -> float:
     spec = change(TINY, 4)
     with tempfile.TemporaryDirectory() as folder:
-        save_file(_trainer(spec).ema_weights(), Path(folder) / "ema.safetensors")
+        save_file(_run(spec).ema_weights(), Path(folder) / "ema.safetensors")
         sampler = ImageSampler(
             spec,
             Path(folder) / "ema.safetensors",
@@ -94,8 +95,8 @@ def _cells(seeds: int) -> Row:
 def _processes(count: int, updates: int) -> Row:
     """Time for an update in each of so many processes side by side: what a second job costs the first."""
     code = (
-        "import time; from benchmarks.scaling import _trainer, TINY, change\n"
-        f"t = _trainer(change(TINY, 4)); t.advance(); s = time.perf_counter()\n"
+        "import time; from benchmarks.scaling import HostFeeder, _run, TINY, change\n"
+        "t = HostFeeder(_run(change(TINY, 4))); t.advance(); s = time.perf_counter()\n"
         f"for _ in range({updates}): t.advance()\n"
         f"print((time.perf_counter() - s) / {updates} / 4)"
     )

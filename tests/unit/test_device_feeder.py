@@ -48,7 +48,7 @@ def short_pieces(monkeypatch):
 
 @pytest.fixture
 def made():
-    """Makes device feeders, and ends their threads; `log2`: with float16's loss scale, which a CPU trains in float32."""
+    """Makes feeders, and ends their threads; `log2`: with float16's loss scale, which a CPU trains in float32."""
     feeders = []
 
     def make(spec=SPEC, steps=0, state=None, log2=None, draws=None):
