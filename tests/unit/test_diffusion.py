@@ -316,6 +316,26 @@ def test_a_probe_without_weight_only_reports():
     assert torch.equal(terms["loss"], terms["mse"])
 
 
+@pytest.mark.parametrize(
+    ("strengths", "needs"),
+    [
+        ({}, (False, False)),
+        ({"gamma": 0.1}, (True, False)),
+        ({"gamma": np.linspace(0.1, 0, T)}, (True, False)),
+        ({"gamma": np.zeros(T)}, (False, False)),
+        ({"gp_weight": 1e-4}, (False, True)),
+    ],
+)
+def test_a_process_says_what_noise_its_loss_needs(strengths, needs):
+    diffusion = GaussianDiffusion(BETAS, learn_sigma=False, **strengths)
+    assert (diffusion.needs_xi, diffusion.needs_probe) == needs
+    given = {"xi": XI if needs[0] else None, "probe": XI if needs[1] else None}
+    diffusion.training_losses(TinyNet(), X0, STEPS, EPS, **given)
+    for name in [name for name, noise in given.items() if noise is not None]:
+        with pytest.raises(ValueError, match=name):
+            diffusion.training_losses(TinyNet(), X0, STEPS, EPS, **{**given, name: None})
+
+
 # Reverse steps
 
 
