@@ -1,6 +1,6 @@
 """What several training processes tell each other: nothing (one process), or over gloo and NCCL.
 
-In the exact mode partial sums travel by all_gather and are added here, in the order of `optim.tree_sum`:
+In the exact mode partial sums travel by all_gather and are added here, in the order of `optimizer.tree_sum`:
 all_reduce chooses its own order. Every process arrives at the same numbers, so none has to be told the result.
 """
 
@@ -59,7 +59,7 @@ class Processes:
 
         Args:
             tensors: any shapes, of one dtype and device; the same shapes in every process.
-            exact: add in the order of `optim.tree_sum`, else leave the order to all_reduce.
+            exact: add in the order of `optimizer.tree_sum`, else leave the order to all_reduce.
         """
         if self.count == 1:
             return

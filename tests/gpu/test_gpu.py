@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.numpy import save_file
 from torch import Tensor
+from unit.tiny import advance
 
 from ipdiff import rng
 from ipdiff.data.images import to_uint8
@@ -212,13 +213,6 @@ def trained(spec: RunSpec, updates: int, state: dict[str, np.ndarray] | None = N
     return feeder
 
 
-def by_the_host(spec: RunSpec, updates: int) -> Run:
-    feeder = HostFeeder(Run(spec, IMAGES))
-    for _ in range(updates):
-        feeder.advance()
-    return feeder.settle()
-
-
 def frozen(feeder: DeviceFeeder) -> dict[str, bytes]:
     return {name: value.tobytes() for name, value in feeder.settle().state().items()}
 
@@ -235,13 +229,13 @@ def nothing_waits() -> Iterator[None]:
 
 @pytest.mark.parametrize("spec", PRECISIONS)
 def test_a_run_trains_near_the_cpu_s_losses(spec: RunSpec) -> None:
-    expected = by_the_host(dataclasses.replace(SPEC, compute=Compute()), 2).losses
+    expected = advance(Run(dataclasses.replace(SPEC, compute=Compute()), IMAGES), 2).losses
     np.testing.assert_allclose(trained(spec, 2).settle().losses, expected, rtol=0.05)
 
 
 @pytest.mark.parametrize("spec", PRECISIONS)
 def test_a_captured_update_is_that_of_the_host(spec: RunSpec) -> None:
-    expected = by_the_host(spec, 4).state()
+    expected = advance(Run(spec, IMAGES), 4).state()
     feeder = trained(spec, 4)
     state = feeder.settle().state()
     assert feeder._program._graph is not None
@@ -319,7 +313,7 @@ def test_what_is_not_finite_stops_the_run_before_it() -> None:
 def test_a_gradient_penalty_trains() -> None:
     spec = dataclasses.replace(on(precision="bfloat16"), objective=Objective(0.0, "eps", 0.01, 0.0))
     assert type(feeder_for(Run(spec, IMAGES))) is HostFeeder
-    assert np.isfinite(by_the_host(spec, 2).losses).all()
+    assert np.isfinite(advance(Run(spec, IMAGES), 2).losses).all()
 
 
 @pytest.fixture(scope="module")
