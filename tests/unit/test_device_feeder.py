@@ -12,12 +12,8 @@ import time
 import numpy as np
 import pytest
 import torch
-<<<<<<< HEAD:tests/unit/test_resident.py
 from patience import wait_until
-from unit.tiny import IMAGES, RUNS, Looks, change
-=======
 from unit.tiny import IMAGES, RUNS, Looks, advance, change
->>>>>>> f517b7b (Tests: runs and feeders by their new names):tests/unit/test_device_feeder.py
 
 from ipdiff.data.batches import batch_indices
 from ipdiff.data.prefetch import DEPTH, Prefetch

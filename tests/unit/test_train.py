@@ -497,9 +497,9 @@ def test_coupled_weight_decay_is_part_of_the_gradient():
 @pytest.mark.parametrize(("decay", "kind"), [("decoupled", torch.optim.AdamW), ("coupled", torch.optim.Adam)])
 def test_a_run_with_weight_decay_is_updated_by_torchs_optimiser(decay, kind, monkeypatch):
     """The weights of a training run beside those of torch's class, fed with the same gradients."""
-    trainer = Trainer(change(ADM, lr=0.01, weight_decay=0.3, decay=decay), IMAGES)
-    theirs = [p.detach().clone().requires_grad_() for p in trainer.params]
-    other, step = kind(theirs, lr=0.01, weight_decay=0.3, fused=True), trainer.optimizer.step
+    run = Run(change(ADM, lr=0.01, weight_decay=0.3, decay=decay), IMAGES)
+    theirs = [p.detach().clone().requires_grad_() for p in run.params]
+    other, step = kind(theirs, lr=0.01, weight_decay=0.3, fused=True), run.optimizer.step
 
     def both(rate):
         for p, copy in zip(trainer.params, theirs, strict=True):
@@ -551,14 +551,12 @@ def test_the_penalised_digits_network_keeps_the_norm_of_its_prediction():
     norms = {}
     for model in ("adm", "adm-gp"):
         spec = change(params.run_spec("digits", model, 0), batch_size=32, lr_warmup=50)
-        trainer = Trainer(spec, images)
-        for _ in range(200):
-            trainer.advance()
+        run = advance(Run(spec, images), 200)
         for t in (10, 30, 50):
             with torch.no_grad():
-                predicted = trainer.net.eval()(trainer.diffusion.q_sample(x0, t, eps), torch.full((128,), t))
+                predicted = run.net.eval()(run.diffusion.q_sample(x0, t, eps), torch.full((128,), t))
             norms[model, t] = float(predicted.square().mean().sqrt())
-            trainer.net.train()
+            run.net.train()
     for t in (10, 30, 50):
         assert norms["adm", t] > 0.6
         assert 0.85 < norms["adm-gp", t] / norms["adm", t] < 1.1
