@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -20,70 +18,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
-Index = int | Tensor
-"""One step for the whole batch (int, the fast path) or one for each image ([N] int64)."""
+from ipdiff.coefficients import (
+    Coefficients,
+    Index,
+    at,
+    check_index,
+    checked_betas,
+    checked_timesteps,
+    on_device,
+    per_image,
+)
+from ipdiff.schedule import FloatArray, IntArray
+
 Model = Callable[[Tensor, Tensor], Tensor]
 """model(x [N,C,H,W], t [N] int64) -> [N,C,H,W], or [N,2C,H,W] with learned sigma."""
-
-
-@dataclass(frozen=True)
-class _Chain:
-    """Coefficients of one Markov chain, each [K] float64.
-
-    Source: arXiv:2006.11239 Eq. 4, 7 and 15; guided-diffusion guided_diffusion/gaussian_diffusion.py@22e0df8.
-    """
-
-    betas: FloatArray
-    alphas_cumprod: FloatArray
-    alphas_cumprod_prev: FloatArray
-    posterior_variance: FloatArray
-    posterior_log_variance: FloatArray
-    fixed_large_log_variance: FloatArray
-
-    @classmethod
-    def build(cls, betas: FloatArray, alphas_cumprod: FloatArray) -> _Chain:
-        previous = np.append(1.0, alphas_cumprod[:-1])
-        # DDPM Eq. 7: beta tilde
-        variance = betas * (1 - previous) / (1 - alphas_cumprod)
-        # beta tilde_0 = 0 has no logarithm: its neighbour stands in (beta_0 itself in a chain of one step).
-        first = variance[1:2] if len(betas) > 1 else betas
-        return cls(
-            betas=betas,
-            alphas_cumprod=alphas_cumprod,
-            alphas_cumprod_prev=previous,
-            posterior_variance=variance,
-            posterior_log_variance=np.log(np.append(first, variance[1:])),
-            fixed_large_log_variance=np.log(np.append(first, betas[1:])),
-        )
-
-    def respaced(self, timesteps: IntArray) -> _Chain:
-        if len(timesteps) == len(self.betas):
-            return self
-        kept = self.alphas_cumprod[timesteps]
-        return _Chain.build(1 - kept / np.append(1.0, kept[:-1]), kept)
-
-    def diffuse(self, x0: Tensor, t: Index, eps: Tensor) -> Tensor:
-        # Eq. 4: x_t = sqrt(alpha-bar) x0 + sqrt(1 - alpha-bar) eps
-        return _at(np.sqrt(self.alphas_cumprod), t, x0) * x0 + _at(np.sqrt(1 - self.alphas_cumprod), t, x0) * eps
-
-    def x0_from_eps(self, x_t: Tensor, i: Index, eps: Tensor) -> Tensor:
-        # Eq. 4 solved for x0
-        return _at(np.sqrt(1 / self.alphas_cumprod), i, x_t) * x_t - self._eps_coef(i, x_t) * eps
-
-    def eps_from_x0(self, x_t: Tensor, i: Index, x0: Tensor) -> Tensor:
-        # Eq. 4 solved for eps
-        return (_at(np.sqrt(1 / self.alphas_cumprod), i, x_t) * x_t - x0) / self._eps_coef(i, x_t)
-
-    def _eps_coef(self, i: Index, x_t: Tensor) -> float | Tensor:
-        return _at(np.sqrt(1 / self.alphas_cumprod - 1), i, x_t)
-
-    def posterior_mean(self, x0: Tensor, x_t: Tensor, i: Index) -> Tensor:
-        # DDPM Eq. 7: mean of q(x_{i-1} | x_i, x0)
-        of_x0 = self.betas * np.sqrt(self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
-        of_xt = (1 - self.alphas_cumprod_prev) * np.sqrt(1 - self.betas) / (1 - self.alphas_cumprod)
-        return _at(of_x0, i, x_t) * x0 + _at(of_xt, i, x_t) * x_t
 
 
 class _Output(NamedTuple):
@@ -135,9 +83,9 @@ class GaussianDiffusion:
         loss_reduction: Literal["mean", "sum"] = "mean",
         gp_weight: float = 0.0,
     ) -> None:
-        betas = _checked_betas(betas)
+        betas = checked_betas(betas)
         self.T = len(betas)
-        self.timesteps = _checked_timesteps(timesteps, self.T)
+        self.timesteps = checked_timesteps(timesteps, self.T)
         self.num_steps = len(self.timesteps)
         self.learn_sigma = learn_sigma
         self.gamma = _checked_gamma(gamma, self.T)
@@ -145,7 +93,7 @@ class GaussianDiffusion:
         self.fixed_variance = _checked_choice("fixed_variance", fixed_variance, ("small", "large"))
         self.loss_reduction = _checked_choice("loss_reduction", loss_reduction, ("mean", "sum"))
         self.gp_weight = self._checked_gp_weight(gp_weight)
-        self._full = _Chain.build(betas, np.cumprod(1 - betas, dtype=np.float64))
+        self._full = Coefficients.build(betas, np.cumprod(1 - betas, dtype=np.float64))
         self._chain = self._full.respaced(self.timesteps)
 
     @property
@@ -174,7 +122,7 @@ class GaussianDiffusion:
 
         Source: arXiv:2301.11706 Eq. 4.
         """
-        _check_index(t, self.T, x0)
+        check_index(t, self.T, x0)
         return self._full.diffuse(x0, t, eps)
 
     def perturbed(self, x0: Tensor, t: Index, eps: Tensor, xi: Tensor | None = None) -> Tensor:
@@ -194,7 +142,7 @@ class GaussianDiffusion:
 
         Source: arXiv:2301.11706 Eq. 6.
         """
-        _check_index(t, self.T, x0)
+        check_index(t, self.T, x0)
         return self._full.diffuse(x0, t, self._perturbed_noise(t, eps, xi))
 
     def training_losses(
@@ -235,7 +183,7 @@ class GaussianDiffusion:
         """
         if self.needs_probe and probe is None:
             raise ValueError(f"gp_weight={self.gp_weight} needs probe: give standard normal noise of x0's shape")
-        _check_index(t, self.T, x0)
+        check_index(t, self.T, x0)
         noise = self._perturbed_noise(t, eps, xi)
         y_t = self._full.diffuse(x0, t, noise)
         if probe is not None:
@@ -299,7 +247,7 @@ class GaussianDiffusion:
             return p["mean"]
         # Alg. 2: x_{t-1} = mean + sigma_t z, with z = 0 in the last step
         scaled = torch.exp(0.5 * p["log_variance"]) * _given("noise", noise)
-        return p["mean"] + (torch.where(_per_image(i > 0, x_t), scaled, 0.0) if isinstance(i, Tensor) else scaled)
+        return p["mean"] + (torch.where(per_image(i > 0, x_t), scaled, 0.0) if isinstance(i, Tensor) else scaled)
 
     def ddim_step(
         self,
@@ -342,10 +290,10 @@ class GaussianDiffusion:
         previous = self._chain.alphas_cumprod_prev
         # DDIM Eq. 12; max() takes away a rounding error below zero
         towards_x_t = np.sqrt(np.maximum(1 - previous - variance, 0))
-        mean = _at(np.sqrt(previous), i, x_t) * x0 + _at(towards_x_t, i, x_t) * eps
+        mean = at(np.sqrt(previous), i, x_t) * x0 + at(towards_x_t, i, x_t) * eps
         if eta == 0 or (not isinstance(i, Tensor) and i == 0):
             return mean
-        return mean + _at(np.sqrt(variance), i, x_t) * _given("noise", noise)
+        return mean + at(np.sqrt(variance), i, x_t) * _given("noise", noise)
 
     def _checked_gp_weight(self, gp_weight: float) -> float:
         if not 0 <= gp_weight < math.inf:
@@ -361,13 +309,13 @@ class GaussianDiffusion:
         if not self.needs_xi:
             return eps
         # Eq. 6: eps + gamma_t xi
-        return eps + _at(self.gamma, t, eps) * _given("xi", xi)
+        return eps + at(self.gamma, t, eps) * _given("xi", xi)
 
     def _target(self, t: Tensor, eps: Tensor, noise: Tensor) -> Tensor:
         if self.target == "eps":
             return eps
         # DDPM-y: eps' = (eps + gamma_t xi) / sqrt(1 + gamma_t^2)
-        return noise / _at(np.sqrt(1 + self.gamma**2), t, eps)
+        return noise / at(np.sqrt(1 + self.gamma**2), t, eps)
 
     def _reduce(self, squared: Tensor) -> Tensor:
         return squared.flatten(1).sum(1) if self.loss_reduction == "sum" else _image_mean(squared)
@@ -384,35 +332,37 @@ class GaussianDiffusion:
         return _Output(output[:, :channels], output[:, channels:] if self.learn_sigma else None)
 
     def _predict(self, model: Model, x_t: Tensor, i: Index) -> _Output:
-        _check_index(i, self.num_steps, x_t)
+        check_index(i, self.num_steps, x_t)
         if isinstance(i, Tensor):
-            table = _on_device(self.timesteps.tobytes(), np.int64, torch.int64, x_t.device)
+            table = on_device(self.timesteps.tobytes(), np.int64, torch.int64, x_t.device)
             t = table[i[:1]].expand_as(i) if i.stride(0) == 0 else table[i]  # one step for all: as below
         else:
             one = torch.full((1,), int(self.timesteps[i]), dtype=torch.int64, device=x_t.device)
             t = one.expand(x_t.shape[0])  # a network that sees this computes what depends on t once
         return self._split(model(x_t, t), x_t)
 
-    def _reverse(self, chain: _Chain, output: _Output, x_t: Tensor, i: Index, clip_denoised: bool) -> dict[str, Tensor]:
+    def _reverse(
+        self, chain: Coefficients, output: _Output, x_t: Tensor, i: Index, clip_denoised: bool
+    ) -> dict[str, Tensor]:
         x0 = chain.x0_from_eps(x_t, i, output.eps)
         x0 = x0.clamp(-1, 1) if clip_denoised else x0
         mean = chain.posterior_mean(x0, x_t, i)
         return {"mean": mean, "log_variance": self._log_variance(chain, output.v, x_t, i), "pred_x0": x0}
 
-    def _log_variance(self, chain: _Chain, v: Tensor | None, x_t: Tensor, i: Index) -> Tensor:
+    def _log_variance(self, chain: Coefficients, v: Tensor | None, x_t: Tensor, i: Index) -> Tensor:
         small, large = chain.posterior_log_variance, chain.fixed_large_log_variance
         if v is None:
-            return _at(small if self.fixed_variance == "small" else large, i, x_t) * torch.ones_like(x_t)
+            return at(small if self.fixed_variance == "small" else large, i, x_t) * torch.ones_like(x_t)
         # arXiv:2102.09672 Eq. 15: v = 1 is beta, v = -1 is beta tilde; v is not bounded
         share = (v + 1) / 2
-        return share * _at(np.log(chain.betas), i, x_t) + (1 - share) * _at(small, i, x_t)
+        return share * at(np.log(chain.betas), i, x_t) + (1 - share) * at(small, i, x_t)
 
     def _vb(self, output: _Output, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Variational bound in bits per dimension, [N]: KL(q || p), at t = 0 the decoder's likelihood."""
         chain = self._full
         p = self._reverse(chain, output, x_t, t, clip_denoised=False)
         q_mean = chain.posterior_mean(x0, x_t, t)
-        q_log_variance = _at(chain.posterior_log_variance, t, x_t)
+        q_log_variance = at(chain.posterior_log_variance, t, x_t)
         kl = _image_mean(_normal_kl(q_mean, q_log_variance, p["mean"], p["log_variance"]))
         nll = -_image_mean(_decoder_log_likelihood(x0, p["mean"], 0.5 * p["log_variance"]))
         return torch.where(t == 0, nll, kl) / math.log(2)
@@ -427,24 +377,6 @@ def _vjp(eps: Tensor, x_t: Tensor, probe: Tensor) -> Tensor:
     if probe.shape != x_t.shape:
         raise ValueError(f"probe has shape {tuple(probe.shape)}, expected that of x_t, {tuple(x_t.shape)}")
     return torch.autograd.grad(eps, x_t, grad_outputs=probe, create_graph=True)[0]
-
-
-def _at(table: FloatArray, i: Index, like: Tensor) -> float | Tensor:
-    """Look up coefficients: a float for one step, [N,1,1,1] of like's dtype for one step an image."""
-    if not isinstance(i, Tensor):
-        return float(table[i])
-    return _per_image(_on_device(table.tobytes(), np.float64, like.dtype, like.device)[i], like)
-
-
-@cache  # what was captured on a GPU reads a table where it lies: none may go
-def _on_device(table: bytes, kind: type[np.generic], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A table as a tensor, made once: a GPU is then not sent the same numbers in every step."""
-    with torch.inference_mode(False):  # autograd refuses what is made in that mode
-        return torch.tensor(np.frombuffer(table, dtype=kind), dtype=dtype, device=device)
-
-
-def _per_image(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def _image_mean(values: Tensor) -> Tensor:
@@ -481,43 +413,10 @@ def _given(name: str, noise: Tensor | None) -> Tensor:
     return noise
 
 
-def _check_index(i: Index, steps: int, x: Tensor) -> None:
-    if not isinstance(i, Tensor):
-        if not 0 <= i < steps:
-            raise ValueError(f"step {i} is outside the chain, expected 0..{steps - 1}")
-        return
-    if i.dtype != torch.int64 or i.shape != x.shape[:1]:
-        raise ValueError(f"steps are {i.dtype} of shape {tuple(i.shape)}, expected int64 of shape {(x.shape[0],)}")
-    # On a GPU this look would stop the queue, and the lookup itself fails there.
-    if i.device.type == "cpu" and i.numel() and not (0 <= int(i.min()) and int(i.max()) < steps):
-        raise ValueError(f"steps span {int(i.min())}..{int(i.max())}, expected 0..{steps - 1}")
-
-
 def _checked_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise ValueError(f"unknown {name} {value!r}; use {' or '.join(map(repr, choices))}")
     return value
-
-
-def _checked_betas(betas: npt.ArrayLike) -> FloatArray:
-    array = np.array(betas, dtype=np.float64)
-    if array.ndim != 1 or array.size == 0:
-        raise ValueError(f"betas have shape {array.shape}, expected [T] with T >= 1; use make_betas")
-    bad = np.flatnonzero(~((array > 0) & (array < 1)))
-    if bad.size:
-        raise ValueError(f"betas[{bad[0]}]={array[bad[0]]:g}: expected a value between 0 and 1; use make_betas")
-    return array
-
-
-def _checked_timesteps(timesteps: Sequence[int] | IntArray | None, T: int) -> IntArray:
-    if timesteps is None:
-        return np.arange(T, dtype=np.int64)
-    array = np.array(timesteps)
-    if array.ndim != 1 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"timesteps are {array.dtype} of shape {array.shape}, expected integers, one or more")
-    if array[0] < 0 or array[-1] >= T or (np.diff(array) <= 0).any():
-        raise ValueError(f"timesteps run from {array[0]} to {array[-1]}, expected increasing within 0..{T - 1}")
-    return array.astype(np.int64)
 
 
 def _checked_gamma(gamma: npt.ArrayLike, T: int) -> FloatArray:

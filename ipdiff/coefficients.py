@@ -1,0 +1,135 @@
+"""The coefficients of a Markov chain, and how they meet a batch of images.
+
+Coefficients are float64 numpy tables, converted to the images' dtype where they meet them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ipdiff.schedule import FloatArray, IntArray
+
+Index = int | Tensor
+"""One step for the whole batch (int, the fast path) or one for each image ([N] int64)."""
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Coefficients of one Markov chain, each [K] float64.
+
+    Source: arXiv:2006.11239 Eq. 4, 7 and 15; guided-diffusion guided_diffusion/gaussian_diffusion.py@22e0df8.
+    """
+
+    betas: FloatArray
+    alphas_cumprod: FloatArray
+    alphas_cumprod_prev: FloatArray
+    posterior_variance: FloatArray
+    posterior_log_variance: FloatArray
+    fixed_large_log_variance: FloatArray
+
+    @classmethod
+    def build(cls, betas: FloatArray, alphas_cumprod: FloatArray) -> Coefficients:
+        """From beta and alpha-bar of each step, [K] float64 in (0, 1)."""
+        previous = np.append(1.0, alphas_cumprod[:-1])
+        # DDPM Eq. 7: beta tilde
+        variance = betas * (1 - previous) / (1 - alphas_cumprod)
+        # beta tilde_0 = 0 has no logarithm: its neighbour stands in (beta_0 itself in a chain of one step).
+        first = variance[1:2] if len(betas) > 1 else betas
+        return cls(
+            betas=betas,
+            alphas_cumprod=alphas_cumprod,
+            alphas_cumprod_prev=previous,
+            posterior_variance=variance,
+            posterior_log_variance=np.log(np.append(first, variance[1:])),
+            fixed_large_log_variance=np.log(np.append(first, betas[1:])),
+        )
+
+    def respaced(self, timesteps: IntArray) -> Coefficients:
+        """The chain that keeps only these steps ([K'] int64, increasing), with the same alpha-bar at each."""
+        if len(timesteps) == len(self.betas):
+            return self
+        kept = self.alphas_cumprod[timesteps]
+        return Coefficients.build(1 - kept / np.append(1.0, kept[:-1]), kept)
+
+    def diffuse(self, x0: Tensor, t: Index, eps: Tensor) -> Tensor:
+        """x_t = sqrt(alpha-bar) x0 + sqrt(1 - alpha-bar) eps, [N,C,H,W] of x0's dtype (Eq. 4)."""
+        return at(np.sqrt(self.alphas_cumprod), t, x0) * x0 + at(np.sqrt(1 - self.alphas_cumprod), t, x0) * eps
+
+    def x0_from_eps(self, x_t: Tensor, i: Index, eps: Tensor) -> Tensor:
+        """Eq. 4 solved for x0."""
+        return at(np.sqrt(1 / self.alphas_cumprod), i, x_t) * x_t - self._eps_coef(i, x_t) * eps
+
+    def eps_from_x0(self, x_t: Tensor, i: Index, x0: Tensor) -> Tensor:
+        """Eq. 4 solved for eps."""
+        return (at(np.sqrt(1 / self.alphas_cumprod), i, x_t) * x_t - x0) / self._eps_coef(i, x_t)
+
+    def _eps_coef(self, i: Index, x_t: Tensor) -> float | Tensor:
+        return at(np.sqrt(1 / self.alphas_cumprod - 1), i, x_t)
+
+    def posterior_mean(self, x0: Tensor, x_t: Tensor, i: Index) -> Tensor:
+        """Mean of q(x_{i-1} | x_i, x0) (DDPM Eq. 7)."""
+        of_x0 = self.betas * np.sqrt(self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
+        of_xt = (1 - self.alphas_cumprod_prev) * np.sqrt(1 - self.betas) / (1 - self.alphas_cumprod)
+        return at(of_x0, i, x_t) * x0 + at(of_xt, i, x_t) * x_t
+
+
+def at(table: FloatArray, i: Index, like: Tensor) -> float | Tensor:
+    """Look up coefficients: a float for one step, [N,1,1,1] of like's dtype for one step an image."""
+    if not isinstance(i, Tensor):
+        return float(table[i])
+    return per_image(on_device(table.tobytes(), np.float64, like.dtype, like.device)[i], like)
+
+
+@cache  # what was captured on a GPU reads a table where it lies: none may go
+def on_device(table: bytes, kind: type[np.generic], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A table as a tensor, made once: a GPU is then not sent the same numbers in every step."""
+    with torch.inference_mode(False):  # autograd refuses what is made in that mode
+        return torch.tensor(np.frombuffer(table, dtype=kind), dtype=dtype, device=device)
+
+
+def per_image(values: Tensor, like: Tensor) -> Tensor:
+    """[N] as [N,1,1,1]: so many axes as `like` has."""
+    return values.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def check_index(i: Index, steps: int, x: Tensor) -> None:
+    """Raise ValueError where `i` is no step of 0..steps-1, or not one for each image of x [N,C,H,W]."""
+    if not isinstance(i, Tensor):
+        if not 0 <= i < steps:
+            raise ValueError(f"step {i} is outside the chain, expected 0..{steps - 1}")
+        return
+    if i.dtype != torch.int64 or i.shape != x.shape[:1]:
+        raise ValueError(f"steps are {i.dtype} of shape {tuple(i.shape)}, expected int64 of shape {(x.shape[0],)}")
+    # On a GPU this look would stop the queue, and the lookup itself fails there.
+    if i.device.type == "cpu" and i.numel() and not (0 <= int(i.min()) and int(i.max()) < steps):
+        raise ValueError(f"steps span {int(i.min())}..{int(i.max())}, expected 0..{steps - 1}")
+
+
+def checked_betas(betas: npt.ArrayLike) -> FloatArray:
+    """[T] float64; ValueError where they are not between 0 and 1."""
+    array = np.array(betas, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"betas have shape {array.shape}, expected [T] with T >= 1; use make_betas")
+    bad = np.flatnonzero(~((array > 0) & (array < 1)))
+    if bad.size:
+        raise ValueError(f"betas[{bad[0]}]={array[bad[0]]:g}: expected a value between 0 and 1; use make_betas")
+    return array
+
+
+def checked_timesteps(timesteps: Sequence[int] | IntArray | None, T: int) -> IntArray:
+    """The kept steps of 0..T-1, [K] int64, all for None; ValueError where they do not increase or leave that range."""
+    if timesteps is None:
+        return np.arange(T, dtype=np.int64)
+    array = np.array(timesteps)
+    if array.ndim != 1 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"timesteps are {array.dtype} of shape {array.shape}, expected integers, one or more")
+    if array[0] < 0 or array[-1] >= T or (np.diff(array) <= 0).any():
+        raise ValueError(f"timesteps run from {array[0]} to {array[-1]}, expected increasing within 0..{T - 1}")
+    return array.astype(np.int64)
