@@ -1,4 +1,4 @@
-"""What both networks share: layers, the handling of time, dropout masks, initialisation.
+"""What both networks share: layers, the handling of time, dropout masks.
 
 A U-Net here is a function of an image and of one vector for each residual block, a linear map of the
 embedded timestep. All blocks' maps are computed at once:
@@ -17,10 +17,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -28,9 +26,6 @@ from ipdiff.device import kernels
 
 MaskSource = Callable[[int, torch.Size], Tensor]
 """(ordinal of the dropout layer, shape of its input) -> bool tensor of that shape, true where kept."""
-
-UniformSource = Callable[[int, int], NDArray[np.float64]]
-"""(index of the tensor in `named_parameters()`, count) -> so many float64 in [0, 1)."""
 
 _TWICE = ContextVar("_TWICE", default=False)
 """Whether second derivatives are asked for: see `twice_differentiable`."""
@@ -441,49 +436,3 @@ class AtTimesteps:
             raise ValueError(f"t has values that at_timesteps was not given: {t.tolist()}") from None
         row = self.net.add_label(row, y)
         return self._forward(x, row)
-
-
-def initialise(net: nn.Module, uniforms: UniformSource) -> None:
-    """Draw all parameters anew, in place, from PyTorch's default distributions; no global RNG is touched.
-
-    Convolutions and linear layers: weight and bias uniform in +-1/sqrt(fan_in). Embeddings: standard normal
-    (Box-Muller in float64). Norms: 1 and 0. Layers that start at zero stay zero. Computed in float64, rounded
-    once to the parameter's dtype.
-
-    Args:
-        net: a network of such layers only.
-        uniforms: the source of random numbers.
-
-    Raises:
-        ValueError: a parameter belongs to another kind of layer.
-    """
-    owners = {id(p): module for module in net.modules() for p in module.parameters(recurse=False)}
-    with torch.no_grad():
-        for index, (name, parameter) in enumerate(net.named_parameters()):
-            values = _initial(owners[id(parameter)], name, parameter, partial(uniforms, index))
-            parameter.copy_(torch.from_numpy(values).view(parameter.shape))
-
-
-def _initial(
-    owner: nn.Module, name: str, parameter: Tensor, uniforms: Callable[[int], NDArray[np.float64]]
-) -> NDArray[np.float64]:
-    """Initial values of one parameter of `owner`, flat float64."""
-    count = parameter.numel()
-    if isinstance(owner, ZeroConv2d | ZeroPointwiseConv):
-        return np.zeros(count)
-    if isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Linear):
-        bound = 1 / math.sqrt(owner.weight[0].numel())
-        return (2 * uniforms(count) - 1) * bound
-    if isinstance(owner, nn.Embedding):
-        return _normals(uniforms, count)
-    if isinstance(owner, nn.GroupNorm):
-        return np.full(count, float(parameter is owner.weight))
-    raise ValueError(f"initialise has no rule for {name}, a parameter of {type(owner).__name__}")
-
-
-def _normals(uniforms: Callable[[int], NDArray[np.float64]], count: int) -> NDArray[np.float64]:
-    """`count` standard normals from the uniforms of whole pairs."""
-    half = (count + 1) // 2
-    draws = uniforms(2 * half)
-    radius, angle = np.sqrt(-2 * np.log1p(-draws[:half])), 2 * math.pi * draws[half:]
-    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
