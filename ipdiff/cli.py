@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     text = "say what this machine has and lacks, in plain words"
     check = verbs.add_parser("doctor", help=text, description=text)
     check.add_argument("--study", help="what this study needs counts as lacking (default: the digits study)")
+    check.add_argument("--json", action="store_true", help="print JSON, for a bug report")
     graph = verbs.add_parser("grid", help="list the cells of a study; write or check the dvc.yaml files")
     graph.add_argument("--study", help="the study whose cells to list (default: the digits study)")
     graph.add_argument(
@@ -266,10 +267,12 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
+    import json
+
     from ipdiff.pipeline.commands.study import doctor
 
     findings = doctor.examine(args.study)
-    print("\n".join(doctor.lines(findings)))
+    print(json.dumps(doctor.as_json(findings), indent=1) if args.json else "\n".join(doctor.lines(findings)))
     return 2 if any(finding.mark == doctor.WRONG for finding in findings) else 0
 
 

@@ -1,5 +1,6 @@
 """`ipdiff doctor`: each finding when it is there, and when it is not."""
 
+import json
 import subprocess
 
 import pytest
@@ -16,7 +17,7 @@ from ipdiff.pipeline.commands.study.doctor import FINE, NOTE, WRONG, Finding
 def project(tmp_path, monkeypatch):
     """A project that has everything, and whose default study is `small`."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(doctor.dvcfile, "DEFAULT_STUDY", "small")
+    monkeypatch.setattr(doctor.dvc_files, "DEFAULT_STUDY", "small")
     for name in ("IPDIFF_INCEPTION", "IPDIFF_RAW"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / ".dvc").mkdir()
@@ -37,6 +38,24 @@ def test_a_whole_project_lacks_nothing(project, capsys):
     assert {"python", "torch", "CUDA", "CPU", "snakemake", "dvc", "git", "disk"} <= names
     assert {"params.yaml", "store", "tiny"} <= names
     assert not [line for line in lines if line.startswith(WRONG)]
+
+
+def test_json_says_the_same(project, capsys):
+    assert cli.main(["doctor", "--json"]) == 0
+    findings = [Finding(**found) for found in json.loads(capsys.readouterr().out)]
+    steady = [finding for finding in doctor.examine() if finding.about != "disk"]
+    assert [finding for finding in findings if finding.about != "disk"] == steady
+    assert {"ipdiff", "system", "python"} <= {finding.about for finding in findings}
+    assert cli.main(["doctor", "--json", "--study", "smalls"]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_json_and_something_that_is_lacking(project, tmp_path, capsys):
+    (tmp_path / ".dvc").rmdir()
+    assert cli.main(["doctor", "--json"]) == 2
+    marks = {found["about"]: found["mark"] for found in json.loads(capsys.readouterr().out)}
+    assert marks["store"] == WRONG
+    assert marks["python"] == FINE
 
 
 def test_another_studys_missing_archive_is_worth_a_note_and_its_own_is_lacking(project, tmp_path):
@@ -100,7 +119,7 @@ def test_a_broken_params_file_is_a_finding_not_an_end(project, tmp_path):
 
 def test_a_damaged_lock_and_no_store(project, tmp_path):
     assert about("store")[0] == Finding(NOTE, "store", "nothing is recorded yet in a dvc.lock")
-    lock = doctor.dvcfile.lock_of("small")
+    lock = doctor.dvc_files.lock_of("small")
     lock.parent.mkdir(parents=True, exist_ok=True)
     lock.write_text("stages: 3\n")
     assert about("store")[0].mark == WRONG

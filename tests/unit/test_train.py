@@ -502,15 +502,15 @@ def test_a_run_with_weight_decay_is_updated_by_torchs_optimiser(decay, kind, mon
     other, step = kind(theirs, lr=0.01, weight_decay=0.3, fused=True), run.optimizer.step
 
     def both(rate):
-        for p, copy in zip(trainer.params, theirs, strict=True):
+        for p, copy in zip(run.params, theirs, strict=True):
             copy.grad = p.grad.clone()
         step(rate)
         other.step()
 
-    monkeypatch.setattr(trainer.optimizer, "step", both)
+    monkeypatch.setattr(run.optimizer, "step", both)
     for _ in range(4):
-        trainer.advance()
-    assert all(torch.equal(p, copy) for p, copy in zip(trainer.params, theirs, strict=True))
+        advance(run)
+    assert all(torch.equal(p, copy) for p, copy in zip(run.params, theirs, strict=True))
 
 
 def test_gradients_are_clipped_to_the_global_norm():

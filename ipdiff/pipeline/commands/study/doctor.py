@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
+from ipdiff import __version__
 from ipdiff.data.download import place
 from ipdiff.data.spec import Archive
 from ipdiff.errors import UserError
@@ -59,7 +60,7 @@ def examine(study: str | None = None) -> list[Finding]:
     Raises:
         UserError: there is no such study.
     """
-    findings = [*_python(), *_torch(), *_cpu(), *_packages(), *_git_state(), *_disk()]
+    findings = [*_itself(), *_python(), *_torch(), *_cpu(), *_packages(), *_git_state(), *_disk()]
     try:
         params = config.load()
     except UserError as error:
@@ -101,6 +102,16 @@ def _joined(text: str, group: list[Finding]) -> Finding:
     if len(names) == 1:  # one thing of all of them
         return Finding(mark, about, f"{group[0].text} ({', '.join(names[group[0].subject])})")
     return Finding(mark, about, f"each of {subjects}{text}")
+
+
+def as_json(findings: Iterable[Finding]) -> list[dict[str, str]]:
+    """The findings as objects of `mark`, `about` and `text`."""
+    return [{"mark": one.mark, "about": one.about, "text": one.text} for one in findings]
+
+
+def _itself() -> Iterator[Finding]:
+    yield Finding(FINE, "ipdiff", __version__)
+    yield Finding(FINE, "system", platform.platform())
 
 
 def _python() -> Iterator[Finding]:
