@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 CORES ?= all
 SEED ?= $(shell date +%s)
 
-.PHONY: help install demo demo-pull test test-unit test-all lint raw-tiny graph clean
+.PHONY: help install demo demo-pull test test-unit test-all lint fix raw-tiny graph clean
 help:
 	@sed -n 's/^## //p' Makefile
 
@@ -53,15 +53,23 @@ lint: install
 	snakefmt --check workflow Snakefile
 	snakemake --lint
 	ipdiff grid --check
+	python docs/rooms.py --check
+
+## make fix        what a program can mend: written files, format, lint
+fix: graph
+	snakefmt workflow Snakefile
+	ruff check --fix --exit-zero .
+	ruff format .
 
 ## make raw-tiny   archives in the published formats for the study paper-tiny, and a network like Inception
 raw-tiny: install
 	python tests/archives.py raw/tiny
 	python tests/inception.py raw/tiny/inception.pt
 
-## make graph      rewrite dvc.yaml files and config/README.md from params.yaml
+## make graph      rewrite what is written from params.yaml and the code: dvc.yaml, config/README.md, docs/rooms.svg, lists
 graph: install
 	ipdiff grid --write
+	python docs/rooms.py --write
 
 ## make clean      drop artifacts and work in progress, keep .venv and DVC's cache
 clean:
