@@ -27,7 +27,7 @@ from ipdiff.nets.layers import (
     sinusoids,
     without_autocast,
 )
-from ipdiff.shapes import level_sizes
+from ipdiff.spec import level_sizes
 
 
 @dataclass(frozen=True)

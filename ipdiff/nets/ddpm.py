@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ipdiff.nets.layers import Dropout, GroupNorm, UNet, attention, conv3x3, double, silu, sinusoids, without_autocast
-from ipdiff.shapes import level_sizes
+from ipdiff.spec import level_sizes
 
 EPS = 1e-6
 """Of every group norm in this code base."""

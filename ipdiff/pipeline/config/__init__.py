@@ -24,8 +24,7 @@ from ipdiff.pipeline.config.spec import ADMFamily, Dataset, DDPMFamily, Model
 from ipdiff.report.spec import Figure, Point, Study, Table, wanted
 from ipdiff.sample_sets.spec import Sampler
 from ipdiff.schedule import make_betas
-from ipdiff.shapes import check_widths, level_sizes
-from ipdiff.spec import ADMNetwork, DDPMNetwork, RunSpec
+from ipdiff.spec import ADMNetwork, DDPMNetwork, RunSpec, check_widths, level_sizes
 from ipdiff.work.spec import Work
 
 PARAMS = Path("params.yaml")
