@@ -17,18 +17,16 @@ from ipdiff.data.images import check_images, load_images
 from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError, brief
 from ipdiff.metrics import evaluate
-from ipdiff.metrics.evaluate import Measured, Neighbours
-from ipdiff.metrics.features.extractors import NAMES, Extractor, Network
+from ipdiff.metrics.features.extractors import Extractor, Network
 from ipdiff.metrics.features.inception_file import obtain
-from ipdiff.metrics.overlap import K, radii
+from ipdiff.metrics.overlap import K
+from ipdiff.metrics.sets import Measured, measure
 from ipdiff.metrics.spec import METRICS, Classifier, Inception
 from ipdiff.work import recipes
 from ipdiff.work.recipes import RECIPE
 
-MOMENTS = {metric: (f"mu{NAMES[kind]}", f"sigma{NAMES[kind]}") for metric, kind in evaluate.DISTANCES.items()}
+MOMENTS = {name: kind.moments for name, kind in METRICS.items() if kind.moments}
 """Metric -> the names of its moments in a file."""
-
-OVERLAPS = {"precision", "recall"}
 
 _BLOCK = 64
 """Images whose values are looked at together."""
@@ -197,19 +195,19 @@ def compare(
         raise UserError(f"{samples}: images are {ours.shape} [H, W, C]; those of {reference} are {theirs.shape}")
     wanted = [name for name in METRICS if name in (metrics or METRICS) and _permitted(name, ours, theirs)]
     _refuse_missing(metrics, wanted, ours, theirs)
-    look = (ours.must_be_seen(wanted), theirs.must_be_seen({*wanted} - {"inception_score"}))
+    look = (
+        ours.must_be_seen(wanted),
+        theirs.must_be_seen([name for name in wanted if METRICS[name].needs != "logits"]),
+    )
     extractor = network_of(features).open(compute) if any(look) else None
     name = _common_features(ours, theirs, extractor)
-    pooled = bool(OVERLAPS & {*wanted})
+    pooled = any(METRICS[name].needs == "neighbours" for name in wanted)
     with np.errstate(all="ignore"):  # what is not finite in the end is refused
         first, second = (
             _measured(side, extractor if seen else None, pooled=pooled)
             for side, seen in zip((ours, theirs), look, strict=True)
         )
-        found = evaluate.distances(first.statistics, second.statistics, wanted) | evaluate.scores(first)
-        if first.pooled is not None and second.pooled is not None:
-            near = Neighbours(second.pooled, radii(second.pooled, compute))
-            found |= evaluate.overlaps(first, near, compute)
+        found = evaluate.values(first, second, evaluate.possible(wanted, first, second), compute)
     _refuse_missing(metrics, found, ours, theirs)
     values = {
         **{metric: found[metric] for metric in wanted if metric in found},
@@ -224,9 +222,9 @@ def compare(
 
 def _permitted(metric: str, ours: Side, theirs: Side) -> bool:
     """Whether the files hold what the metric needs."""
-    if metric == "inception_score":
+    if METRICS[metric].needs == "logits":
         return ours.images is not None
-    if metric in OVERLAPS:
+    if METRICS[metric].needs == "neighbours":
         return all(side.images is not None and len(side.images) > K for side in (ours, theirs))
     return not any(side.images is None and side.lacks(metric) for side in (ours, theirs))
 
@@ -284,15 +282,15 @@ def _common_features(ours: Side, theirs: Side, extractor: Extractor | None) -> s
 def _measured(side: Side, extractor: Extractor | None, *, pooled: bool) -> Measured:
     """What is known of a side; the file's own statistics come before computed ones."""
     if extractor is None or side.images is None:
-        return Measured(dict(side.statistics), None, None)
-    seen = evaluate.measure(extractor, side.images, pooled=pooled)
+        return Measured(side.statistics)
+    seen = measure(extractor, side.images, pooled=pooled)
     own = {key: value for key, value in side.statistics.items() if key.startswith(("mu", "sigma"))}
     return Measured({**seen.statistics, **own}, seen.inception_score, seen.pooled)
 
 
 def _needs(metric: str) -> str:
-    if metric in OVERLAPS:
+    if METRICS[metric].needs == "neighbours":
         return f"it needs the images of both (arr_0), {K + 1} or more"
-    if metric == "inception_score":
+    if METRICS[metric].needs == "logits":
         return "it needs the samples' images (arr_0) and features inception"
     return f"both need {' and '.join(MOMENTS[metric])}, or images (arr_0)"

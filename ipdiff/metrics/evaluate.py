@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +13,16 @@ from numpy.typing import NDArray
 
 from ipdiff.data.arrays import load_npz
 from ipdiff.data.images import check_images
-from ipdiff.data.npy import load_npy
 from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError
-from ipdiff.metrics.features.extractors import NAMES, Extractor, Network, Observer, Pooled, Statistics, show
-from ipdiff.metrics.frechet import frechet_distance
-from ipdiff.metrics.inception_score import InceptionScore
-from ipdiff.metrics.overlap import K, precision_recall, radii
+from ipdiff.metrics.features.extractors import Extractor, Network, show
+from ipdiff.metrics.sets import Measured, measure, published_neighbours
+from ipdiff.metrics.spec import METRICS
+from ipdiff.parameters import resolve
 from ipdiff.work.shards import Shards
-
-DISTANCES = {"fid": "pool", "sfid": "spatial", "pixel_fd": "pixel"}
-"""Metric -> kind of feature it is the Frechet distance of."""
 
 DIGITS = 10
 """Significant digits of a published metric; what follows is rounding noise of the linear algebra."""
-
-
-@dataclass(frozen=True)
-class Neighbours:
-    """What the stage `neighbours` published: features [M, F] and squared radii [M] of the real images, float32."""
-
-    features: NDArray[np.float32]
-    radii: NDArray[np.float32]
-
-    @staticmethod
-    def load(directory: Path) -> Neighbours:
-        """Open its files. Raises UserError where they are not what they should be."""
-        features, reach = load_npy(directory / "features.npy"), load_npy(directory / "radii.npy", mmap=False)
-        if features.ndim != 2 or reach.shape != features.shape[:1]:
-            raise UserError(f"{directory}: features {list(features.shape)} and radii {list(reach.shape)} do not agree")
-        return Neighbours(features, reach)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What is known of a set of images: statistics, and where asked for and possible score and features."""
-
-    statistics: dict[str, NDArray[Any]]
-    inception_score: float | None
-    pooled: NDArray[np.float32] | None
 
 
 def run(
@@ -63,6 +33,7 @@ def run(
     about: Mapping[str, Any],
     out: Path,
     *,
+    metrics: Collection[str] = (),
     neighbours: Path | None = None,
     shards: Shards | None = None,
 ) -> None:
@@ -75,7 +46,8 @@ def run(
         reference: stats.npz of the stage `reference`.
         about: what the metrics are of (data set, model, seed, ...): JSON values, written beside them.
         out: existing directory; gets metrics.json.
-        neighbours: directory of the stage `neighbours`; None: no precision and recall.
+        metrics: those to measure besides the ones that always are.
+        neighbours: directory of the stage `neighbours`; None: no metric that needs it.
         shards: see `ipdiff.metrics.features.extractors.show`; process 0 alone writes.
 
     Raises:
@@ -91,15 +63,14 @@ def run(
     check_shape(images, stats, samples)
     extractor = network.open(compute)
     check_features(extractor, stats, reference)
-    near = None if neighbours is None else Neighbours.load(neighbours)
+    near = (None, None) if neighbours is None else published_neighbours(neighbours)
     if shards is not None and not shards.first:
         show(extractor, images, shards=shards)
         return
-    found = measure(extractor, images, pooled=near is not None, shards=shards)
+    found, real = measure(extractor, images, pooled=neighbours is not None, shards=shards), Measured(stats, None, *near)
+    wanted = [name for name, kind in METRICS.items() if kind.always or name in metrics]
     measured = {
-        **distances(found.statistics, stats),
-        **scores(found),
-        **({} if near is None else overlaps(found, near, compute)),
+        **values(found, real, possible(wanted, found, real), compute),
         "n": len(images),
         "reference_n": int(stats["n"]),
         "features": extractor.name,
@@ -111,59 +82,41 @@ def run(
     (out / "metrics.json").write_text(text + "\n")
 
 
-def measure(
-    extractor: Extractor, images: NDArray[np.uint8], *, pooled: bool = False, shards: Shards | None = None
-) -> Measured:
-    """Look at images once: [N, H, W, C] uint8, N >= 2; `pooled`: keep their pooled features; `shards`: see `show`."""
-    moments, score, kept = Statistics(), InceptionScore(), Pooled(len(images))
-    observers: list[Observer] = [moments, score, *([kept] if pooled else [])]
-    show(extractor, images, *observers, shards=shards)
-    return Measured(moments.arrays(extractor, images.shape[1:]), score.value, kept.array() if pooled else None)
+def values(ours: Measured, theirs: Measured, names: Collection[str], compute: Compute) -> dict[str, float]:
+    """Metrics of a set against the reference, in the order of the registry; ten digits.
 
-
-def distances(
-    stats: Mapping[str, NDArray[Any]],
-    reference: Mapping[str, NDArray[Any]],
-    wanted: Collection[str] = tuple(DISTANCES),
-) -> dict[str, float]:
-    """Those of fid, sfid and pixel_fd that are wanted and that both sets of statistics permit; ten digits.
+    Args:
+        ours: the samples.
+        theirs: the real images.
+        names: which metrics; what they need is there.
+        compute: device and threads.
 
     Raises:
-        UserError: they are of features of different numbers, or hold no covariances.
+        UserError: one of them cannot be taken, or is not finite.
     """
-    out: dict[str, float] = {}
-    for metric, kind in DISTANCES.items():
-        mu, sigma = f"mu{NAMES[kind]}", f"sigma{NAMES[kind]}"
-        if metric not in wanted or not all(key in side for key in (mu, sigma) for side in (stats, reference)):
-            continue
-        try:
-            value = frechet_distance(stats[mu], stats[sigma], reference[mu], reference[sigma])
-        except ValueError as error:
-            raise UserError(f"{metric} of samples (1) and reference (2) cannot be taken: {error}") from None
-        out[metric] = rounded(value)
-    return out
+    together: dict[str, list[str]] = {}
+    for name, kind in METRICS.items():
+        if name in names:
+            together.setdefault(kind.function, []).append(name)
+    found: dict[str, float] = {}
+    for function, members in together.items():
+        found |= resolve(function)(ours, theirs, members, compute)
+    return {name: rounded(found[name]) for name in METRICS if name in found}
 
 
-def scores(found: Measured) -> dict[str, float]:
-    """inception_score, where the network has logits."""
-    return {} if found.inception_score is None else {"inception_score": rounded(found.inception_score)}
-
-
-def overlaps(found: Measured, near: Neighbours, compute: Compute) -> dict[str, float]:
-    """Precision and recall. Raises UserError for sets of fewer than four images, or of different features."""
-    if found.pooled is None:
-        raise ValueError("precision and recall need the pooled features; measure with pooled=True")
-    counts = (len(found.pooled), len(near.features))
-    if min(counts) <= K:
-        raise UserError(f"precision and recall need {K + 1} images or more on both sides; got {counts[0]}, {counts[1]}")
-    if found.pooled.shape[1] != near.features.shape[1]:
-        raise UserError(
-            f"the samples have {found.pooled.shape[1]} features and the reference {near.features.shape[1]}; "
-            "expected the same network"
+def possible(names: Collection[str], ours: Measured, theirs: Measured) -> list[str]:
+    """Those of the metrics whose needs both sets meet."""
+    has = {
+        "logits": ours.inception_score is not None,
+        "neighbours": ours.pooled is not None and theirs.pooled is not None,
+    }
+    return [
+        name
+        for name in names
+        if has.get(
+            METRICS[name].needs, all({*METRICS[name].moments} <= side.statistics.keys() for side in (ours, theirs))
         )
-    own = radii(found.pooled, compute)
-    precision, recall = precision_recall(found.pooled, own, near.features, near.radii, compute)
-    return {"precision": rounded(precision), "recall": rounded(recall)}
+    ]
 
 
 def rounded(value: float) -> float:

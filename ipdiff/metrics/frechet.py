@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import linalg
+
+from ipdiff.device.spec import Compute
+from ipdiff.errors import UserError
+from ipdiff.metrics.spec import METRICS
+
+if TYPE_CHECKING:
+    from ipdiff.metrics.sets import Measured
 
 Array = NDArray[np.float64]
 
@@ -146,3 +156,20 @@ class Moments:
             total[strip] += scatter[strip]
             total[strip] += between
         return total
+
+
+def distances(ours: Measured, theirs: Measured, names: Iterable[str], compute: Compute) -> dict[str, float]:
+    """The Frechet distances of these names: each of its own features' moments.
+
+    Raises:
+        UserError: the moments are of features of different numbers, or no covariances.
+    """
+    found: dict[str, float] = {}
+    for name in names:
+        mu, sigma = METRICS[name].moments
+        ours_, theirs_ = ours.statistics, theirs.statistics
+        try:
+            found[name] = frechet_distance(ours_[mu], ours_[sigma], theirs_[mu], theirs_[sigma])
+        except ValueError as error:
+            raise UserError(f"{name} of samples (1) and reference (2) cannot be taken: {error}") from None
+    return found

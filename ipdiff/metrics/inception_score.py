@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax, xlogy
 
+from ipdiff.device.spec import Compute
 from ipdiff.metrics.features.pixels import Features
+
+if TYPE_CHECKING:
+    from ipdiff.metrics.sets import Measured
 
 SPLIT = 5000
 """Images a split; the score is the mean over splits, so it depends on the order of the images."""
@@ -55,3 +62,8 @@ class InceptionScore:
         """
         scores = [*self._scores, *([self._split_score()] if self._n else [])]
         return float(np.mean(scores)) if scores else None
+
+
+def scores(ours: Measured, theirs: Measured, names: Iterable[str], compute: Compute) -> dict[str, float]:
+    """The Inception Score of the samples; the reference has no part in it."""
+    return {} if ours.inception_score is None else dict.fromkeys(names, ours.inception_score)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,6 +12,10 @@ from torch import Tensor
 
 from ipdiff.device.compute import configure
 from ipdiff.device.spec import Compute
+from ipdiff.errors import UserError
+
+if TYPE_CHECKING:
+    from ipdiff.metrics.sets import Measured
 
 K = 3
 """A set's manifold is the union of balls around its features that reach to the K-th nearest other one."""
@@ -102,3 +107,21 @@ def _blocks(features: NDArray[np.float32], device: torch.device, first: int = 0)
     for start in range(first, len(features), BLOCK):
         part = slice(start, start + BLOCK)
         yield part, torch.from_numpy(np.array(features[part])).to(device)
+
+
+def overlaps(ours: Measured, theirs: Measured, names: Iterable[str], compute: Compute) -> dict[str, float]:
+    """Precision and recall. Raises UserError for sets of fewer than four images, or of different features."""
+    if ours.pooled is None or theirs.pooled is None:
+        raise ValueError("precision and recall need the pooled features of both sets")
+    counts = (len(ours.pooled), len(theirs.pooled))
+    if min(counts) <= K:
+        raise UserError(f"precision and recall need {K + 1} images or more on both sides; got {counts[0]}, {counts[1]}")
+    if ours.pooled.shape[1] != theirs.pooled.shape[1]:
+        raise UserError(
+            f"the samples have {ours.pooled.shape[1]} features and the reference {theirs.pooled.shape[1]}; "
+            "expected the same network"
+        )
+    own = radii(ours.pooled, compute) if ours.radii is None else ours.radii
+    reach = radii(theirs.pooled, compute) if theirs.radii is None else theirs.radii
+    precision, recall = precision_recall(ours.pooled, own, theirs.pooled, reach, compute)
+    return {"precision": precision, "recall": recall}

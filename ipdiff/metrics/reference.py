@@ -8,8 +8,8 @@ from ipdiff.data.arrays import save_npz
 from ipdiff.data.images import load_images
 from ipdiff.device.spec import Compute
 from ipdiff.metrics.features.extractors import Network, Statistics, show
+from ipdiff.metrics.sets import rows
 from ipdiff.metrics.spec import Reference
-from ipdiff.metrics.subset import rows
 from ipdiff.work.shards import Shards
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from ipdiff.parameters import FORBID, SEED, Range, Record, check
 
@@ -66,10 +66,47 @@ class Reference(Record):
     neighbours: Annotated[bool, "also measure precision and recall: distances of all images to each other"] = False
 
 
-METRICS = ("fid", "sfid", "pixel_fd", "inception_score", "precision", "recall")
+@dataclass(frozen=True)
+class MetricKind:
+    """What there is to know of a metric.
+
+    Attributes:
+        label: how tables name it.
+        function: what computes it, with others of the same function: (samples, reference, names, compute) -> values by
+            name, see `ipdiff.metrics.sets.Measured`.
+        needs: "moments" of both sets; "logits" of the samples, which only Inception has; "neighbours", the pooled
+            features of both sets and the real images' distances to each other.
+        ending: of the names of the moments that it compares: mu, sigma (pooled features); mu_s, sigma_s (spatial); ...
+        higher: whether more is better.
+        decimals: how many the paper prints.
+        always: whether it is measured wherever it can be; if not, only where a data set's `metrics` names it.
+    """
+
+    label: str
+    function: str
+    needs: Literal["moments", "logits", "neighbours"]
+    ending: str = ""
+    higher: bool = False
+    decimals: int = 2
+    always: bool = True
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """Names of the arrays of a statistics file that it compares."""
+        return (f"mu{self.ending}", f"sigma{self.ending}") if self.needs == "moments" else ()
 
 
-Metric = Literal["fid", "sfid", "pixel_fd", "inception_score", "precision", "recall"]
+METRICS = {
+    "fid": MetricKind("FID", "ipdiff.metrics.frechet:distances", "moments"),
+    "sfid": MetricKind("sFID", "ipdiff.metrics.frechet:distances", "moments", "_s"),
+    "pixel_fd": MetricKind("pixel FD", "ipdiff.metrics.frechet:distances", "moments", "_pixel"),
+    "inception_score": MetricKind("IS", "ipdiff.metrics.inception_score:scores", "logits", higher=True),
+    "precision": MetricKind("precision", "ipdiff.metrics.overlap:overlaps", "neighbours", higher=True, decimals=3),
+    "recall": MetricKind("recall", "ipdiff.metrics.overlap:overlaps", "neighbours", higher=True, decimals=3),
+}
+"""Metrics by name; a new one is a row here and its function."""
 
-
-HIGHER_IS_BETTER = ("inception_score", "precision", "recall")
+if TYPE_CHECKING:
+    Metric = str
+else:
+    Metric = Literal[tuple(METRICS)]

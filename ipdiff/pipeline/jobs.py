@@ -293,6 +293,7 @@ def _evaluate(job: Job, made: Publication) -> None:
         job.path("stats.npz"),
         about,
         made.staging,
+        metrics=job.dataset.metrics,
         neighbours=job.path("features.npy").parent if job.dataset.reference.neighbours else None,
         shards=job.shared(made),
     )

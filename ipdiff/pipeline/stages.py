@@ -213,6 +213,7 @@ STAGES = {
             inputs=(f"{SAMPLES}/samples.npz", f"{SAMPLES}/{RECIPE}", f"{REFERENCE}/stats.npz"),
             params=_FLOAT32,
             metrics=("metrics.json",),
+            runs=("ipdiff.metrics.spec.METRICS",),
             shared=True,
             network=True,
             kind="result",

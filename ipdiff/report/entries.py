@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ipdiff.errors import UserError
-from ipdiff.metrics.spec import HIGHER_IS_BETTER
+from ipdiff.metrics.spec import METRICS
 from ipdiff.report import paper
 from ipdiff.report.results import Cell, Protocol, spread
 
@@ -154,7 +154,7 @@ def difference(cell: Cell, base: Cell, metric: str, table: paper.PaperTable | No
         len(seeds),
         seeds,
         pairs,
-        verdict(pairs, higher=metric in HIGHER_IS_BETTER),
+        verdict(pairs, higher=METRICS[metric].higher),
         cell.nfe,
         *_common(cell, metric, mean, found),
     )

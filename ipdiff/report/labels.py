@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ipdiff.metrics.spec import HIGHER_IS_BETTER
+from ipdiff.metrics.spec import METRICS
 from ipdiff.sample_sets.spec import Sampler
 
 MODELS = {
@@ -24,9 +24,6 @@ DATASETS = {
     "celeba64": "CelebA 64",
     "ffhq128": "FFHQ 128",
 }
-METRIC_LABELS = {"fid": "FID", "sfid": "sFID", "pixel_fd": "pixel FD", "inception_score": "IS"}
-PAPER_DECIMALS = {"precision": 3, "recall": 3}
-"""Decimals that the paper prints, where they are not two."""
 
 AXES = {"dataset": "data set", "model": "model", "step": "training steps", "metric": "metric"}
 MINUS = "\N{MINUS SIGN}"
@@ -48,13 +45,13 @@ def dataset(name: str) -> str:
 
 def metric(name: str) -> str:
     """FID for fid, and so on."""
-    return METRIC_LABELS.get(name, name)
+    return METRICS[name].label if name in METRICS else name
 
 
 def better(metrics: Iterable[str]) -> str:
     """Which way is better: `lower is better`, or which metrics go which way."""
     names = list(dict.fromkeys(metrics))
-    higher = [metric(name) for name in names if name in HIGHER_IS_BETTER]
+    higher = [metric(name) for name in names if METRICS[name].higher]
     if not higher:
         return "lower is better"
     if len(higher) == len(names):

@@ -90,7 +90,7 @@ class Cell:
 
     def how(self, metric: str) -> Protocol:
         """What the metric was measured with; no network had a part in pixel_fd."""
-        pixels = metric == "pixel_fd"
+        pixels = METRICS[metric].ending == "_pixel"
         return replace(self.protocol, features=PIXELS, features_digest="") if pixels else self.protocol
 
     def mean(self, metric: str) -> float:

@@ -25,7 +25,7 @@ from ipdiff.errors import UserError
 from ipdiff.nets import build, prepare_for_sampling
 from ipdiff.nets.execution import compiled
 from ipdiff.rng import Purpose
-from ipdiff.sample_sets.spec import Sampler, Sampling
+from ipdiff.sample_sets.spec import Sampler, Sampling, kept, nfe
 from ipdiff.samplers import CHAINS
 from ipdiff.spec import RunSpec
 from ipdiff.work import signals
@@ -62,10 +62,10 @@ class ImageSampler:
         if sampler.row.from_images and images is None:
             raise UserError(f"sampler {sampler.name} starts from real images; none were given")
         try:
-            self.timesteps = kept = sampler.kept(spec.diffusion.T)
+            self.timesteps = steps = kept(sampler, spec.diffusion.T)
         except ValueError as error:
             raise UserError(str(error)) from None
-        self.diffusion, self.nfe = build.diffusion(spec, kept), sampler.nfe(spec.diffusion.T)
+        self.diffusion, self.nfe = build.diffusion(spec, steps), nfe(sampler, spec.diffusion.T)
         self.chain = CHAINS[sampler.kind]
         self.options = {"clip_denoised": clip_denoised, **dict(sampler.options)}
         net = build.network(spec)
@@ -73,7 +73,7 @@ class ImageSampler:
         self.format = build.memory_format(spec)
         net = prepare_for_sampling(net.to(self.device).eval(), dtype(compute), self.format)
         net.forward_projected = compiled(net.forward_projected, compute)
-        self.model, self.draws = net.at_timesteps(kept.tolist()), draws_on(self.device)
+        self.model, self.draws = net.at_timesteps(steps.tolist()), draws_on(self.device)
         self.shape = (spec.channels, spec.image_size, spec.image_size)
         self._programs: dict[int, _Program] = {}
 

@@ -174,16 +174,18 @@ class Sampler(Record):
         numbers = {key: f"{value:g}" for key, value in self.options}
         return self.row.label.format(steps=self.steps, grid=grid, **numbers)
 
-    def kept(self, T: int, of: str = "") -> NDArray[np.int64]:
-        """The timesteps of a chain of T steps that the sampler's own chain keeps, ascending.
 
-        Raises:
-            ValueError: more steps than T, or a grid that this chain does not have; `of` says whose chain it is.
-        """
-        if self.steps > T:
-            raise ValueError(f"sampler {self.name} asks for T' = {self.steps}, more than T = {T}{of}; use 1..{T}")
-        return np.arange(T) if self.row.from_images else respace(T, self.spacing)
+def kept(sampler: Sampler, T: int, of: str = "") -> NDArray[np.int64]:
+    """The timesteps of a chain of T steps that a sampler's own chain keeps, ascending.
 
-    def nfe(self, T: int) -> int:
-        """Network evaluations an image."""
-        return self.steps if self.row.from_images else len(self.kept(T))
+    Raises:
+        ValueError: more steps than T, or a grid that this chain does not have; `of` says whose chain it is.
+    """
+    if sampler.steps > T:
+        raise ValueError(f"sampler {sampler.name} asks for T' = {sampler.steps}, more than T = {T}{of}; use 1..{T}")
+    return np.arange(T) if sampler.row.from_images else respace(T, sampler.spacing)
+
+
+def nfe(sampler: Sampler, T: int) -> int:
+    """Network evaluations an image."""
+    return sampler.steps if sampler.row.from_images else len(kept(sampler, T))

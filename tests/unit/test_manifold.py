@@ -73,12 +73,12 @@ PEAK = """
 import sys
 from pathlib import Path
 import numpy as np
-from ipdiff.metrics import manifold
-from ipdiff.spec import Compute
-manifold.BLOCK = 1024
+from ipdiff.device.spec import Compute
+from ipdiff.metrics import overlap
+overlap.BLOCK = 1024
 near = np.random.default_rng(0).standard_normal((int(sys.argv[1]), 16), dtype=np.float32)
-reach = manifold.radii(near, Compute())
-manifold.precision_recall(near, reach, near, reach, Compute())
+reach = overlap.radii(near, Compute())
+overlap.precision_recall(near, reach, near, reach, Compute())
 print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))
 """
 

@@ -15,7 +15,7 @@ from ipdiff.data.formats.decode import BLOCK
 from ipdiff.errors import UserError
 from ipdiff.pipeline import grid
 from ipdiff.pipeline.config import load, load_raw
-from ipdiff.pipeline.store import artifact
+from ipdiff.work import recipes
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_what_was_read_of_a_users_own_images_is_said_and_recorded(photos, capsys
         "ipdiff: raw/photos: 3 images read (1 L, 1 RGBA converted); passed over: 1 .txt; broken and skipped: "
         "b/torn.jpg; labels: a, b\n"
     )
-    assert artifact.read_recipe(Path("data/photos/recipe.json"))["read"] == {
+    assert recipes.read(Path("data/photos/recipe.json"))["read"] == {
         "images": 3,
         "converted": {"L": 1, "RGBA": 1},
         "passed_over": {".txt": 1},
@@ -109,7 +109,7 @@ def test_a_failure_leaves_nothing(faces, capsys, kind):
     said = capsys.readouterr().err
     assert "shared/faces.zip" in said
     assert said.count("\n") == 1
-    assert ("000256.jpg: is of no known format" in said) == (kind == "damaged")
+    assert ("000256.jpg: is a text that begins with" in said) == (kind == "damaged")
     assert not Path("data").exists()
     assert not Path("work/staging").exists() or os.listdir("work/staging") == []
 

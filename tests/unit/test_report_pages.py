@@ -16,7 +16,7 @@ from PIL import Image
 from unit.report_factory import cifar, recipes, write
 
 from ipdiff.errors import UserError
-from ipdiff.report import entries, paper
+from ipdiff.report import entries, paper, results
 from ipdiff.report.figures import colours, figure
 from ipdiff.report.pages import html
 from ipdiff.report.pages.outcome import pairs
@@ -110,7 +110,7 @@ def test_the_papers_curve_stands_beside_comparable_ones_only(made: dict[str, Any
     )
     view = dataclasses.replace(view, paper="ablation")
     theirs = paper.select(view.paper, paper.values())
-    cells = figure.Cells("f", figure.records.aggregate([cifar("adm", 460_000, made)]))
+    cells = figure.Cells("f", results.aggregate([cifar("adm", 460_000, made)]))
     drawn = [figure.value(cells.get(Point("cifar10", "adm", "ancestral-100", 460_000)), "fid", theirs)]
     canvas = figure._draw(view, drawn, theirs)
     names = [str(text) for text in canvas.axes[0].get_legend_handles_labels()[1]]
@@ -126,7 +126,7 @@ def test_lines_over_different_seeds_say_so(tmp_path: Path, fewer: bool, names: l
         for path in metrics(tmp_path, FIDS)
         if not (fewer and path.name.startswith("adm-ip") and "-1-" in path.name)
     ]
-    cells = figure.Cells("f", figure.records.aggregate(figure.records.load(files)))
+    cells = figure.Cells("f", results.aggregate(results.load(files)))
     made = [figure.value(cells.get(Point("digits", *at, 1000)), "fid", None) for at in FIDS]
     canvas = figure._draw(LINES, made, None)
     assert [str(text) for text in canvas.axes[0].get_legend_handles_labels()[1]] == names

@@ -352,7 +352,7 @@ def test_chains_that_do_not_fit_are_refused(sampler, name):
 
 @pytest.mark.parametrize("name", ["ancestral-0", "exposure-0", "ddim0-quad0", "ddim2-5"])
 def test_a_sampler_out_of_range_is_named(name):
-    with pytest.raises(ValueError, match=f"sampler '{name}': (steps is 0; use 1 or more|eta is 2.0; use 0..1)"):
+    with pytest.raises(ValueError, match=f"sampler '{name}': (steps is 0; use 1 or more|eta is 2; use 0..1)"):
         Sampler.parse(name)
 
 

@@ -501,10 +501,10 @@ def test_a_run_with_weight_decay_is_updated_by_torchs_optimiser(decay, kind, mon
     theirs = [p.detach().clone().requires_grad_() for p in run.params]
     other, step = kind(theirs, lr=0.01, weight_decay=0.3, fused=True), run.optimizer.step
 
-    def both(rate):
+    def both(rate, *, skip=None):
         for p, copy in zip(run.params, theirs, strict=True):
             copy.grad = p.grad.clone()
-        step(rate)
+        step(rate, skip=skip)
         other.step()
 
     monkeypatch.setattr(run.optimizer, "step", both)
@@ -564,7 +564,7 @@ def test_the_penalised_digits_network_keeps_the_norm_of_its_prediction():
 
 def digits():
     """The digits data set as `prepare` makes it, [1797, 8, 8, 1] uint8."""
-    return next(read(Source("digits", 8, 1), (), Path()))[0]
+    return next(read(Source("digits", 8, 1), (), Path(), {}))[0]
 
 
 @pytest.mark.parametrize("name", ["adm", "ddim-ip"])

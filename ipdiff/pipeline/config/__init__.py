@@ -19,10 +19,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from ipdiff.data.spec import Archive, Download, Source
 from ipdiff.errors import ConfigError
+from ipdiff.metrics.spec import METRICS
 from ipdiff.parameters import FORBID
 from ipdiff.pipeline.config.spec import ADMFamily, Dataset, DDPMFamily, Model
 from ipdiff.report.spec import Figure, Point, Study, Table, wanted
-from ipdiff.sample_sets.spec import Sampler
+from ipdiff.sample_sets.spec import Sampler, kept
 from ipdiff.schedule import make_betas
 from ipdiff.spec import ADMNetwork, DDPMNetwork, RunSpec, check_widths, level_sizes
 from ipdiff.work.spec import Work
@@ -491,12 +492,15 @@ def _check_view(params: Params, study: Study, where: str, view: Table | Figure) 
 
 def _check_metrics(dataset: Dataset, name: str, where: str, metrics: Iterable[str]) -> None:
     for metric in metrics:
-        if metric == "inception_score" and dataset.features != "inception":
+        kind = METRICS[metric]
+        if kind.needs == "logits" and dataset.features != "inception":
             raise ConfigError(
-                f"{PARAMS} {where}: inception_score needs datasets.{name}.features: inception, found {dataset.features}"
+                f"{PARAMS} {where}: {metric} needs datasets.{name}.features: inception, found {dataset.features}"
             )
-        if metric in ("precision", "recall") and not dataset.reference.neighbours:
+        if kind.needs == "neighbours" and not dataset.reference.neighbours:
             raise ConfigError(f"{PARAMS} {where}: {metric} needs datasets.{name}.reference.neighbours: true")
+        if not kind.always and metric not in dataset.metrics:
+            raise ConfigError(f"{PARAMS} {where}: {metric} is measured where datasets.{name}.metrics names it")
 
 
 def _check_errors(params: Params, where: str, figure: Figure) -> None:
@@ -543,7 +547,7 @@ def sampler_of(params: Params, dataset: str, model: str, name: str) -> Sampler:
     sampler = Sampler.parse(name)
     if sampler.name != name:
         raise ValueError(f"sampler '{name}': write it as '{sampler.name}' (one name, one artifact)")
-    sampler.kept(T, f" of {dataset}/{model}")
+    kept(sampler, T, f" of {dataset}/{model}")
     return sampler
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from ipdiff.data.spec import Quantise, Source
 from ipdiff.device.spec import Compute
-from ipdiff.metrics.spec import Classifier, Inception, Reference
+from ipdiff.metrics.spec import Classifier, Inception, Metric, Reference
 from ipdiff.parameters import FORBID, Range, Record, check
 from ipdiff.sample_sets.spec import Analysis, Sampling
 from ipdiff.spec import ADMNetwork, DDPMNetwork, Decay, Diffusion, Family, Objective, Strength, Training
@@ -79,6 +79,7 @@ class Dataset(Record):
     features: Annotated[
         Literal["classifier", "inception"], "the network whose activations are compared; the paper's is inception"
     ] = "classifier"
+    metrics: Annotated[list[Metric], "measured besides those that always are"] = field(default_factory=list)
     classifier: Classifier = field(default_factory=Classifier)
     inception: Inception = field(default_factory=Inception)
     reference: Reference = field(default_factory=Reference)

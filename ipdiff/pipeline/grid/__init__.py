@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ipdiff.errors import ConfigError, UserError
+from ipdiff.metrics.spec import METRICS
 from ipdiff.pipeline import config
 from ipdiff.pipeline.config import Params
 from ipdiff.pipeline.stages import CLASSIFIER, IMAGES, IMPORT, NEIGHBOURS, RUN, SETTINGS, STAGES, Stage
@@ -102,16 +103,19 @@ class Grid:
         """Of the registries, the rows that a cell of these names goes by."""
         found: dict[str, set[str]] = {}
         if "study" in names:
-            samplers, datasets = self._shown(self.params.study(names["study"]), names)
+            samplers, datasets, metrics = self._shown(self.params.study(names["study"]), names)
         else:
             samplers, datasets = {names["sampler"]} if "sampler" in names else set(), {names["dataset"]}
+            more = self.params.dataset(names["dataset"]).metrics
+            metrics = {name for name, kind in METRICS.items() if kind.always or name in more}
         kinds = {Sampler.parse(name).kind for name in samplers}
         found["ipdiff.sample_sets.spec.SAMPLERS"] = found["ipdiff.samplers.CHAINS"] = kinds
+        found["ipdiff.metrics.spec.METRICS"] = metrics
         found["ipdiff.data.spec.READERS"] = {self.params.dataset(name).source.reader for name in datasets}
         return tuple((registry, tuple(sorted(keys))) for registry, keys in sorted(found.items()))
 
-    def _shown(self, study: Study, names: dict[str, str]) -> tuple[set[str], set[str]]:
-        """Samplers and data sets of a table or figure, or of all of a study's."""
+    def _shown(self, study: Study, names: dict[str, str]) -> tuple[set[str], set[str], set[str]]:
+        """Samplers, data sets and metrics of a table or figure, or of all of a study's."""
         views: list[Table | Figure] = [
             view
             for kind, known in (("table", study.tables), ("figure", study.figures))
@@ -120,7 +124,8 @@ class Grid:
         ]
         points = [point for view in views for point in config.points(self.params, view)]
         datasets = {dataset for view in views for dataset in view.datasets} | {point.dataset for point in points}
-        return {point.sampler for point in points}, datasets
+        metrics = {name for view in views for name in (view.metrics if isinstance(view, Table) else [view.metric])}
+        return {point.sampler for point in points}, datasets, metrics
 
     def _prepare(self, stage: Stage, names: dict[str, str]) -> Cell:
         raw = self.params.dataset(names["dataset"]).source.raw
@@ -190,6 +195,8 @@ class Grid:
         if self.params.dataset(names["dataset"]).reference.neighbours:
             near = tuple(f"{NEIGHBOURS}/{name}" for name in ("features.npy", "radii.npy"))
             stage = stage.reading("evaluate_neighbours", near)
+        if self.params.dataset(names["dataset"]).metrics:
+            stage = stage.reading(f"{stage.name}_more", params=(f"{SETTINGS}.metrics",))
         return self._measuring(stage, names)
 
     def _analyse(self, stage: Stage, names: dict[str, str]) -> Cell:

@@ -140,9 +140,18 @@ def _imports(source: bytes, path: Path) -> list[tuple[str, str | None]]:
 
 @cache
 def _walked(source: bytes) -> list[ast.AST]:
-    """Nodes of a file that can name another one."""
-    kinds = (ast.Import, ast.ImportFrom, ast.Constant)
-    return [node for node in ast.walk(_parsed(source)) if isinstance(node, kinds)]
+    """Nodes of a file that can name another one, but for those that only annotations need."""
+    found: list[ast.AST] = []
+    todo: list[ast.AST] = [_parsed(source)]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import | ast.ImportFrom | ast.Constant):
+            found.append(node)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            todo += node.orelse
+        else:
+            todo += ast.iter_child_nodes(node)
+    return found
 
 
 def _imported(node: ast.AST, path: Path) -> Iterator[tuple[str, str | None]]:

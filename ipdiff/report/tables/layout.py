@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ipdiff.errors import UserError
-from ipdiff.metrics.spec import HIGHER_IS_BETTER
+from ipdiff.metrics.spec import METRICS
 from ipdiff.report import labels
 from ipdiff.report.entries import Entry, Verdict
 from ipdiff.report.pages import cards
@@ -145,7 +145,7 @@ class _Style:
         """The field's text."""
         places, signed = self.decimals[entry.metric], entry.kind == "difference"
         main = mean_text(entry, places)
-        printed = labels.PAPER_DECIMALS.get(entry.metric, 2)
+        printed = METRICS[entry.metric].decimals
         paper = (
             labels.number(entry.paper, printed, signed=signed) if entry.comparable and entry.paper is not None else ""
         )
@@ -260,7 +260,7 @@ class _Contest:
         means = [entry.mean_over(self.seeds) for entry in self.entries] if self.seeds else []
         if not means:
             return []
-        best = max(means) if self.entries[0].metric in HIGHER_IS_BETTER else min(means)
+        best = max(means) if METRICS[self.entries[0].metric].higher else min(means)
         return [entry for entry, mean in zip(self.entries, means, strict=True) if mean == best]
 
 

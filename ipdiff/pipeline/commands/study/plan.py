@@ -18,7 +18,7 @@ from ipdiff.pipeline import config, grid
 from ipdiff.pipeline.grid import Cell, selection
 from ipdiff.pipeline.grid.freshness import Freshness, State
 from ipdiff.pipeline.stages import IMPORT, STAGES
-from ipdiff.sample_sets.spec import Sampler
+from ipdiff.sample_sets.spec import Sampler, nfe
 from ipdiff.spec import RunSpec
 
 TRAIN_FACTOR = 3
@@ -219,13 +219,13 @@ class Planner:
 
     def _sample(self, cell: Cell) -> Cost:
         spec, sampler = self._spec(cell), Sampler.parse(cell.bindings["sampler"])
-        nfe = sampler.nfe(spec.diffusion.T)
+        calls = nfe(sampler, spec.diffusion.T)
         images, flops = self._drawn(cell), self._network(spec)[0]
         return Cost(
             images=images,
-            evaluations=images * nfe,
-            flops=images * nfe * flops,
-            seconds=self._seconds(images * nfe, flops, "sample"),
+            evaluations=images * calls,
+            flops=images * calls * flops,
+            seconds=self._seconds(images * calls, flops, "sample"),
             bytes=images * self._pixels(cell.bindings["dataset"]),
         )
 

@@ -1,0 +1,71 @@
+"""Sets of images as metrics know them, and which of a data set's images make its reference set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipdiff.data.npy import load_npy
+from ipdiff.errors import UserError
+from ipdiff.metrics.features.extractors import Extractor, Observer, Pooled, Statistics, show
+from ipdiff.metrics.inception_score import InceptionScore
+from ipdiff.metrics.spec import Reference
+from ipdiff.rng import Purpose, permutation
+from ipdiff.work.shards import Shards
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of a set of images.
+
+    Attributes:
+        statistics: means and covariances of its features, as a statistics file holds them.
+        inception_score: where its features have logits.
+        pooled: [N, F] float32, its pooled features, where they were kept.
+        radii: [N] float32, squared distance of each to its K-th nearest other one, where that is known already.
+    """
+
+    statistics: Mapping[str, NDArray[Any]]
+    inception_score: float | None = None
+    pooled: NDArray[np.float32] | None = None
+    radii: NDArray[np.float32] | None = None
+
+
+def measure(
+    extractor: Extractor, images: NDArray[np.uint8], *, pooled: bool = False, shards: Shards | None = None
+) -> Measured:
+    """Look at images once: [N, H, W, C] uint8, N >= 2; `pooled`: keep their pooled features; `shards`: see `show`."""
+    moments, score, kept = Statistics(), InceptionScore(), Pooled(len(images))
+    observers: list[Observer] = [moments, score, *([kept] if pooled else [])]
+    show(extractor, images, *observers, shards=shards)
+    return Measured(moments.arrays(extractor, images.shape[1:]), score.value, kept.array() if pooled else None)
+
+
+def published_neighbours(directory: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What the stage `neighbours` published: features [M, F] and squared radii [M] of the real images, float32.
+
+    Raises:
+        UserError: they are not what they should be.
+    """
+    features, reach = load_npy(directory / "features.npy"), load_npy(directory / "radii.npy", mmap=False)
+    if features.ndim != 2 or reach.shape != features.shape[:1]:
+        raise UserError(f"{directory}: features {list(features.shape)} and radii {list(reach.shape)} do not agree")
+    return features, reach
+
+
+def rows(reference: Reference, n: int) -> NDArray[np.int64] | None:
+    """Rows of the reference images among `n`, ascending: [images] int64, or None for all.
+
+    Raises:
+        UserError: more are asked for than there are.
+    """
+    if reference.images is None:
+        return None
+    if reference.images > n:
+        raise UserError(f"reference.images is {reference.images}, but the data set has {n}; use fewer, or leave it out")
+    return np.sort(permutation(reference.seed, Purpose.REFERENCE_SUBSET, n)[: reference.images])
