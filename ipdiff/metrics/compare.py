@@ -20,8 +20,8 @@ from ipdiff.metrics import evaluate
 from ipdiff.metrics.features.extractors import Extractor, Network
 from ipdiff.metrics.features.inception_file import obtain
 from ipdiff.metrics.overlap import K
-from ipdiff.metrics.sets import Measured, measure
-from ipdiff.metrics.spec import METRICS, Classifier, Inception
+from ipdiff.metrics.sets import measure
+from ipdiff.metrics.spec import METRICS, Classifier, Inception, Measured
 from ipdiff.work import recipes
 from ipdiff.work.recipes import RECIPE
 

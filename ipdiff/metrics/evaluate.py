@@ -16,8 +16,8 @@ from ipdiff.data.images import check_images
 from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError
 from ipdiff.metrics.features.extractors import Extractor, Network, show
-from ipdiff.metrics.sets import Measured, measure, published_neighbours
-from ipdiff.metrics.spec import METRICS
+from ipdiff.metrics.sets import measure, published_neighbours
+from ipdiff.metrics.spec import METRICS, Measured
 from ipdiff.parameters import resolve
 from ipdiff.work.shards import Shards
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,10 +10,7 @@ from scipy import linalg
 
 from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError
-from ipdiff.metrics.spec import METRICS
-
-if TYPE_CHECKING:
-    from ipdiff.metrics.sets import Measured
+from ipdiff.metrics.spec import METRICS, Measured
 
 Array = NDArray[np.float64]
 

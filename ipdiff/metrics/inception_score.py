@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +10,7 @@ from scipy.special import log_softmax, xlogy
 
 from ipdiff.device.spec import Compute
 from ipdiff.metrics.features.pixels import Features
-
-if TYPE_CHECKING:
-    from ipdiff.metrics.sets import Measured
+from ipdiff.metrics.spec import Measured
 
 SPLIT = 5000
 """Images a split; the score is the mean over splits, so it depends on the order of the images."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,9 +12,7 @@ from torch import Tensor
 from ipdiff.device.compute import configure
 from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError
-
-if TYPE_CHECKING:
-    from ipdiff.metrics.sets import Measured
+from ipdiff.metrics.spec import Measured
 
 K = 3
 """A set's manifold is the union of balls around its features that reach to the K-th nearest other one."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,26 +11,9 @@ from ipdiff.data.npy import load_npy
 from ipdiff.errors import UserError
 from ipdiff.metrics.features.extractors import Extractor, Observer, Pooled, Statistics, show
 from ipdiff.metrics.inception_score import InceptionScore
-from ipdiff.metrics.spec import Reference
+from ipdiff.metrics.spec import Measured, Reference
 from ipdiff.rng import Purpose, permutation
 from ipdiff.work.shards import Shards
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What is known of a set of images.
-
-    Attributes:
-        statistics: means and covariances of its features, as a statistics file holds them.
-        inception_score: where its features have logits.
-        pooled: [N, F] float32, its pooled features, where they were kept.
-        radii: [N] float32, squared distance of each to its K-th nearest other one, where that is known already.
-    """
-
-    statistics: Mapping[str, NDArray[Any]]
-    inception_score: float | None = None
-    pooled: NDArray[np.float32] | None = None
-    radii: NDArray[np.float32] | None = None
 
 
 def measure(

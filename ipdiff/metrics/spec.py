@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ipdiff.parameters import FORBID, SEED, Range, Record, check
 
@@ -73,7 +77,7 @@ class MetricKind:
     Attributes:
         label: how tables name it.
         function: what computes it, with others of the same function: (samples, reference, names, compute) -> values by
-            name, see `ipdiff.metrics.sets.Measured`.
+            name, see `Measured`.
         needs: "moments" of both sets; "logits" of the samples, which only Inception has; "neighbours", the pooled
             features of both sets and the real images' distances to each other.
         ending: of the names of the moments that it compares: mu, sigma (pooled features); mu_s, sigma_s (spatial); ...
@@ -110,3 +114,20 @@ if TYPE_CHECKING:
     Metric = str
 else:
     Metric = Literal[tuple(METRICS)]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of a set of images.
+
+    Attributes:
+        statistics: means and covariances of its features, as a statistics file holds them.
+        inception_score: where its features have logits.
+        pooled: [N, F] float32, its pooled features, where they were kept.
+        radii: [N] float32, squared distance of each to its K-th nearest other one, where that is known already.
+    """
+
+    statistics: Mapping[str, NDArray[Any]]
+    inception_score: float | None = None
+    pooled: NDArray[np.float32] | None = None
+    radii: NDArray[np.float32] | None = None

@@ -15,7 +15,7 @@ from ipdiff.pipeline.stages import STAGES
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "ipdiff"
 
-TOO_LONG = {"cli.py", "pipeline/config/__init__.py", "pipeline/grid/__init__.py"}
+TOO_LONG = {"pipeline/config/__init__.py"}
 """Files of more than 450 lines. This set only shrinks: split a file, or take out of it, and remove it from here."""
 
 
