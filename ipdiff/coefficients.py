@@ -1,10 +1,11 @@
-"""The coefficients of a Markov chain, and how they meet a batch of images.
+"""The coefficients of a Markov chain, how they meet a batch of images, and the terms of the variational bound.
 
 Coefficients are float64 numpy tables, converted to the images' dtype where they meet them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -133,3 +134,27 @@ def checked_timesteps(timesteps: Sequence[int] | IntArray | None, T: int) -> Int
     if array[0] < 0 or array[-1] >= T or (np.diff(array) <= 0).any():
         raise ValueError(f"timesteps run from {array[0]} to {array[-1]}, expected increasing within 0..{T - 1}")
     return array.astype(np.int64)
+
+
+def normal_kl(mean1: Tensor, log_variance1: float | Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:
+    """KL(N1 || N2) of each element, in nats."""
+    difference = log_variance2 - log_variance1
+    return 0.5 * (difference + torch.exp(-difference) + (mean1 - mean2).square() * torch.exp(-log_variance2) - 1)
+
+
+def decoder_log_likelihood(x0: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """Log probability, in nats, that a normal falls into the pixel value's bin of width 2/255.
+
+    Source: arXiv:2006.11239 Eq. 13; the cumulative normal is guided-diffusion's approximation
+        (guided_diffusion/losses.py@22e0df8), for equal numbers.
+    """
+    centred, inverse = x0 - mean, torch.exp(-log_scale)
+    below = _approximate_normal_cdf(inverse * (centred - 1 / 255))
+    up_to = _approximate_normal_cdf(inverse * (centred + 1 / 255))
+    # The first and last of the 256 bins are open to the outside.
+    inner = torch.where(x0 > 0.999, 1 - below, up_to - below)
+    return torch.where(x0 < -0.999, up_to, inner).clamp(min=1e-12).log()
+
+
+def _approximate_normal_cdf(x: Tensor) -> Tensor:
+    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))

@@ -25,6 +25,8 @@ from ipdiff.coefficients import (
     check_index,
     checked_betas,
     checked_timesteps,
+    decoder_log_likelihood,
+    normal_kl,
     on_device,
     per_image,
 )
@@ -32,6 +34,40 @@ from ipdiff.schedule import FloatArray, IntArray
 
 Model = Callable[[Tensor, Tensor], Tensor]
 """model(x [N,C,H,W], t [N] int64) -> [N,C,H,W], or [N,2C,H,W] with learned sigma."""
+
+
+class Target(NamedTuple):
+    """What a network is trained to say, and how the noise is read from what it says.
+
+    Attributes:
+        of: (process, coefficients of the full chain, x0, t, eps, noise of y_t) -> what the network should say at y_t.
+        eps: (coefficients of the chain, x_t, step, what it says) -> eps.
+    """
+
+    of: Callable[[GaussianDiffusion, Coefficients, Tensor, Tensor, Tensor, Tensor], Tensor]
+    eps: Callable[[Coefficients, Tensor, Index, Tensor], Tensor]
+
+
+def _eps(process: GaussianDiffusion, full: Coefficients, x0: Tensor, t: Tensor, eps: Tensor, noise: Tensor) -> Tensor:
+    return eps
+
+
+def _unit_noise(
+    process: GaussianDiffusion, full: Coefficients, x0: Tensor, t: Tensor, eps: Tensor, noise: Tensor
+) -> Tensor:
+    # DDPM-y: eps' = (eps + gamma_t xi) / sqrt(1 + gamma_t^2)
+    return noise / at(np.sqrt(1 + process.gamma**2), t, eps)
+
+
+def _as_said(chain: Coefficients, x_t: Tensor, i: Index, said: Tensor) -> Tensor:
+    return said
+
+
+TARGETS = {
+    "eps": Target(_eps, _as_said),
+    "eps_prime": Target(_unit_noise, _as_said),
+}
+"""What networks are trained to say, by the name in `ipdiff.spec.OBJECTIVES`."""
 
 
 class _Output(NamedTuple):
@@ -50,7 +86,7 @@ class GaussianDiffusion:
             all. Training and `q_sample` always use the full chain.
         learn_sigma: the network gives 2C channels, eps and v; else C channels.
         gamma: perturbation strength of Eq. 6, >= 0: a constant (the paper) or [T], one value for each t.
-        target: "eps" (Alg. 3), or "eps_prime", the unit-variance noise of y_t (DDPM-y).
+        target: a key of `TARGETS`: "eps" (Alg. 3), or "eps_prime", the unit-variance noise of y_t (DDPM-y).
         fixed_variance: where sigma is not learned: "small" (beta tilde) or "large" (beta).
         loss_reduction: of the squared error and the gradient penalty over C, H, W: "mean" (ADM) or "sum" (the
             DDIM code base).
@@ -78,7 +114,7 @@ class GaussianDiffusion:
         timesteps: Sequence[int] | IntArray | None = None,
         learn_sigma: bool = True,
         gamma: npt.ArrayLike = 0.0,
-        target: Literal["eps", "eps_prime"] = "eps",
+        target: str = "eps",
         fixed_variance: Literal["small", "large"] = "small",
         loss_reduction: Literal["mean", "sum"] = "mean",
         gp_weight: float = 0.0,
@@ -89,7 +125,7 @@ class GaussianDiffusion:
         self.num_steps = len(self.timesteps)
         self.learn_sigma = learn_sigma
         self.gamma = _checked_gamma(gamma, self.T)
-        self.target = _checked_choice("target", target, ("eps", "eps_prime"))
+        self.target = _checked_choice("target", target, tuple(TARGETS))
         self.fixed_variance = _checked_choice("fixed_variance", fixed_variance, ("small", "large"))
         self.loss_reduction = _checked_choice("loss_reduction", loss_reduction, ("mean", "sum"))
         self.gp_weight = self._checked_gp_weight(gp_weight)
@@ -188,8 +224,10 @@ class GaussianDiffusion:
         y_t = self._full.diffuse(x0, t, noise)
         if probe is not None:
             y_t = y_t.detach().requires_grad_()
-        output = self._split(model(y_t, t), y_t)
-        terms = {"mse": self._reduce((self._target(t, eps, noise) - output.eps).square())}
+        said, v = self._split(model(y_t, t), y_t)
+        target = TARGETS[self.target]
+        terms = {"mse": self._reduce((target.of(self, self._full, x0, t, eps, noise) - said).square())}
+        output = _Output(target.eps(self._full, y_t, t, said), v)
         loss = terms["mse"]
         if output.v is not None:
             # arXiv:2102.09672 section 3.1: the bound trains the variance only; T/1000 is the code's scale
@@ -311,16 +349,10 @@ class GaussianDiffusion:
         # Eq. 6: eps + gamma_t xi
         return eps + at(self.gamma, t, eps) * _given("xi", xi)
 
-    def _target(self, t: Tensor, eps: Tensor, noise: Tensor) -> Tensor:
-        if self.target == "eps":
-            return eps
-        # DDPM-y: eps' = (eps + gamma_t xi) / sqrt(1 + gamma_t^2)
-        return noise / at(np.sqrt(1 + self.gamma**2), t, eps)
-
     def _reduce(self, squared: Tensor) -> Tensor:
         return squared.flatten(1).sum(1) if self.loss_reduction == "sum" else _image_mean(squared)
 
-    def _split(self, output: Tensor, x_t: Tensor) -> _Output:
+    def _split(self, output: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
         channels = x_t.shape[1]
         expected = (x_t.shape[0], channels * (2 if self.learn_sigma else 1), *x_t.shape[2:])
         if output.shape != expected:
@@ -329,7 +361,7 @@ class GaussianDiffusion:
                 f"learn_sigma={self.learn_sigma}; change the network's out_channels or learn_sigma"
             )
         output = output.to(x_t.dtype)
-        return _Output(output[:, :channels], output[:, channels:] if self.learn_sigma else None)
+        return output[:, :channels], output[:, channels:] if self.learn_sigma else None
 
     def _predict(self, model: Model, x_t: Tensor, i: Index) -> _Output:
         check_index(i, self.num_steps, x_t)
@@ -339,7 +371,8 @@ class GaussianDiffusion:
         else:
             one = torch.full((1,), int(self.timesteps[i]), dtype=torch.int64, device=x_t.device)
             t = one.expand(x_t.shape[0])  # a network that sees this computes what depends on t once
-        return self._split(model(x_t, t), x_t)
+        said, v = self._split(model(x_t, t), x_t)
+        return _Output(TARGETS[self.target].eps(self._chain, x_t, i, said), v)
 
     def _reverse(
         self, chain: Coefficients, output: _Output, x_t: Tensor, i: Index, clip_denoised: bool
@@ -363,8 +396,8 @@ class GaussianDiffusion:
         p = self._reverse(chain, output, x_t, t, clip_denoised=False)
         q_mean = chain.posterior_mean(x0, x_t, t)
         q_log_variance = at(chain.posterior_log_variance, t, x_t)
-        kl = _image_mean(_normal_kl(q_mean, q_log_variance, p["mean"], p["log_variance"]))
-        nll = -_image_mean(_decoder_log_likelihood(x0, p["mean"], 0.5 * p["log_variance"]))
+        kl = _image_mean(normal_kl(q_mean, q_log_variance, p["mean"], p["log_variance"]))
+        nll = -_image_mean(decoder_log_likelihood(x0, p["mean"], 0.5 * p["log_variance"]))
         return torch.where(t == 0, nll, kl) / math.log(2)
 
 
@@ -381,30 +414,6 @@ def _vjp(eps: Tensor, x_t: Tensor, probe: Tensor) -> Tensor:
 
 def _image_mean(values: Tensor) -> Tensor:
     return values.flatten(1).mean(1)
-
-
-def _normal_kl(mean1: Tensor, log_variance1: float | Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:
-    """KL(N1 || N2) of each element, in nats."""
-    difference = log_variance2 - log_variance1
-    return 0.5 * (difference + torch.exp(-difference) + (mean1 - mean2).square() * torch.exp(-log_variance2) - 1)
-
-
-def _decoder_log_likelihood(x0: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """Log probability, in nats, that a normal falls into the pixel value's bin of width 2/255.
-
-    Source: arXiv:2006.11239 Eq. 13; the cumulative normal is guided-diffusion's approximation
-        (guided_diffusion/losses.py@22e0df8), for equal numbers.
-    """
-    centred, inverse = x0 - mean, torch.exp(-log_scale)
-    below = _approximate_normal_cdf(inverse * (centred - 1 / 255))
-    up_to = _approximate_normal_cdf(inverse * (centred + 1 / 255))
-    # The first and last of the 256 bins are open to the outside.
-    inner = torch.where(x0 > 0.999, 1 - below, up_to - below)
-    return torch.where(x0 < -0.999, up_to, inner).clamp(min=1e-12).log()
-
-
-def _approximate_normal_cdf(x: Tensor) -> Tensor:
-    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def _given(name: str, noise: Tensor | None) -> Tensor:

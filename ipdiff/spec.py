@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from ipdiff.device.spec import Compute
 from ipdiff.parameters import FORBID, SEED, Range, Record, check
@@ -18,10 +18,19 @@ Strength = float | list[float]
 """A regulariser's strength: a constant, or values at equally spaced t from 0 to T-1 (linear in between)."""
 
 
-Family = Literal["adm", "ddpm"]
-
-
 Decay = Literal["decoupled", "coupled"]
+
+
+OBJECTIVES = {
+    "eps": "the noise eps (Alg. 3)",
+    "eps_prime": "eps', the noise of the perturbed input, scaled to unit variance (DDPM-y)",
+}
+"""What a network may be trained to say; a new one is a row here, and one with its functions in `diffusion.TARGETS`."""
+
+if TYPE_CHECKING:
+    Target = str
+else:
+    Target = Literal[tuple(OBJECTIVES)]
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,14 @@ class ADMNetwork(Record):
     new_attention_order: Annotated[bool, "split q, k, v before splitting heads"] = True
     norm_groups: Annotated[int, "groups of every group norm; 32 in all published nets", Range(1)] = 32
 
+    def check(self, image_size: int) -> None:
+        """Raise ValueError where it cannot be built for images of this size."""
+        sizes = level_sizes(image_size, self.channel_mult, self.num_res_blocks, self.attention_resolutions)
+        unit = self.num_head_channels
+        heads = ("num_heads", self.num_heads) if unit is None else ("num_head_channels", unit)
+        attended = [size in self.attention_resolutions for size in sizes]
+        check_widths(self.model_channels, self.channel_mult, self.norm_groups, heads, attended)
+
 
 @dataclass(frozen=True)
 class DDPMNetwork(Record):
@@ -53,6 +70,40 @@ class DDPMNetwork(Record):
     attention_resolutions: Annotated[list[int], "image sizes at which blocks carry attention", Range(1)]
     dropout: Annotated[float, "dropout inside residual blocks", Range(0, below=1)] = 0.1
     norm_groups: Annotated[int, "groups of every group norm; 32 in all published nets", Range(1)] = 32
+
+    def check(self, image_size: int) -> None:
+        """Raise ValueError where it cannot be built for images of this size."""
+        sizes = level_sizes(image_size, self.channel_mult, self.num_res_blocks, self.attention_resolutions)
+        if self.model_channels < 4:
+            raise ValueError(f"model_channels={self.model_channels} is not an even number >= 4")
+        mult = [1, *self.channel_mult]  # its first convolution has the base width, a level of its own to the norms
+        attended = [False, *(size in self.attention_resolutions for size in sizes)]
+        check_widths(self.model_channels, mult, self.norm_groups, None, attended)
+
+
+@dataclass(frozen=True)
+class FamilyKind:
+    """A kind of network: how it is described, and what builds it.
+
+    Attributes:
+        network: the record of its architecture.
+        build: the class, called as (image_size, in_channels=, out_channels=, **network): module:class.
+    """
+
+    network: type[ADMNetwork] | type[DDPMNetwork]
+    build: str
+
+
+FAMILIES = {
+    "adm": FamilyKind(ADMNetwork, "ipdiff.nets.adm:ADMUNet"),
+    "ddpm": FamilyKind(DDPMNetwork, "ipdiff.nets.ddpm:DDPMUNet"),
+}
+"""Kinds of networks by name: a row and a record here, the class, and the family in `pipeline.config.spec`."""
+
+if TYPE_CHECKING:
+    Family = str
+else:
+    Family = Literal[tuple(FAMILIES)]
 
 
 @dataclass(frozen=True)
@@ -106,7 +157,7 @@ class Objective(Record):
     """A model's objective with every strength resolved."""
 
     gamma: Annotated[Strength, Range(0)]
-    target: Literal["eps", "eps_prime"]
+    target: Target
     gp_weight: Annotated[float, Range(0)]
     weight_decay: Annotated[float, Range(0)]
     decay: Decay = "decoupled"
@@ -133,7 +184,7 @@ class RunSpec(Record):
     @staticmethod
     def from_json(data: dict[str, Any]) -> RunSpec:
         """The inverse of `to_json`: a checkpoint's recipe tells how to build its network."""
-        network = {"adm": ADMNetwork, "ddpm": DDPMNetwork}[data["family"]]
+        network = FAMILIES[data["family"]].network
         training, objective = dict(data["training"]), dict(data["objective"])
         if (optimizer := training.pop("optimizer", None)) is not None:  # of an import from before `decay`
             objective["decay"] = {"adam": "coupled", "adamw": "decoupled"}[optimizer]

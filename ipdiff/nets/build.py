@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from ipdiff.diffusion import GaussianDiffusion
 from ipdiff.errors import UserError
-from ipdiff.nets import ADMUNet, DDPMUNet
+from ipdiff.nets.layers import UNet
+from ipdiff.parameters import resolve
 from ipdiff.schedule import make_betas
-from ipdiff.spec import ADMNetwork, Objective, RunSpec, Strength
+from ipdiff.spec import FAMILIES, Objective, RunSpec, Strength
 
 
-def network(spec: RunSpec) -> ADMUNet | DDPMUNet:
+def network(spec: RunSpec) -> UNet:
     """The run's network, not initialised by the run's seed (see `ipdiff.nets.initialise`).
 
     Raises:
@@ -26,10 +27,10 @@ def network(spec: RunSpec) -> ADMUNet | DDPMUNet:
     options: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in asdict(spec.network).items()
     }
-    kind = ADMUNet if isinstance(spec.network, ADMNetwork) else DDPMUNet
     with torch.random.fork_rng(devices=[]):  # torch's own initialisation draws from its global generator
         try:
-            return kind(spec.image_size, out_channels=out_channels, in_channels=spec.channels, **options)
+            built = resolve(FAMILIES[spec.family].build)
+            return built(spec.image_size, out_channels=out_channels, in_channels=spec.channels, **options)
         except ValueError as error:
             raise UserError(f"families.{spec.family}.network cannot be built: {error}") from error
 

@@ -107,6 +107,8 @@ _FAMILY = f"{SETTINGS}.families.{{family}}"
 _FLOAT32 = (f"{SETTINGS}.compute.device", f"{SETTINGS}.compute.threads")
 """What feature networks compute on: their precision is float32 whatever `compute.precision` says."""
 
+_NETWORKS = ("ipdiff.spec.FAMILIES", "ipdiff.diffusion.TARGETS")
+
 STAGES = {
     stage.verb: stage
     for stage in (
@@ -170,6 +172,7 @@ STAGES = {
                 *(f"{_FAMILY}.{part}" for part in ("network", "diffusion", "training")),
                 f"{SETTINGS}.compute",
             ),
+            runs=_NETWORKS,
             shared=True,
             network=True,
             card=True,
@@ -182,6 +185,8 @@ STAGES = {
             files=("state.safetensors",),
             wildcards=_OF_RUN,
             inputs=(IMAGES, f"{RUN}/{{step}}/{RECIPE}"),
+            runs=_NETWORKS,
+            decided_by=("family", "target"),
             network=True,
         ),
         Stage(
@@ -197,7 +202,7 @@ STAGES = {
                 *(f"{_FAMILY}.{part}" for part in ("clip_denoised", "quantise")),
                 f"{SETTINGS}.compute",
             ),
-            runs=("ipdiff.samplers.CHAINS",),
+            runs=("ipdiff.samplers.CHAINS", *_NETWORKS),
             decided_by=("kind",),
             shared=True,
             network=True,
@@ -228,6 +233,8 @@ STAGES = {
             wildcards=_OF_RUN,
             inputs=(*_CHECKPOINT, IMAGES),
             params=(f"{SETTINGS}.analysis", f"{SETTINGS}.compute"),
+            runs=_NETWORKS,
+            decided_by=("family", "target"),
             network=True,
         ),
         Stage(

@@ -22,8 +22,9 @@ from ipdiff.device.spec import Compute
 from ipdiff.device.streams import draws_on
 from ipdiff.diffusion import Index
 from ipdiff.errors import UserError
-from ipdiff.nets import build, prepare_for_sampling
+from ipdiff.nets import build
 from ipdiff.nets.execution import compiled
+from ipdiff.nets.inference import prepare_for_sampling
 from ipdiff.rng import Purpose
 from ipdiff.sample_sets.spec import Sampler, Sampling, kept, nfe
 from ipdiff.samplers import CHAINS

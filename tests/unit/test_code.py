@@ -138,7 +138,7 @@ def test_what_can_change_a_number_counts(package: Package, old: str, new: str) -
     [
         ("data/prepare.py", {"prepare"}),
         ("metrics/features/classifier.py", {"classifier"}),
-        ("diffusion.py", {"train", "resume", "sample", "analyse"}),
+        ("coefficients.py", {"train", "resume", "sample", "analyse"}),
         ("nets/adm.py", {"train", "resume", "sample", "analyse"}),
         ("training/segment.py", {"train", "resume"}),
         ("training/resume.py", {"resume"}),

@@ -350,9 +350,9 @@ def test_networks_are_refused_as_they_could_not_be_built(
         built = kind(size, out_channels=1, in_channels=1, **dataclasses.asdict(wanted)).eval()
     if built is None:
         with pytest.raises(ValueError, match="."):
-            config._check_network(wanted, size)
+            wanted.check(size)
         return
-    config._check_network(wanted, size)
+    wanted.check(size)
     with torch.inference_mode():
         images = torch.zeros(2, 1, size, size)  # two: torch refuses to norm a single number
         assert built(images, torch.zeros(2)).shape == images.shape

@@ -25,7 +25,7 @@ from ipdiff.pipeline.config.spec import ADMFamily, Dataset, DDPMFamily, Model
 from ipdiff.report.spec import Figure, Point, Study, Table, wanted
 from ipdiff.sample_sets.spec import Sampler, kept
 from ipdiff.schedule import make_betas
-from ipdiff.spec import ADMNetwork, DDPMNetwork, RunSpec, check_widths, level_sizes
+from ipdiff.spec import FAMILIES, RunSpec
 from ipdiff.work.spec import Work
 
 PARAMS = Path("params.yaml")
@@ -412,34 +412,19 @@ def _check(params: Params) -> None:
 
 def _check_families(name: str, dataset: Dataset) -> None:
     """Networks that no image of this size fits, and schedules that leave no signal, before anything is trained."""
-    for kind in ("adm", "ddpm"):
+    for kind in FAMILIES:
         family: ADMFamily | DDPMFamily | None = getattr(dataset.families, kind)
         if family is None:
             continue
         where = f"{PARAMS} datasets.{name}.families.{kind}"
         try:
-            _check_network(family.network, dataset.source.image_size)
+            family.network.check(dataset.source.image_size)
         except ValueError as error:
             raise ConfigError(f"{where}.network: {error}") from None
         try:
             make_betas(family.diffusion.schedule, family.diffusion.T)
         except ValueError as error:
             raise ConfigError(f"{where}.diffusion: {error}") from None
-
-
-def _check_network(net: ADMNetwork | DDPMNetwork, image_size: int) -> None:
-    """Raise ValueError for a network that cannot be built for images of this size."""
-    sizes = level_sizes(image_size, net.channel_mult, net.num_res_blocks, net.attention_resolutions)
-    attended = [size in net.attention_resolutions for size in sizes]
-    if isinstance(net, ADMNetwork):
-        mult = net.channel_mult
-        unit = net.num_head_channels
-        heads = ("num_heads", net.num_heads) if unit is None else ("num_head_channels", unit)
-    else:  # its first convolution has the base width, which is a level's of its own to the norms
-        mult, attended, heads = [1, *net.channel_mult], [False, *attended], None
-        if net.model_channels < 4:
-            raise ValueError(f"model_channels={net.model_channels} is not an even number >= 4")
-    check_widths(net.model_channels, mult, net.norm_groups, heads, attended)
 
 
 def _well_formed(where: str, names: Iterable[str]) -> None:

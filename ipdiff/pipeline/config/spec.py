@@ -10,7 +10,7 @@ from ipdiff.device.spec import Compute
 from ipdiff.metrics.spec import Classifier, Inception, Metric, Reference
 from ipdiff.parameters import FORBID, Range, Record, check
 from ipdiff.sample_sets.spec import Analysis, Sampling
-from ipdiff.spec import ADMNetwork, DDPMNetwork, Decay, Diffusion, Family, Objective, Strength, Training
+from ipdiff.spec import ADMNetwork, DDPMNetwork, Decay, Diffusion, Family, Objective, Strength, Target, Training
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Model(Record):
     __pydantic_config__: ClassVar = FORBID
     family: Annotated[Family, "adm (guided-diffusion's network and training) or ddpm (the DDIM code base's)"]
     gamma: Annotated[Strength | Literal["dataset"], "input perturbation (official flag --input_pertub)", Range(0)] = 0.0
-    target: Annotated[Literal["eps", "eps_prime"], "eps (Alg. 3) or eps' (DDPM-y)"] = "eps"
+    target: Annotated[Target, "what the network is trained to say: eps (Alg. 3) or eps' (DDPM-y)"] = "eps"
     gp_weight: Annotated[float | Literal["dataset"], "lambda_GP of the gradient penalty", Range(0)] = 0.0
     weight_decay: Annotated[float | Literal["dataset"], "lambda_WD, handed to the optimiser", Range(0)] = 0.0
     decay: Annotated[

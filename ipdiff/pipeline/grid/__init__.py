@@ -109,6 +109,10 @@ class Grid:
             more = self.params.dataset(names["dataset"]).metrics
             metrics = {name for name, kind in METRICS.items() if kind.always or name in more}
         kinds = {Sampler.parse(name).kind for name in samplers}
+        if "model" in names:
+            model = self.params.model(names["model"])
+            found["ipdiff.spec.FAMILIES"] = {model.family}
+            found["ipdiff.spec.OBJECTIVES"] = found["ipdiff.diffusion.TARGETS"] = {model.target}
         found["ipdiff.sample_sets.spec.SAMPLERS"] = found["ipdiff.samplers.CHAINS"] = kinds
         found["ipdiff.metrics.spec.METRICS"] = metrics
         found["ipdiff.data.spec.READERS"] = {self.params.dataset(name).source.reader for name in datasets}
@@ -181,7 +185,7 @@ class Grid:
     def _resume(self, stage: Stage, names: dict[str, str]) -> Cell:
         self._checked_steps(names)
         self._check_trained(names["model"])
-        return _cell(stage, names)
+        return _cell(stage, names, (), **self._network(names))
 
     def _sample(self, stage: Stage, names: dict[str, str]) -> Cell:
         self._checked_steps(names)
@@ -203,7 +207,7 @@ class Grid:
         self._checked_steps(names)
         if self.params.dataset(names["dataset"]).analysis is None:
             raise ConfigError(f"{config.PARAMS} datasets.{names['dataset']}.analysis: missing key; analyse needs it")
-        return _cell(stage, names)
+        return _cell(stage, names, (), **self._network(names))
 
     def _view_cell(self, stage: Stage, names: dict[str, str]) -> Cell:
         study = self.params.study(names["study"])
@@ -276,6 +280,11 @@ class Grid:
 
     def _family(self, names: dict[str, str]) -> str:
         return self.params.model(names["model"]).family
+
+    def _network(self, names: dict[str, str]) -> dict[str, str]:
+        """What decides the code of a model's network and objective."""
+        model = self.params.model(names["model"])
+        return {"family": model.family, "target": model.target}
 
     def _strength(self, names: dict[str, str]) -> str:
         """The key of the strength that a model takes from its data set, or one that it has itself."""

@@ -21,8 +21,8 @@ PACKAGE = Path(__file__).parents[2]
 PLUMBING = {"ipdiff.errors", "ipdiff.work.files", "ipdiff.work.locks", "ipdiff.work.signals", "ipdiff.work.spec"}
 """Imported by stages but deciding no byte."""
 
-BY_DEFINITION = re.compile(r"ipdiff(\.\w+)*\.(spec|parameters|samplers)")
-"""Modules of which only the definitions count that are named: records, registries, samplers."""
+BY_DEFINITION = re.compile(r"ipdiff(\.\w+)*\.(spec|parameters|samplers|diffusion)")
+"""Modules of which only the definitions count that are named: records, registries, samplers, objectives."""
 
 UNCOUNTED = {"FORBID"}
 """Definitions of these modules that decide no byte."""
@@ -180,7 +180,21 @@ def _imported(node: ast.AST, path: Path) -> Iterator[tuple[str, str | None]]:
             if module_file(inner):
                 yield inner, None
             elif node.module != "ipdiff":
+                if alias.name in _handed_out(str(node.module)):
+                    raise ValueError(f"{path} line {node.lineno}: import {alias.name} from where it is defined")
                 yield _target(str(node.module), alias.name)
+
+
+def _handed_out(module: str) -> set[str]:
+    """Names that a package imports only when they are asked for (its `__all__`): an import of one shows no file."""
+    path = module_file(module)
+    if path is None or path.name != "__init__.py":
+        return set()
+    tree = _parsed(path.read_bytes())
+    if not any(isinstance(node, ast.FunctionDef) and node.name == "__getattr__" for node in tree.body):
+        return set()
+    named = [node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"]
+    return {str(item.value) for node in named for item in ast.walk(node.value) if isinstance(item, ast.Constant)}
 
 
 def _target(module: str, name: str) -> tuple[str, str | None]:
