@@ -59,6 +59,11 @@ class Entry:
         """What it was measured with."""
         return Protocol(self.features, self.features_digest, self.n, self.reference_n, self.reference_digest)
 
+    @property
+    def card(self) -> str:
+        """The name of its point's card on the page of cards."""
+        return f"{self.dataset}/{self.model}/{self.step}/{self.sampler}"
+
     def mean_over(self, seeds: Sequence[int]) -> float:
         """The mean over some of its training seeds."""
         found = dict(zip(self.seeds, self.values, strict=True))

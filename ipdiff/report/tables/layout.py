@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import groupby, takewhile
 from typing import TypeVar
 
 from ipdiff.errors import UserError
 from ipdiff.metrics.spec import HIGHER_IS_BETTER
 from ipdiff.report import labels
 from ipdiff.report.entries import Entry, Verdict
-from ipdiff.report.pages import cards
 from ipdiff.report.paper import PaperTable
 from ipdiff.report.results import Protocol
 from ipdiff.report.spec import Table
@@ -52,6 +52,29 @@ class Panel:
     stubs: Key
     columns: tuple[Key, ...]
     rows: tuple[Row, ...]
+
+    def header(self) -> list[list[tuple[str, int]]]:
+        """For each line of the header its labels, with the number of neighbouring columns that each stands over.
+
+        The last line names every column by itself.
+        """
+        last = len(self.columns[0]) - 1
+        if last < 0:  # all axes make rows
+            return [[("", 1)]]
+        lines = []
+        for upto in range(1, last + 1):
+            groups = groupby([column[:upto] for column in self.columns])
+            lines.append([(key[-1], sum(1 for _ in group)) for key, group in groups])
+        return [*lines, [(column[last], 1) for column in self.columns]]
+
+    def shared(self) -> list[tuple[Row, int]]:
+        """Each row with how many of its first labels are those of the row above."""
+        found, before = [], ()
+        for row in self.rows:
+            same = takewhile(lambda pair: pair[0] == pair[1], zip(row.labels, before, strict=False))
+            found.append((row, sum(1 for _ in same)))
+            before = row.labels
+        return found
 
 
 @dataclass(frozen=True)
@@ -149,8 +172,7 @@ class _Style:
         paper = (
             labels.number(entry.paper, printed, signed=signed) if entry.comparable and entry.paper is not None else ""
         )
-        card = cards.anchor(entry.dataset, entry.model, entry.step, entry.sampler)
-        return Text(main, entry.verdict, paper, entry in self.best, card)
+        return Text(main, entry.verdict, paper, entry in self.best, entry.card)
 
     def _label(self, entry: Entry, axis: str, bare: bool) -> str:
         if axis == "dataset":
