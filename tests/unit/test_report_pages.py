@@ -16,12 +16,12 @@ from PIL import Image
 from unit.report_factory import cifar, recipes, write
 
 from ipdiff.errors import UserError
-from ipdiff.report import entries, paper, results
-from ipdiff.report.figures import colours, figure
+from ipdiff.report import paper, results
+from ipdiff.report.figures import canvas, figure
 from ipdiff.report.pages import report as pages
 from ipdiff.report.pages.outcome import pairs
 from ipdiff.report.spec import Figure, Point, Study, Table
-from ipdiff.report.tables import table
+from ipdiff.report.tables import entries, table
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -110,7 +110,7 @@ def test_the_papers_curve_stands_beside_comparable_ones_only(made: dict[str, Any
     )
     view = dataclasses.replace(view, paper="ablation")
     theirs = paper.select(view.paper, paper.values())
-    cells = figure.Cells("f", results.aggregate([cifar("adm", 460_000, made)]))
+    cells = results.Results("f", [cifar("adm", 460_000, made)])
     drawn = [figure.value(cells.get(Point("cifar10", "adm", "ancestral-100", 460_000)), "fid", theirs)]
     canvas = figure._draw(view, drawn, theirs)
     names = [str(text) for text in canvas.axes[0].get_legend_handles_labels()[1]]
@@ -126,15 +126,15 @@ def test_lines_over_different_seeds_say_so(tmp_path: Path, fewer: bool, names: l
         for path in metrics(tmp_path, FIDS)
         if not (fewer and path.name.startswith("adm-ip") and "-1-" in path.name)
     ]
-    cells = figure.Cells("f", results.aggregate(results.load(files)))
+    cells = results.Results("f", results.load(files))
     made = [figure.value(cells.get(Point("digits", *at, 1000)), "fid", None) for at in FIDS]
     canvas = figure._draw(LINES, made, None)
     assert [str(text) for text in canvas.axes[0].get_legend_handles_labels()[1]] == names
 
 
 def test_a_model_has_one_colour() -> None:
-    assert len({colours.colour(name) for name in colours.COLOURS}) == len(colours.COLOURS)
-    assert colours.colour("adm-ip-g005") == colours.colour("adm-ip-g005")
+    assert len({canvas.colour(name) for name in canvas.COLOURS}) == len(canvas.COLOURS)
+    assert canvas.colour("adm-ip-g005") == canvas.colour("adm-ip-g005")
 
 
 def test_samples_are_shown_pixel_by_pixel(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ipdiff.report import origin
-from ipdiff.report.entries import Entry
 from ipdiff.report.origin import CHAIN, Link, Recipe
 from ipdiff.report.pages import page
+from ipdiff.report.tables.entries import Entry
 
 LINKS = ("metrics", *(name for name, _ in CHAIN), "reference")
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from ipdiff.errors import UserError
 from ipdiff.report import labels, paper
-from ipdiff.report.entries import read_csv
 from ipdiff.report.pages import cards, page
 from ipdiff.report.pages.outcome import pairs
 from ipdiff.report.spec import Study
 from ipdiff.report.tables import table
+from ipdiff.report.tables.entries import read_csv
 
 
 def run(

@@ -14,10 +14,10 @@ from typing import TypeVar
 from ipdiff.errors import UserError
 from ipdiff.metrics.spec import HIGHER_IS_BETTER
 from ipdiff.report import labels
-from ipdiff.report.entries import Entry, Verdict
 from ipdiff.report.paper import PaperTable
 from ipdiff.report.results import Protocol
 from ipdiff.report.spec import Table
+from ipdiff.report.tables.entries import Entry, Verdict
 
 T = TypeVar("T")
 Key = tuple[str, ...]
@@ -108,12 +108,8 @@ def table_axes(table: Table, entries: list[Entry]) -> Axes:
         raise UserError(f"table '{table.title}': an axis stands twice in rows {list(rows)} and columns {list(columns)}")
     if "metric" not in rows + columns and (len(table.metrics) > 1 or not columns):
         columns += ("metric",)
-    for name, asked in (
-        ("dataset", table.datasets),
-        ("model", table.models),
-        ("sampler", table.samplers),
-        ("step", table.steps),
-    ):
+    asked_for = {"dataset": table.datasets, "model": table.models, "sampler": table.samplers, "step": table.steps}
+    for name, asked in asked_for.items():
         if name not in rows + columns and len(asked) > 1:
             raise UserError(
                 f"table '{table.title}': {len(asked)} values of {name} are asked for, but neither rows "
@@ -150,10 +146,7 @@ class _Style:
             names = [entry.sampler for entry in entries] + [e.baseline_sampler for e in entries if e.baseline]
             header, self.bare_sampler = labels.sampler_axis(names)
             self.stubs = tuple(header if stub == "sampler" else stub for stub in self.stubs)
-        self.decimals = {
-            metric: labels.decimals(e.mean for e in entries if e.metric == metric and e.kind == "value")
-            for metric in _in_order(entry.metric for entry in entries)
-        }
+        self.decimals = decimals(entries)
         self.best = [entry for contest in _contests(table, entries) for entry in contest.best()]
 
     def row(self, entry: Entry) -> Key:
@@ -167,12 +160,10 @@ class _Style:
     def text(self, entry: Entry) -> Text:
         """The field's text."""
         places, signed = self.decimals[entry.metric], entry.kind == "difference"
-        main = mean_text(entry, places)
         printed = labels.PAPER_DECIMALS.get(entry.metric, 2)
-        paper = (
-            labels.number(entry.paper, printed, signed=signed) if entry.comparable and entry.paper is not None else ""
-        )
-        return Text(main, entry.verdict, paper, entry in self.best, entry.card)
+        shown = entry.paper if entry.comparable else None
+        paper = "" if shown is None else labels.number(shown, printed, signed=signed)
+        return Text(mean_text(entry, places), entry.verdict, paper, entry in self.best, entry.card)
 
     def _label(self, entry: Entry, axis: str, bare: bool) -> str:
         if axis == "dataset":
@@ -184,6 +175,14 @@ class _Style:
         if axis == "sampler":
             return sampler_text(entry, bare)
         return labels.metric(entry.metric)
+
+
+def decimals(entries: list[Entry]) -> dict[str, int]:
+    """How exactly each metric is written, by the values that are shown of it."""
+    means: dict[str, list[float]] = {}
+    for entry in entries:
+        means.setdefault(entry.metric, []).extend([entry.mean] if entry.kind == "value" else [])
+    return {metric: labels.decimals(found) for metric, found in means.items()}
 
 
 def mean_text(entry: Entry, places: int) -> str:
@@ -256,8 +255,7 @@ def _panel(style: _Style, entries: list[Entry], caption: str) -> Panel:
 
 
 def _row(style: _Style, key: Key, cells: list[Entry | None]) -> Row:
-    difference = any(entry is not None and entry.kind == "difference" for entry in cells)
-    difference = difference and not any(entry is not None and entry.kind == "value" for entry in cells)
+    difference = {entry.kind for entry in cells if entry} == {"difference"}
     return Row(difference, key, tuple(style.text(entry) if entry else None for entry in cells))
 
 
@@ -352,16 +350,14 @@ def _best_note(table: Table, entries: list[Entry]) -> str:
 
 
 def _constant_note(entries: list[Entry], axes: Axes) -> str:
-    parts: list[str] = []
-    if "metric" not in axes.rows + axes.columns:
-        parts.append(f"Metric: {labels.metric(entries[0].metric)}.")
-    if "dataset" not in axes.rows + axes.columns:
-        parts.append(f"Data set: {labels.dataset(entries[0].dataset)}.")
-    if "model" not in axes.rows + axes.columns:
-        parts.append(f"Model: {labels.model(entries[0].model)}.")
-    if "sampler" not in axes.rows + axes.columns:
-        parts.append(f"Sampler: {labels.sampler(entries[0].sampler)}.")
-    return " ".join(parts)
+    one = entries[0]
+    said = {
+        "metric": f"Metric: {labels.metric(one.metric)}.",
+        "dataset": f"Data set: {labels.dataset(one.dataset)}.",
+        "model": f"Model: {labels.model(one.model)}.",
+        "sampler": f"Sampler: {labels.sampler(one.sampler)}.",
+    }
+    return " ".join(text for axis, text in said.items() if axis not in axes.rows + axes.columns)
 
 
 def _step_note(entries: list[Entry], axes: Axes) -> str:
@@ -371,10 +367,10 @@ def _step_note(entries: list[Entry], axes: Axes) -> str:
     for entry in entries:
         if entry.kind == "value":
             steps.setdefault(labels.dataset(entry.dataset), {})[labels.model(entry.model)] = entry.step
-    parts = [f"{name}: {_by_model(models)}" for name, models in steps.items()]
-    if len({_by_model(models) for models in steps.values()}) == 1:
-        return f"Training steps: {_by_model(next(iter(steps.values())))}."
-    return f"Training steps: {'; '.join(parts)}."
+    texts = {name: _by_model(models) for name, models in steps.items()}
+    if len(set(texts.values())) == 1:
+        return f"Training steps: {next(iter(texts.values()))}."
+    return f"Training steps: {'; '.join(f'{name}: {text}' for name, text in texts.items())}."
 
 
 def _by_model(steps: dict[str, int]) -> str:
@@ -387,11 +383,8 @@ def _protocol_note(entries: list[Entry]) -> str:
     found: dict[str, list[str]] = {}
     for entry in entries:
         found.setdefault(labels.dataset(entry.dataset), []).append(entry.protocol.text())
-    return (
-        "Measured with: "
-        + "; ".join(f"{name}: {' and '.join(_in_order(texts))}" for name, texts in found.items())
-        + "."
-    )
+    parts = (f"{name}: {' and '.join(_in_order(texts))}" for name, texts in found.items())
+    return f"Measured with: {'; '.join(parts)}."
 
 
 def _paper_note(entries: list[Entry], paper: PaperTable | None) -> str:

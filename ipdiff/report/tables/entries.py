@@ -1,19 +1,18 @@
-"""The long form of tables and figures: one entry for each number shown, and its CSV."""
+"""The long form of tables and of figures' lines: one entry for each number shown, and its CSV."""
 
 from __future__ import annotations
 
 import csv
-import io
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ipdiff.errors import UserError
 from ipdiff.metrics.spec import HIGHER_IS_BETTER
 from ipdiff.report import paper
-from ipdiff.report.results import Cell, Protocol, spread
+from ipdiff.report.results import Protocol, Result, spread
 
 Verdict = Literal["", "better", "worse", "within spread", "one seed"]
 
@@ -95,84 +94,50 @@ def verdict(differences: Sequence[float], *, higher: bool = False) -> Verdict:
     return "better" if (mean > 0) is higher else "worse"
 
 
-def value(cell: Cell, metric: str, table: paper.PaperTable | None) -> Entry:
-    """The mean over seeds of one cell, with the paper's value where there is one."""
-    found = paper.match(table, cell, metric)
-    mean = cell.mean(metric)
-    return Entry(
-        "value",
-        cell.dataset,
-        cell.model,
-        cell.step,
-        cell.sampler,
-        "",
-        None,
-        "",
-        metric,
-        mean,
-        cell.sd(metric),
-        len(cell.seeds),
-        cell.seeds,
-        cell.values(metric),
-        "",
-        cell.nfe,
-        *_common(cell, metric, mean, found),
-    )
+def value(result: Result, metric: str, table: paper.PaperTable | None) -> Entry:
+    """The mean over seeds of one result, with the paper's value where there is one."""
+    return _entry("value", result, metric, result.seeds, result.values(metric), paper.match(table, result, metric))
 
 
-def difference(cell: Cell, base: Cell, metric: str, table: paper.PaperTable | None) -> Entry:
-    """`cell` minus `base`, paired by the seeds that both have.
+def difference(result: Result, base: Result, metric: str, table: paper.PaperTable | None) -> Entry:
+    """`result` minus `base`, paired by the seeds that both have.
 
     Raises:
         UserError: the two were measured in different ways, or have no seed in common.
     """
-    if cell.how(metric) != base.how(metric):
+    if result.how(metric) != base.how(metric):
         raise UserError(
-            f"compare: {cell.text()} was measured with {cell.how(metric).text()}, {base.text()} with "
+            f"compare: {result.text()} was measured with {result.how(metric).text()}, {base.text()} with "
             f"{base.how(metric).text()}; only figures of one kind can be subtracted"
         )
-    seeds = tuple(seed for seed in cell.seeds if seed in base.seeds)
-    if not seeds:
+    ours = dict(zip(result.seeds, result.values(metric), strict=True))
+    theirs = dict(zip(base.seeds, base.values(metric), strict=True))
+    pairs = {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
+    if not pairs:
         raise UserError(
-            f"compare: {cell.text()} has seeds {list(cell.seeds)}, {base.text()} {list(base.seeds)}; "
+            f"compare: {result.text()} has seeds {list(result.seeds)}, {base.text()} {list(base.seeds)}; "
             "pairs need a common seed"
         )
-    ours = dict(zip(cell.seeds, cell.values(metric), strict=True))
-    theirs = dict(zip(base.seeds, base.values(metric), strict=True))
-    pairs = tuple(ours[seed] - theirs[seed] for seed in seeds)
-    mean, found = (
-        statistics.fmean(pairs),
-        _paper_difference(value(cell, metric, table), value(base, metric, table)),
-    )
-    return Entry(
-        "difference",
-        cell.dataset,
-        cell.model,
-        cell.step,
-        cell.sampler,
-        base.model,
-        base.step,
-        base.sampler,
-        metric,
-        mean,
-        spread(pairs),
-        len(seeds),
-        seeds,
-        pairs,
-        verdict(pairs, higher=metric in HIGHER_IS_BETTER),
-        cell.nfe,
-        *_common(cell, metric, mean, found),
+    found = _paper_difference(paper.match(table, result, metric), paper.match(table, base, metric))
+    made = _entry("difference", result, metric, tuple(pairs), tuple(pairs.values()), found)
+    return replace(
+        made,
+        baseline=base.model,
+        baseline_step=base.step,
+        baseline_sampler=base.sampler,
+        verdict=verdict(made.values, higher=metric in HIGHER_IS_BETTER),
     )
 
 
 def write_csv(entries: Iterable[Entry], path: Path) -> None:
     """Write entries, floats at full precision, a header line first."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for entry in entries:
-        writer.writerow([_dump(getattr(entry, name)) for name in COLUMNS])
-    path.write_bytes(text.getvalue().encode())
+    write_rows(path, COLUMNS, ([_dump(getattr(entry, name)) for name in COLUMNS] for entry in entries))
+
+
+def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a csv file, the same bytes on every system."""
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream, lineterminator="\n").writerows([header, *rows])
 
 
 def read_csv(path: Path) -> list[Entry]:
@@ -188,29 +153,46 @@ def read_csv(path: Path) -> list[Entry]:
         ) from error
 
 
-def _common(cell: Cell, metric: str, mean: float, found: paper.Match) -> tuple[Any, ...]:
-    """The last fields of an entry: how it was measured, and the paper's value."""
-    how = cell.how(metric)
-    beyond = mean - found.value if found.value is not None and found.comparable else None
-    return (
-        how.n,
-        how.reference_n,
-        how.features,
-        how.features_digest,
-        how.reference_digest,
-        found.value,
-        beyond,
-        found.comparable,
-        found.reason,
-        ", ".join(found.unknown),
+def _entry(
+    kind: Literal["value", "difference"],
+    result: Result,
+    metric: str,
+    seeds: tuple[int, ...],
+    values: tuple[float, ...],
+    found: paper.Match,
+) -> Entry:
+    how, mean = result.how(metric), statistics.fmean(values)
+    return Entry(
+        kind=kind,
+        dataset=result.dataset,
+        model=result.model,
+        step=result.step,
+        sampler=result.sampler,
+        baseline="",
+        baseline_step=None,
+        baseline_sampler="",
+        metric=metric,
+        mean=mean,
+        sd=spread(values),
+        seed_count=len(seeds),
+        seeds=seeds,
+        values=values,
+        verdict="",
+        nfe=result.nfe,
+        **asdict(how),
+        paper=found.value,
+        minus_paper=mean - found.value if found.value is not None and found.comparable else None,
+        comparable=found.comparable,
+        reason=found.reason,
+        unknown=", ".join(found.unknown),
     )
 
 
-def _paper_difference(ours: Entry, theirs: Entry) -> paper.Match:
-    if ours.paper is None or theirs.paper is None or not (ours.comparable and theirs.comparable):
+def _paper_difference(ours: paper.Match, theirs: paper.Match) -> paper.Match:
+    if ours.value is None or theirs.value is None or not (ours.comparable and theirs.comparable):
         return paper.Match(None, False, ours.reason or theirs.reason)
-    unknown = tuple(dict.fromkeys(name for side in (ours, theirs) for name in side.unknown.split(", ") if name))
-    return paper.Match(round(ours.paper - theirs.paper, 6), True, "", unknown)
+    unknown = tuple(dict.fromkeys((*ours.unknown, *theirs.unknown)))
+    return paper.Match(round(ours.value - theirs.value, 6), True, "", unknown)
 
 
 def _dump(item: object) -> str:
@@ -223,15 +205,20 @@ def _dump(item: object) -> str:
     return " ".join(_dump(part) for part in item) if isinstance(item, tuple) else str(item)
 
 
+PARSERS: dict[str, Callable[[str], object]] = {
+    "bool": lambda text: text == "yes",
+    "int": int,
+    "int | None": lambda text: int(text) if text else None,
+    "float": float,
+    "float | None": lambda text: float(text) if text else None,
+    "tuple[int, ...]": lambda text: tuple(map(int, text.split())),
+    "tuple[float, ...]": lambda text: tuple(map(float, text.split())),
+}
+"""By the type of a field of an entry how its text is read; other fields are text."""
+
+
 def _parse(row: dict[str, str]) -> Entry:
-    whole = ("step", "seed_count", "nfe", "n", "reference_n")
-    real = ("sd", "paper", "minus_paper")
-    typed: dict[str, object] = dict(row)
-    typed.update({key: int(row[key]) for key in whole})
-    typed.update({key: float(row[key]) if row[key] else None for key in real})
-    typed["mean"] = float(row["mean"])
-    typed["baseline_step"] = int(row["baseline_step"]) if row["baseline_step"] else None
-    typed["seeds"] = tuple(int(part) for part in row["seeds"].split())
-    typed["values"] = tuple(float(part) for part in row["values"].split())
-    typed["comparable"] = row["comparable"] == "yes"
-    return Entry(**typed)  # pyright: ignore[reportArgumentType]
+    if tuple(row) != COLUMNS or None in row.values():
+        raise ValueError(f"a line of {', '.join(map(str, row))}")
+    parsed = {field.name: PARSERS.get(str(field.type), str)(row[field.name]) for field in fields(Entry)}
+    return Entry(**parsed)  # pyright: ignore[reportArgumentType]
