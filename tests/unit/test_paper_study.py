@@ -101,7 +101,7 @@ def test_the_studys_tables_are_made_as_the_papers(raw: dict[str, Any], tmp_path:
         ("families.adm.diffusion.T", 2000, "T differs: 2,000 here, 1,000 in the paper"),
         ("families.adm.diffusion.schedule", "linear", "noise schedule differs: linear here, cosine in the paper"),
         ("families.adm.network.dropout", 0.2, "dropout differs: 0.2 here, 0.3 in the paper"),
-        ("compute.precision", "bfloat16", "sampling precision differs: bfloat16 here, float32 in the paper"),
+        ("sampling.precision", "bfloat16", "sampling precision differs: bfloat16 here, float32 in the paper"),
         (
             "reference",
             {"images": 50_000, "seed": 0, "neighbours": True},

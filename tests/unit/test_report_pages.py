@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
 from PIL import Image
 from unit.report_factory import cifar, recipes, write
 
 from ipdiff.errors import UserError
 from ipdiff.report import paper, results
 from ipdiff.report.figures import canvas, figure
+from ipdiff.report.pages import page
 from ipdiff.report.pages import report as pages
 from ipdiff.report.pages.outcome import pairs
 from ipdiff.report.spec import Figure, Point, Study, Table
@@ -177,9 +179,11 @@ class Checker(HTMLParser):
         self.words: list[str] = []
         self.links: list[str] = []
         self.ids: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         found = dict(attrs)
+        self.attributes += attrs
         self.links += [found[key] or "" for key in ("href", "src") if key in found]
         self.ids += [found["id"] or ""] if "id" in found else []
         assert tag != "script"
@@ -249,6 +253,27 @@ def test_the_report_is_well_formed_and_escaped(report: Path) -> None:
     assert "<lines>" not in text
     assert "T\u2032 = 10" in words
     assert "arXiv:2301.11706" in words
+
+
+def test_no_text_leaves_its_attribute(tmp_path: Path) -> None:
+    title = """'x' "onerror="x" & <img src=x>"""
+    view = dataclasses.replace(LINES, title=title, note=title)
+    figure.run("f", view, metrics(tmp_path, FIDS), tmp_path / "f")
+    behind = [recipe for at in FIDS for seed in (0, 1) for recipe in recipes(*at, seed)]
+    study = Study(title, ["digits"], {"default": [0, 1]}, {}, {"f": view}, title)
+    pages.run("s", study, {}, {"f": tmp_path / "f"}, behind, tmp_path / "out")
+    checker = Checker()
+    checker.feed((tmp_path / "out/index.html").read_text())
+    assert checker.open == []
+    assert checker.attributes.count(("alt", title)) == 1
+    assert not [name for name, _ in checker.attributes if name.startswith("on")]
+    assert "".join(checker.words).count(title) == 6  # title, headline, opening, contents, heading, caption
+
+
+def test_a_template_that_names_what_is_not_there_fails(tmp_path: Path) -> None:
+    with pytest.raises(UndefinedError):
+        page.write("index", tmp_path, {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_report_is_self_contained(report: Path) -> None:
