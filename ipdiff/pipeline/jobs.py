@@ -339,11 +339,11 @@ def _figure(job: Job, made: Publication) -> None:
 
 
 def _report(job: Job, made: Publication) -> None:
-    from ipdiff.report.pages import html
+    from ipdiff.report.pages import report
 
     name = job.names["study"]
     study = job.params.study(name)
-    html.run(
+    report.run(
         name,
         study,
         {table: Path("tables") / name / table for table in study.tables},

@@ -261,7 +261,7 @@ STAGES = {
         ),
         Stage(
             verb="report",
-            module="ipdiff.report.pages.html",
+            module="ipdiff.report.pages.report",
             help="make a study's page",
             directory="report/{study}",
             files=("index.html", "cards.html"),

@@ -12,7 +12,7 @@ import yaml
 
 from ipdiff.errors import UserError
 from ipdiff.report import labels
-from ipdiff.report.results import Cell, Protocol
+from ipdiff.report.results import Protocol, Result
 from ipdiff.sample_sets.spec import Sampler
 
 FILE = Path(__file__).parent / "paper_values.yaml"
@@ -77,7 +77,7 @@ class PaperTable:
 
 @dataclass(frozen=True)
 class Match:
-    """The paper's value for a cell, whether it means the same thing as ours, and if not, why."""
+    """The paper's value for a result, whether it means the same thing as ours, and if not, why."""
 
     value: float | None
     comparable: bool
@@ -108,8 +108,8 @@ def select(key: str | None, tables: dict[str, PaperTable]) -> PaperTable | None:
     return tables[key] if key is not None else None
 
 
-def match(table: PaperTable | None, cell: Cell, metric: str) -> Match:
-    """Find the paper's value for a cell of ours.
+def match(table: PaperTable | None, result: Result, metric: str) -> Match:
+    """Find the paper's value for a result of ours.
 
     It is comparable when data set, model, kind of sampler, T' (and eta) are the same, the features and the
     number of samples are the same, the training steps agree, and each of CONDITIONS, wherever they are known
@@ -120,39 +120,39 @@ def match(table: PaperTable | None, cell: Cell, metric: str) -> Match:
     """
     if table is None:
         return Match(None, False, "no table of the paper was named")
-    found = [entry for entry in table.entries if entry.dataset == cell.dataset]
+    found = [entry for entry in table.entries if entry.dataset == result.dataset]
     if not found:
-        return Match(None, False, f"the paper has no figure for the data set {labels.dataset(cell.dataset)}")
-    found = [entry for entry in found if entry.model == cell.model]
+        return Match(None, False, f"the paper has no figure for the data set {labels.dataset(result.dataset)}")
+    found = [entry for entry in found if entry.model == result.model]
     if not found:
-        return Match(None, False, f"the paper has no figure for {labels.model(cell.model)} on this data set")
+        return Match(None, False, f"the paper has no figure for {labels.model(result.model)} on this data set")
     if all(entry.sample_steps is None for entry in found):
         return Match(None, False, "the paper does not say with which T' it was drawn")
-    found = [entry for entry in found if entry.same_sampler(Sampler.parse(cell.sampler))]
+    found = [entry for entry in found if entry.same_sampler(Sampler.parse(result.sampler))]
     if not found:
-        return Match(None, False, f"the paper has no figure for this sampler ({labels.sampler(cell.sampler)})")
+        return Match(None, False, f"the paper has no figure for this sampler ({labels.sampler(result.sampler)})")
     found = [entry for entry in found if metric in entry.metrics]
     if not found:
         return Match(None, False, f"the paper does not report {labels.metric(metric)} here")
-    entry = next((entry for entry in found if entry.step in (None, cell.step)), None)
+    entry = next((entry for entry in found if entry.step in (None, result.step)), None)
     if entry is None and len(found) > 1:
-        return Match(None, False, f"the paper has no figure at {cell.step:,} training steps")
+        return Match(None, False, f"the paper has no figure at {result.step:,} training steps")
     entry = entry or found[0]
-    reason = "; ".join(dict.fromkeys(_differences(table, entry, cell, cell.how(metric))))
+    reason = "; ".join(dict.fromkeys(_differences(table, entry, result, result.how(metric))))
     return Match(entry.metrics[metric], not reason, reason, entry.unknown)
 
 
-def _differences(table: PaperTable, entry: Entry, cell: Cell, protocol: Protocol) -> Iterator[str]:
+def _differences(table: PaperTable, entry: Entry, result: Result, protocol: Protocol) -> Iterator[str]:
     """All that is known to differ between ours and the paper's."""
     if protocol.features != table.features:
         yield f"features differ: {protocol.features} here, {table.features} in the paper"
     if protocol.n != table.n:
         yield f"N differs: {protocol.n:,} samples here, {table.n:,} in the paper"
-    if entry.step not in (None, cell.step):
-        yield f"training steps differ: {cell.step:,} here, {entry.step:,} in the paper"
-    if not cell.made_with:
+    if entry.step not in (None, result.step):
+        yield f"training steps differ: {result.step:,} here, {entry.step:,} in the paper"
+    if not result.made_with:
         yield "no recipe says what ours was made with"
-    for made in cell.made_with:
+    for made in result.made_with:
         for key, theirs in entry.made_with.items():
             if theirs not in (UNKNOWN, made[key]):
                 yield f"{CONDITIONS[key]} differs: {_text(made[key])} here, {_text(theirs)} in the paper"

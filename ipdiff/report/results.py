@@ -1,6 +1,6 @@
-"""Metrics files as records, and records of several seeds as cells.
+"""Metrics files as records, records of several seeds as results, and results found by what a view asks for.
 
-A figure means nothing without what it was measured with, so a record carries its `Protocol`; a cell refuses
+A figure means nothing without what it was measured with, so a record carries its `Protocol`; a result refuses
 records of different protocols, and tables never put two protocols into one column.
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 
 from ipdiff.errors import UserError
 from ipdiff.metrics.spec import METRICS
+from ipdiff.report.spec import Point
 from ipdiff.sample_sets.spec import Sampler
 
 PIXELS = "pixels"
@@ -60,7 +61,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Result:
     """One point (data set, model, training step, sampler), measured for one or more training seeds.
 
     Attributes:
@@ -102,8 +103,36 @@ class Cell:
         return spread(self.values(metric))
 
     def text(self) -> str:
-        """How a message names the cell."""
+        """How a message names it."""
         return f"{self.dataset} {self.model} step {self.step} {self.sampler}"
+
+
+class Results:
+    """Results of records, found by point; `title` names in messages what asks for them."""
+
+    def __init__(self, title: str, records: Iterable[Record]) -> None:
+        self.title = title
+        self.steps: dict[tuple[str, str, str], dict[int, Result]] = {}
+        for one in aggregate(records):
+            self.steps.setdefault((one.dataset, one.model, one.sampler), {})[one.step] = one
+
+    def get(self, point: Point) -> Result:
+        """The result at a point; without a step, the only one there is."""
+        found = self.steps.get((point.dataset, point.model, point.sampler), {})
+        wanted = f"{point.dataset} {point.model} {point.sampler}"
+        if point.step is not None and point.step not in found:
+            raise UserError(
+                f"{self.title}: no record of {wanted} step {point.step} "
+                f"(steps at hand: {sorted(found) or 'none'}); evaluate it first"
+            )
+        if not found:
+            raise UserError(f"{self.title}: no record of {wanted}; evaluate it first")
+        if point.step is None and len(found) > 1:
+            raise UserError(
+                f"{self.title}: {wanted} has records at steps {sorted(found)}, "
+                "which is meant is not said; give one checkpoint or name the steps"
+            )
+        return found[point.step] if point.step is not None else next(iter(found.values()))
 
 
 def spread(values: Sequence[float]) -> float | None:
@@ -126,11 +155,11 @@ def load(paths: Iterable[Path]) -> list[Record]:
     return [_read(Path(path)) for path in paths]
 
 
-def aggregate(records: Iterable[Record]) -> list[Cell]:
+def aggregate(records: Iterable[Record]) -> list[Result]:
     """Join the seeds of each point.
 
     Returns:
-        One cell for each point, in the order of first appearance.
+        One result for each point, in the order of first appearance.
 
     Raises:
         UserError: a seed stands there twice, or the seeds of a point were measured in different ways.
@@ -138,10 +167,10 @@ def aggregate(records: Iterable[Record]) -> list[Cell]:
     groups: dict[tuple[str, str, int, str], list[Record]] = {}
     for record in records:
         groups.setdefault((record.dataset, record.model, record.step, record.sampler), []).append(record)
-    return [_cell(group) for group in groups.values()]
+    return [_result(group) for group in groups.values()]
 
 
-def _cell(group: list[Record]) -> Cell:
+def _result(group: list[Record]) -> Result:
     group = sorted(group, key=lambda record: record.seed)
     first, seeds = group[0], tuple(record.seed for record in group)
     name = f"{first.dataset} {first.model} step {first.step} {first.sampler}"
@@ -161,7 +190,7 @@ def _cell(group: list[Record]) -> Cell:
     values = {name: tuple(record.metrics[name] for record in group) for name in shared}
     made = tuple(record.made_with for record in group if record.made_with is not None)
     point = (first.dataset, first.model, first.step, first.sampler)
-    return Cell(*point, first.nfe, first.protocol, seeds, values, made)
+    return Result(*point, first.nfe, first.protocol, seeds, values, made)
 
 
 def _read(path: Path) -> Record:

@@ -16,6 +16,8 @@ from patience import PATIENCE_S, wait_until
 from unit import params_factory
 
 from ipdiff.pipeline.engines import fork_server
+from ipdiff.pipeline.stages import STAGES
+from ipdiff.pipeline.store.code_digests import code_files
 
 TRAIN = ["train", "--dataset", "tiny", "--model", "adm", "--seed", "0", "--step"]
 
@@ -81,6 +83,8 @@ IMPORTED = """
 import sys
 from ipdiff import cli
 from ipdiff.pipeline.engines import fork_server
+from ipdiff.pipeline.stages import STAGES
+from ipdiff.pipeline.store.code_digests import code_files
 fork_server._preload()
 for command in sys.argv[1:]:
     known = set(sys.modules)
@@ -124,8 +128,14 @@ def test_a_server_with_other_code_is_not_used(monkeypatch: pytest.MonkeyPatch) -
 
 def test_bytecode_that_python_writes_is_no_other_code() -> None:
     names = {name for name, _, _ in fork_server._identity()["files"]}
-    assert {Path(name).suffix for name in names} == {".py", ".yaml"}
+    assert {Path(name).suffix for name in names} == set(fork_server.SOURCES)
     assert str(fork_server.PACKAGE / "training/segment.py") in names
+
+
+@pytest.mark.parametrize("verb", STAGES)
+def test_whatever_counts_for_a_stage_is_watched(verb: str) -> None:
+    names = {name for name, _, _ in fork_server._identity()["files"]}
+    assert {str(path) for path in code_files(STAGES[verb].module, (), STAGES[verb].runs)} <= names
 
 
 def test_without_a_server_the_command_does_the_work(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -297,7 +297,7 @@ def test_nothing_but_the_standard_library_is_imported_to_print_help(module: str,
 
 
 @pytest.mark.parametrize(
-    "module", ["pipeline.grid", "pipeline.engines.sync", "report.tables.table", "report.pages.html"]
+    "module", ["pipeline.grid", "pipeline.engines.sync", "report.tables.table", "report.pages.report"]
 )
 def test_the_graph_and_the_tables_need_no_torch(module: str) -> None:
     script = f"import sys, ipdiff.{module}; print(*sorted({{'torch', 'scipy', 'sklearn'}} & sys.modules.keys()))"

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,41 @@ def test_data_of_the_package_counts_by_its_bytes(package: Package) -> None:
     package.append("report/paper_values.yaml", "# a comment\n")
     assert package.changed() == {verb for verb in STAGES if package.path / "report/paper_values.yaml" in files(verb)}
     assert "table" in package.changed()
+
+
+@pytest.mark.parametrize("name", ["index.html.jinja", "cards.html.jinja", "marks.html.jinja", "style.css"])
+def test_templates_count_for_the_report_alone(package: Package, name: str) -> None:
+    package.append(f"report/pages/templates/{name}", "\n")
+    assert package.changed() == {"report"}
+
+
+def test_a_new_template_and_its_name_count(package: Package) -> None:
+    templates = package.path / "report/pages/templates"
+    (templates / "new.html.jinja").write_text("new")
+    assert package.changed() == {"report"}
+    package.before = package.digests()
+    (templates / "new.html.jinja").rename(templates / "newer.html.jinja")
+    assert package.changed() == {"report"}
+
+
+def test_what_an_editor_leaves_beside_a_template_does_not_count(package: Package) -> None:
+    (package.path / "report/pages/templates/.index.html.jinja.swp").write_bytes(b"\0")
+    (package.path / "report/pages/templates/style.css~").write_text("a")
+    assert package.changed() == set()
+
+
+def test_every_file_that_counts_is_shipped() -> None:
+    shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    shipped = {
+        path
+        for name, patterns in shipped.items()
+        for one in patterns
+        for path in (ROOT / name.replace(".", "/")).glob(one)
+    }
+    counted = {path for verb in STAGES for path in files(verb) if path.suffix != ".py"}
+    assert counted == shipped
+    for patterns in code_digests.DATA.values():
+        assert all(list(code_digests.PACKAGE.glob(pattern)) for pattern in patterns)
 
 
 def test_a_new_import_brings_its_file_in(package: Package) -> None:

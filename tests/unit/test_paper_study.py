@@ -16,9 +16,8 @@ from unit.report_factory import write
 
 from ipdiff.errors import UserError
 from ipdiff.pipeline import config, grid
-from ipdiff.report import entries
 from ipdiff.report.figures import figure
-from ipdiff.report.tables import table
+from ipdiff.report.tables import entries, table
 
 ROOT = Path(__file__).parents[2]
 IMAGES = {"cifar10": 50_000, "imagenet32": 1_281_167, "lsun_tower64": 50_000, "celeba64": 202_599, "ffhq128": 70_000}

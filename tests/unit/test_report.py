@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import pytest
 from unit.report_factory import MADE, cifar, record, records, write
 
 from ipdiff.errors import UserError
-from ipdiff.report import entries, labels, paper
+from ipdiff.report import labels, paper
 from ipdiff.report import results as report_records
 from ipdiff.report.spec import Point, Table
-from ipdiff.report.tables import layout, render, table
+from ipdiff.report.tables import entries, layout, render, table
 
 PAPER = paper.values()
 
@@ -274,6 +275,28 @@ def test_points_are_one_row_each_with_differences_after() -> None:
     assert not only(frame).same_sampler
 
 
+def test_a_header_has_a_line_for_each_axis_of_the_columns() -> None:
+    view = product(metrics=["fid", "sfid"], rows=["sampler"], columns=["dataset", "model", "metric"])
+    found = [record(model=model, fid=3.0, sfid=2.0) for model in ("adm", "adm-ip")]
+    (panel,) = build(dataclasses.replace(view, compare={}), found).panels
+    assert panel.header() == [
+        [("digits", 4)],
+        [("ADM", 2), ("ADM-IP", 2)],
+        [("FID", 1), ("sFID", 1), ("FID", 1), ("sFID", 1)],
+    ]
+
+
+def test_a_table_may_have_rows_alone() -> None:
+    view = product(rows=["model", "metric"], columns=[], compare={})
+    frame = build(view, [record(model=model) for model in ("adm", "adm-ip")])
+    (panel,) = frame.panels
+    assert panel.header() == [[("", 1)]]
+    assert [shared for _, shared in panel.shared()] == [0, 0]
+    text = render.tex("t", "t", frame.panels, [])
+    assert r"model & metric &  \\" in text
+    assert r"ADM & FID & \textbf{3.00} \\" in text
+
+
 def test_where_higher_is_better_the_verdict_the_best_and_the_words_turn() -> None:
     differences = [0.1, 0.12, 0.11]
     assert entries.verdict(differences, higher=True) == "better" != entries.verdict(differences)
@@ -448,7 +471,7 @@ def test_any_other_cell_gives_the_reason(change: dict[str, object], reason: str)
     assert cell.paper == ""
 
 
-def cell(*args: Any, **changes: Any) -> report_records.Cell:
+def cell(*args: Any, **changes: Any) -> report_records.Result:
     return report_records.aggregate([cifar(*args, **changes)])[0]
 
 
@@ -551,6 +574,16 @@ def test_the_csv_round_trips_at_full_precision(tmp_path: Path) -> None:
     assert found[0].values == (5.0, 5.0 + 1 / 3, 5.0 + 2 / 3)
     with (out / "table.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 3
+
+
+@pytest.mark.parametrize("change", [lambda line: line + ",x", lambda line: line.rpartition(",")[0]])
+def test_a_csv_with_more_or_fewer_fields_is_refused(tmp_path: Path, change: Callable[[str], str]) -> None:
+    path = run(tmp_path / "out", tmp_path) / "table.csv"
+    head, *rest = path.read_text().splitlines()
+    for lines in ([change(head), *rest], [head, change(rest[0])], [change(line) for line in (head, *rest)]):
+        path.write_text("\n".join(lines) + "\n")
+        with pytest.raises(UserError, match="make the table again"):
+            entries.read_csv(path)
 
 
 def test_csv_of_another_kind_is_refused(tmp_path: Path) -> None:

@@ -12,16 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
 from PIL import Image
 from unit.report_factory import cifar, recipes, write
 
 from ipdiff.errors import UserError
-from ipdiff.report import entries, paper, results
-from ipdiff.report.figures import colours, figure
-from ipdiff.report.pages import html
+from ipdiff.report import paper, results
+from ipdiff.report.figures import canvas, figure
+from ipdiff.report.pages import page
+from ipdiff.report.pages import report as pages
 from ipdiff.report.pages.outcome import pairs
 from ipdiff.report.spec import Figure, Point, Study, Table
-from ipdiff.report.tables import table
+from ipdiff.report.tables import entries, table
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -110,7 +112,7 @@ def test_the_papers_curve_stands_beside_comparable_ones_only(made: dict[str, Any
     )
     view = dataclasses.replace(view, paper="ablation")
     theirs = paper.select(view.paper, paper.values())
-    cells = figure.Cells("f", results.aggregate([cifar("adm", 460_000, made)]))
+    cells = results.Results("f", [cifar("adm", 460_000, made)])
     drawn = [figure.value(cells.get(Point("cifar10", "adm", "ancestral-100", 460_000)), "fid", theirs)]
     canvas = figure._draw(view, drawn, theirs)
     names = [str(text) for text in canvas.axes[0].get_legend_handles_labels()[1]]
@@ -126,15 +128,15 @@ def test_lines_over_different_seeds_say_so(tmp_path: Path, fewer: bool, names: l
         for path in metrics(tmp_path, FIDS)
         if not (fewer and path.name.startswith("adm-ip") and "-1-" in path.name)
     ]
-    cells = figure.Cells("f", results.aggregate(results.load(files)))
+    cells = results.Results("f", results.load(files))
     made = [figure.value(cells.get(Point("digits", *at, 1000)), "fid", None) for at in FIDS]
     canvas = figure._draw(LINES, made, None)
     assert [str(text) for text in canvas.axes[0].get_legend_handles_labels()[1]] == names
 
 
 def test_a_model_has_one_colour() -> None:
-    assert len({colours.colour(name) for name in colours.COLOURS}) == len(colours.COLOURS)
-    assert colours.colour("adm-ip-g005") == colours.colour("adm-ip-g005")
+    assert len({canvas.colour(name) for name in canvas.COLOURS}) == len(canvas.COLOURS)
+    assert canvas.colour("adm-ip-g005") == canvas.colour("adm-ip-g005")
 
 
 def test_samples_are_shown_pixel_by_pixel(tmp_path: Path) -> None:
@@ -177,9 +179,11 @@ class Checker(HTMLParser):
         self.words: list[str] = []
         self.links: list[str] = []
         self.ids: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         found = dict(attrs)
+        self.attributes += attrs
         self.links += [found[key] or "" for key in ("href", "src") if key in found]
         self.ids += [found["id"] or ""] if "id" in found else []
         assert tag != "script"
@@ -232,7 +236,7 @@ def report(tmp_path: Path) -> Path:
         table.run(name, view, files, folders[name])
     figure.run("lines", LINES, files, tmp_path / "lines")
     behind = [recipe for at in FIDS for seed in (0, 1) for recipe in recipes(*at, seed)]
-    html.run("mini", study, folders, {"lines": tmp_path / "lines"}, behind, tmp_path / "out")
+    pages.run("mini", study, folders, {"lines": tmp_path / "lines"}, behind, tmp_path / "out")
     return tmp_path / "out" / "index.html"
 
 
@@ -249,6 +253,27 @@ def test_the_report_is_well_formed_and_escaped(report: Path) -> None:
     assert "<lines>" not in text
     assert "T\u2032 = 10" in words
     assert "arXiv:2301.11706" in words
+
+
+def test_no_text_leaves_its_attribute(tmp_path: Path) -> None:
+    title = """'x' "onerror="x" & <img src=x>"""
+    view = dataclasses.replace(LINES, title=title, note=title)
+    figure.run("f", view, metrics(tmp_path, FIDS), tmp_path / "f")
+    behind = [recipe for at in FIDS for seed in (0, 1) for recipe in recipes(*at, seed)]
+    study = Study(title, ["digits"], {"default": [0, 1]}, {}, {"f": view}, title)
+    pages.run("s", study, {}, {"f": tmp_path / "f"}, behind, tmp_path / "out")
+    checker = Checker()
+    checker.feed((tmp_path / "out/index.html").read_text())
+    assert checker.open == []
+    assert checker.attributes.count(("alt", title)) == 1
+    assert not [name for name, _ in checker.attributes if name.startswith("on")]
+    assert "".join(checker.words).count(title) == 6  # title, headline, opening, contents, heading, caption
+
+
+def test_a_template_that_names_what_is_not_there_fails(tmp_path: Path) -> None:
+    with pytest.raises(UndefinedError):
+        page.write("index", tmp_path, {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_report_is_self_contained(report: Path) -> None:
@@ -300,7 +325,7 @@ def test_a_number_without_its_recipe_is_named(tmp_path: Path) -> None:
     known = [recipe for seed in (0, 1) for recipe in recipes("adm", "ancestral-10", seed)]
     known = [recipe for recipe in known if not recipe["cell"].startswith("samples")]
     with pytest.raises(UserError, match=r"samples/digits/adm/s0/1000/ancestral-10/recipe\.json was not given"):
-        html.run("s", study, {"t": tmp_path / "t"}, {}, known, tmp_path / "out")
+        pages.run("s", study, {"t": tmp_path / "t"}, {}, known, tmp_path / "out")
 
 
 def test_the_outcome_lists_each_comparison_once(report: Path) -> None:
@@ -322,7 +347,7 @@ def test_the_outcome_lists_each_comparison_once(report: Path) -> None:
 def test_the_report_has_the_same_bytes_again(report: Path, tmp_path: Path) -> None:
     study = Study("One", ["digits"], {"default": [0]}, {}, {})
     for name in ("x", "y"):
-        html.run("one", study, {}, {}, [], tmp_path / name)
+        pages.run("one", study, {}, {}, [], tmp_path / name)
     assert (tmp_path / "x/index.html").read_bytes() == (tmp_path / "y/index.html").read_bytes()
     assert "No table of this study compares" in (tmp_path / "x/index.html").read_text()
 
@@ -330,15 +355,15 @@ def test_the_report_has_the_same_bytes_again(report: Path, tmp_path: Path) -> No
 def test_a_missing_table_or_figure_is_named(tmp_path: Path) -> None:
     view = Table("t", ["fid"], ["model"], ["metric"], ["digits"], ["adm"], ["ancestral-10"])
     with pytest.raises(UserError, match="table 't' of the study was not given"):
-        html.run("s", Study("S", ["digits"], {"default": [0]}, {"t": view}), {}, {}, [], tmp_path)
+        pages.run("s", Study("S", ["digits"], {"default": [0]}, {"t": view}), {}, {}, [], tmp_path)
     with pytest.raises(UserError, match=r"table\.csv"):
-        html.run("s", Study("S", ["digits"], {"default": [0]}, {"t": view}), {"t": tmp_path}, {}, [], tmp_path)
+        pages.run("s", Study("S", ["digits"], {"default": [0]}, {"t": view}), {"t": tmp_path}, {}, [], tmp_path)
     with pytest.raises(UserError, match="expected a PNG"):
-        html.run("s", Study("S", ["digits"], {"default": [0]}, {}, {"f": LINES}), {}, {"f": tmp_path}, [], tmp_path)
+        pages.run("s", Study("S", ["digits"], {"default": [0]}, {}, {"f": LINES}), {}, {"f": tmp_path}, [], tmp_path)
 
 
 def test_the_report_imports_no_torch() -> None:
-    modules = "ipdiff.report.pages.html, ipdiff.report.figures.figure"
+    modules = "ipdiff.report.pages.report, ipdiff.report.figures.figure"
     code = f"import sys, {modules}; print({{'torch', 'pandas'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -31,6 +31,8 @@ from ipdiff.work import signals
 
 VARIABLE = "IPDIFF_WARM"
 PACKAGE = Path(__file__).parents[2]
+SOURCES = (".py", ".yaml", ".jinja", ".css")
+"""Endings of the package's files that a stage's bytes may hang on."""
 READ_AT_IMPORT = ("OMP_", "MKL_", "ONEDNN_", "DNNL_", "ATEN_", "NPY_", "OPENBLAS_", "PYTHON", "LD_", "TORCH", "GOMP_")
 """Beginnings of environment variables that libraries read once: they must be those of the server."""
 JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
@@ -94,7 +96,7 @@ def _receive(connection: socket.socket) -> dict[str, Any] | None:
 def _identity() -> dict[str, Any]:
     """What client and server must have in common."""
     settings = {key: value for key, value in os.environ.items() if key.startswith(READ_AT_IMPORT) or key in JOBS}
-    sources = sorted(path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".yaml"))
+    sources = sorted(path for path in PACKAGE.rglob("*") if path.suffix in SOURCES)
     files = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in sources]
     return {"python": sys.executable, "settings": settings, "files": files}
 

@@ -27,8 +27,11 @@ BY_DEFINITION = re.compile(r"ipdiff(\.\w+)*\.(spec|parameters|samplers|diffusion
 UNCOUNTED = {"FORBID"}
 """Definitions of these modules that decide no byte."""
 
-DATA = {"ipdiff.report.paper": "report/paper_values.yaml"}
-"""Modules that read a file of the package: its bytes count as their code."""
+DATA = {
+    "ipdiff.report.paper": ("report/paper_values.yaml",),
+    "ipdiff.report.pages.page": ("report/pages/templates/*.jinja", "report/pages/templates/*.css"),
+}
+"""Modules that read files of the package: their names and bytes count as the module's code."""
 
 FUNCTION = re.compile(r"(ipdiff(?:\.\w+)+):(\w+)")
 """How a row of a registry names a function that is imported when it is needed."""
@@ -67,7 +70,7 @@ def code_digest(module: str, rows: Rows = (), runs: tuple[str, ...] = ()) -> str
     for module in sorted(reached.modules):
         digest.update(f"{module}\n{_text(_path(module).read_bytes())}\n".encode())
     for path in _data_files(reached.modules):
-        digest.update(path.read_bytes())
+        digest.update(f"{path.relative_to(PACKAGE).as_posix()}\n".encode() + path.read_bytes())
     for (module, name), nodes in sorted(reached.definitions.items()):
         for node in nodes:
             digest.update(f"{module}.{name}\n{_canonical(node)}\n".encode())
@@ -75,7 +78,8 @@ def code_digest(module: str, rows: Rows = (), runs: tuple[str, ...] = ()) -> str
 
 
 def _data_files(modules: Iterable[str]) -> list[Path]:
-    return [PACKAGE / DATA[module] for module in sorted(modules) if module in DATA]
+    patterns = [pattern for module in sorted(modules) for pattern in DATA.get(module, ())]
+    return [path for pattern in patterns for path in sorted(PACKAGE.glob(pattern))]
 
 
 # What is reached ----------------------------------------------------------------------------------------------

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 
 from ipdiff.errors import UserError
 from ipdiff.report import labels
-from ipdiff.report.figures import colours
+from ipdiff.report.figures import canvas
 from ipdiff.report.spec import Figure
+from ipdiff.report.tables.entries import write_rows
 
-DPI = 160
 COLUMNS = ("dataset", "model", "seed", "step", "t", "nu", "mean", "rejected")
 STATISTICS = {"nu": "\N{GREEK SMALL LETTER NU}, error of the predicted x0", "rejected": "share of pixels not normal"}
 """What the two panels of a data set show."""
@@ -42,14 +41,13 @@ def draw(name: str, figure: Figure, inputs: list[Path], out: Path) -> None:
     runs = [read(path) for path in inputs]
     if not runs:
         raise UserError(f"figure '{name}' asks for no checkpoint; give datasets and models")
-    _draw(figure, runs).savefig(out / "figure.png", dpi=DPI, metadata={"Software": None})
-    with (out / "figure.csv").open("w", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for run in runs:
-            for row in run.rows:
-                values = [f"{row['t']:g}", *(f"{row[key]:.9g}" for key in COLUMNS[5:])]
-                writer.writerow([run.dataset, run.model, run.seed, run.step, *values])
+    canvas.save(_draw(figure, runs), out)
+    rows = [
+        [run.dataset, run.model, run.seed, run.step, f"{row['t']:g}", *(f"{row[key]:.9g}" for key in COLUMNS[5:])]
+        for run in runs
+        for row in run.rows
+    ]
+    write_rows(out / "figure.csv", COLUMNS, rows)
 
 
 def read(path: Path) -> Run:
@@ -70,24 +68,23 @@ def read(path: Path) -> Run:
 
 def _draw(figure: Figure, runs: list[Run]) -> Canvas:
     datasets = list(dict.fromkeys(run.dataset for run in runs))
-    canvas = Canvas(figsize=(8.6, 3.2 * len(datasets) + 0.5), layout="constrained")
-    FigureCanvasAgg(canvas)
-    axes = canvas.subplots(len(datasets), len(STATISTICS), squeeze=False)
+    sheet = canvas.new(8.6, 3.2 * len(datasets) + 0.5, layout="constrained")
+    axes = sheet.subplots(len(datasets), len(STATISTICS), squeeze=False)
     for line, dataset in zip(axes, datasets, strict=True):
         for axis, (key, text) in zip(line, STATISTICS.items(), strict=True):
             _panel(axis, key, text, [run for run in runs if run.dataset == dataset])
             axis.set_title(labels.dataset(dataset), loc="left")
     models = list(dict.fromkeys((run.model, run.step) for run in runs))
-    handles = [axes[0][0].plot([], [], color=colours.colour(model), linewidth=2)[0] for model, _ in models]
+    handles = [axes[0][0].plot([], [], color=canvas.colour(model), linewidth=2)[0] for model, _ in models]
     names = [f"{labels.model(model)}, {step:,} training steps" for model, step in models]
-    canvas.legend(handles, names, loc="outside lower center", ncols=min(len(names), 3), fontsize=8)
-    return canvas
+    sheet.legend(handles, names, loc="outside lower center", ncols=min(len(names), 3), fontsize=8)
+    return sheet
 
 
 def _panel(axis: Axes, key: str, text: str, runs: list[Run]) -> None:
     for run in runs:
         t, values = [row["t"] for row in run.rows], [row[key] for row in run.rows]
-        axis.plot(t, values, color=colours.colour(run.model), linewidth=1.4, alpha=0.9)
+        axis.plot(t, values, color=canvas.colour(run.model), linewidth=1.4, alpha=0.9)
     axis.set_xlabel("t")
     axis.set_ylabel(text)
     axis.set_ylim(bottom=0)

@@ -2,66 +2,27 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-from numpy.typing import NDArray
 
 from ipdiff.errors import UserError
-from ipdiff.report import labels, origin, paper, results
-from ipdiff.report.entries import Entry, value, write_csv
-from ipdiff.report.figures import colours, error_curves
-from ipdiff.report.lookup import Cells
+from ipdiff.report import labels, origin, paper
+from ipdiff.report.figures import canvas, error_curves, samples
 from ipdiff.report.origin import Recipe
+from ipdiff.report.results import Record, Results, load
 from ipdiff.report.spec import Figure, Point, wanted
+from ipdiff.report.tables.entries import Entry, value, write_csv
 from ipdiff.sample_sets.spec import Sampler
 
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#5b6270",
-    "axes.labelcolor": "#1f2430",
-    "xtick.color": "#5b6270",
-    "ytick.color": "#5b6270",
-    "axes.grid": True,
-    "grid.color": "#e4e7ec",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "legend.frameon": False,
-    "savefig.facecolor": "white",
-}
-DPI = 160
-IMAGE_PIXELS = 64
-"""Height that a sample image is enlarged to, at least."""
-SAMPLE_COLUMNS = ("row", "dataset", "model", "seed", "step", "sampler", "first", "last", "source")
-
-
-@dataclass(frozen=True)
-class Samples:
-    """A sample set and what its path says it is."""
-
-    dataset: str
-    model: str
-    seed: int
-    step: int
-    sampler: str
-    path: Path
 
 
 def run(name: str, figure: Figure, inputs: list[Path], out: Path, recipes: Sequence[Recipe] = ()) -> None:
@@ -82,25 +43,13 @@ def run(name: str, figure: Figure, inputs: list[Path], out: Path, recipes: Seque
     out.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)
+        mpl.rcParams.update(canvas.STYLE)
         if figure.kind == "lines":
-            found = results.load(inputs)
+            found = load(inputs)
             _lines(name, figure, origin.attach(found, recipes) if recipes else found, out)
         else:
-            draw = _samples if figure.kind == "samples" else error_curves.draw
-            draw(name, figure, inputs, out)
-
-
-def identify(path: Path) -> Samples:
-    """Read what a sample set is from its path; UserError where the path is of another shape."""
-    parts = path.parts[-7:]
-    seed = parts[3][1:] if len(parts) == 7 else ""
-    if len(parts) < 7 or parts[0] != "samples" or parts[3][:1] != "s" or not (seed + parts[4]).isdigit():
-        raise UserError(f"{path}: expected samples/DATASET/MODEL/sSEED/STEP/SAMPLER/samples.npz")
-    return Samples(parts[1], parts[2], int(seed), int(parts[4]), parts[5], path)
-
-
-# Lines ----------------------------------------------------------------------------------------------------
+            kind = samples if figure.kind == "samples" else error_curves
+            kind.draw(name, figure, inputs, out)
 
 
 @dataclass(frozen=True)
@@ -115,11 +64,11 @@ class Line:
         return labels.model(self.model) + (f", {self.part}" if parts > 1 and self.part else "")
 
 
-def _lines(name: str, figure: Figure, found: list[results.Record], out: Path) -> None:
-    cells = Cells(f"figure '{name}'", results.aggregate(found))
+def _lines(name: str, figure: Figure, found: list[Record], out: Path) -> None:
+    results = Results(f"figure '{name}'", found)
     theirs = paper.select(figure.paper, paper.values())
     made = [
-        value(cells.get(Point(dataset, model, sampler, step)), figure.metric, theirs)
+        value(results.get(Point(dataset, model, sampler, step)), figure.metric, theirs)
         for dataset in figure.datasets
         for model in figure.models
         for sampler in figure.samplers
@@ -128,7 +77,7 @@ def _lines(name: str, figure: Figure, found: list[results.Record], out: Path) ->
     if not made:
         raise UserError(f"figure '{name}' asks for no point; give datasets, models and samplers")
     _check_panels(name, made)
-    _draw(figure, made, theirs).savefig(out / "figure.png", dpi=DPI, metadata={"Software": None})
+    canvas.save(_draw(figure, made, theirs), out)
     write_csv(made, out / "figure.csv")
 
 
@@ -148,17 +97,17 @@ def _draw(figure: Figure, made: list[Entry], theirs: paper.PaperTable | None) ->
     datasets = list(dict.fromkeys(entry.dataset for entry in made))
     columns = min(len(datasets), 3)
     rows = math.ceil(len(datasets) / columns)
-    canvas = Canvas(figsize=(1.2 + 4.3 * columns if columns > 1 else 6.4, 3.7 * rows + 0.5), layout="constrained")
-    FigureCanvasAgg(canvas)
-    axes = canvas.subplots(rows, columns, squeeze=False).flat
+    width = 1.2 + 4.3 * columns if columns > 1 else 6.4
+    sheet = canvas.new(width, 3.7 * rows + 0.5, layout="constrained")
+    axes = sheet.subplots(rows, columns, squeeze=False).flat
     for axis, dataset in zip(axes, datasets, strict=False):
         _panel(axis, figure, [entry for entry in made if entry.dataset == dataset], theirs)
     for axis in list(axes)[len(datasets) :]:
         axis.set_visible(False)
     handles: dict[str, Any] = {}
-    for axis in canvas.axes:
+    for axis in sheet.axes:
         handles |= {str(label): handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    canvas.legend(
+    sheet.legend(
         handles.values(),
         handles.keys(),
         loc="outside lower center",
@@ -166,7 +115,7 @@ def _draw(figure: Figure, made: list[Entry], theirs: paper.PaperTable | None) ->
         handlelength=3,
         fontsize=8,
     )
-    return canvas
+    return sheet
 
 
 def _panel(axis: Axes, figure: Figure, made: list[Entry], theirs: paper.PaperTable | None) -> None:
@@ -181,7 +130,7 @@ def _panel(axis: Axes, figure: Figure, made: list[Entry], theirs: paper.PaperTab
         _line(axis, figure, line, entries, parts, seeds=unequal)
         _paper_line(axis, figure, line, entries, theirs)
     axis.set_title(labels.dataset(made[0].dataset), loc="left", pad=16)
-    axis.text(0, 1.015, made[0].protocol.text(), transform=axis.transAxes, fontsize=7, color="#5b6270")
+    axis.text(0, 1.015, made[0].protocol.text(), transform=axis.transAxes, fontsize=7, color=canvas.SOFT)
     spread = ", mean \N{PLUS-MINUS SIGN} sd over seeds" if several else ""
     axis.set_ylabel(f"{labels.metric(figure.metric)} ({labels.better([figure.metric])}{spread})")
     _x_axis(axis, figure, sorted({_x(figure, entry) for entry in made}), made)
@@ -191,13 +140,13 @@ def _line(axis: Axes, figure: Figure, line: Line, entries: list[Entry], parts: l
     """One curve; `seeds`: its legend names its training seeds, for they are not those of the others."""
     over = f" ({_seeds(entries)})" if seeds else ""
     x, mean = [_x(figure, entry) for entry in entries], [entry.mean for entry in entries]
-    shade, dash = colours.colour(line.model), DASHES[parts.index(line.part) % len(DASHES)]
+    shade, dash = canvas.colour(line.model), DASHES[parts.index(line.part) % len(DASHES)]
     axis.plot(
         x,
         mean,
         color=shade,
         linestyle=dash,
-        marker=colours.marker(line.model),
+        marker=canvas.marker(line.model),
         markersize=4.5,
         linewidth=1.6,
         label=line.text(len(parts)) + over,
@@ -247,7 +196,7 @@ def _paper_line(axis: Axes, figure: Figure, line: Line, entries: list[Entry], th
     axis.plot(
         [step for step, _ in points],
         [fid for _, fid in points],
-        color=colours.colour(line.model),
+        color=canvas.colour(line.model),
         linewidth=1,
         linestyle=(0, (2, 2)),
         marker="x",
@@ -286,88 +235,3 @@ def _x_axis(axis: Axes, figure: Figure, ticks: list[int], made: list[Entry]) -> 
 
 def _thousands(at: float, _: int | None) -> str:
     return f"{at / 1000:g}k" if abs(at) >= 1000 else f"{at:g}"
-
-
-# Samples --------------------------------------------------------------------------------------------------
-
-
-def _samples(name: str, figure: Figure, inputs: list[Path], out: Path) -> None:
-    found = [identify(path) for path in inputs]
-    if not found:
-        raise UserError(f"figure '{name}' has no sample sets; give datasets, models and samplers")
-    blocks = [_tile(_images(item, figure.images), figure.images) for item in found]
-    image = _compose(blocks, [_row_label(item, found) for item in found])
-    image.savefig(out / "figure.png", dpi=DPI, metadata={"Software": None})
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(SAMPLE_COLUMNS)
-    for row, item in enumerate(found):
-        source = "/".join(item.path.parts[-7:])
-        writer.writerow(
-            [row, item.dataset, item.model, item.seed, item.step, item.sampler, 0, figure.images - 1, source]
-        )
-    (out / "figure.csv").write_bytes(text.getvalue().encode())
-
-
-def _images(item: Samples, count: int) -> NDArray[np.uint8]:
-    """The first `count` images of a set: [count, H, W, 3] uint8, enlarged without smoothing."""
-    try:
-        with np.load(item.path, allow_pickle=False) as data:
-            images = data["arr_0"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{item.path}: expected a sample set with the array arr_0 ({error})") from error
-    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3) or len(images) < count:
-        raise UserError(
-            f"{item.path}: expected {count} images or more, uint8 [N, H, W, 1 or 3]; found "
-            f"{images.dtype} {list(images.shape)}"
-        )
-    scale = max(1, math.ceil(IMAGE_PIXELS / images.shape[1]))
-    shown = images[:count].repeat(scale, axis=1).repeat(scale, axis=2)
-    return np.broadcast_to(shown, (*shown.shape[:3], 3))
-
-
-def _tile(images: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
-    """Images side by side, 16 a line at most, on white: [height, width, 3] uint8."""
-    _, height, width, _ = images.shape
-    columns = min(count, 16)
-    lines, gap = math.ceil(count / columns), 3
-    sheet = np.full((lines * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
-    for place, image in enumerate(images):
-        top, left = (place // columns) * (height + gap), (place % columns) * (width + gap)
-        sheet[top : top + height, left : left + width] = image
-    return sheet
-
-
-def _compose(blocks: Sequence[NDArray[np.uint8]], names: Sequence[tuple[str, str]]) -> Canvas:
-    """Blocks below each other, pixel for pixel, their labels on the left."""
-    margin, gap, label = (
-        16,
-        14,
-        14 + round(max(7.0 * len(text) + 6 for pair in names for text in pair) * DPI / 100),
-    )
-    heights = [max(block.shape[0], 50) for block in blocks]
-    height = sum(heights) + gap * (len(blocks) - 1) + 2 * margin
-    width = label + max(block.shape[1] for block in blocks) + margin
-    canvas = Canvas(figsize=(width / DPI, height / DPI), dpi=DPI)
-    FigureCanvasAgg(canvas)
-    top = margin
-    for block, room, (head, tail) in zip(blocks, heights, names, strict=True):
-        low = height - top - (room + block.shape[0]) // 2
-        canvas.figimage(block, xo=label, yo=low, origin="upper", resize=False)
-        middle = 1 - (top + room / 2) / height
-        canvas.text(margin / width, middle, head, weight="bold", fontsize=8, va="bottom", color="#1f2430")
-        canvas.text(margin / width, middle, tail, fontsize=6.5, va="top", color="#5b6270")
-        top += room + gap
-    return canvas
-
-
-def _row_label(item: Samples, found: Sequence[Samples]) -> tuple[str, str]:
-    """The model, and below it the sampler and whatever else differs between the rows."""
-    tail = [labels.sampler(item.sampler)]
-    extra: tuple[tuple[Callable[[Samples], Any], str], ...] = (
-        (lambda one: one.dataset, labels.dataset(item.dataset)),
-        (lambda one: one.step, f"{item.step:,} steps"),
-        (lambda one: one.seed, f"seed {item.seed}"),
-    )
-    tail += [text for key, text in extra if len({key(one) for one in found}) > 1]
-    return labels.model(item.model), ", ".join(tail)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ipdiff.report import labels
-from ipdiff.report.entries import Entry
+from ipdiff.report.tables import layout
+from ipdiff.report.tables.entries import Entry
 
 ORDER = ("better", "within spread", "worse", "one seed")
 
@@ -41,10 +41,7 @@ def pairs(tables: dict[str, list[Entry]]) -> list[Pair]:
     A comparison that stands in several tables is one case. Comparisons of different samplers (fewer steps
     against more, say) are kept apart from those under equal conditions.
     """
-    means: dict[str, list[float]] = {}
-    for entry in (entry for entries in tables.values() for entry in entries if entry.kind == "value"):
-        means.setdefault(entry.metric, []).append(entry.mean)
-    places = {metric: labels.decimals(found) for metric, found in means.items()}
+    places = layout.decimals([entry for entries in tables.values() for entry in entries])
     seen: dict[tuple[object, ...], list[str]] = {}
     found: dict[tuple[str, str, bool], Pair] = {}
     for name, entries in tables.items():

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import groupby, takewhile
 from typing import TypeVar
 
 from ipdiff.errors import UserError
 from ipdiff.metrics.spec import METRICS
 from ipdiff.report import labels
-from ipdiff.report.entries import Entry, Verdict
-from ipdiff.report.pages import cards
 from ipdiff.report.paper import PaperTable
 from ipdiff.report.results import Protocol
 from ipdiff.report.spec import Table
+from ipdiff.report.tables.entries import Entry, Verdict
 
 T = TypeVar("T")
 Key = tuple[str, ...]
@@ -53,6 +53,29 @@ class Panel:
     columns: tuple[Key, ...]
     rows: tuple[Row, ...]
 
+    def header(self) -> list[list[tuple[str, int]]]:
+        """For each line of the header its labels, with the number of neighbouring columns that each stands over.
+
+        The last line names every column by itself.
+        """
+        last = len(self.columns[0]) - 1
+        if last < 0:  # all axes make rows
+            return [[("", 1)]]
+        lines = []
+        for upto in range(1, last + 1):
+            groups = groupby([column[:upto] for column in self.columns])
+            lines.append([(key[-1], sum(1 for _ in group)) for key, group in groups])
+        return [*lines, [(column[last], 1) for column in self.columns]]
+
+    def shared(self) -> list[tuple[Row, int]]:
+        """Each row with how many of its first labels are those of the row above."""
+        found, before = [], ()
+        for row in self.rows:
+            same = takewhile(lambda pair: pair[0] == pair[1], zip(row.labels, before, strict=False))
+            found.append((row, sum(1 for _ in same)))
+            before = row.labels
+        return found
+
 
 @dataclass(frozen=True)
 class Axes:
@@ -85,12 +108,8 @@ def table_axes(table: Table, entries: list[Entry]) -> Axes:
         raise UserError(f"table '{table.title}': an axis stands twice in rows {list(rows)} and columns {list(columns)}")
     if "metric" not in rows + columns and (len(table.metrics) > 1 or not columns):
         columns += ("metric",)
-    for name, asked in (
-        ("dataset", table.datasets),
-        ("model", table.models),
-        ("sampler", table.samplers),
-        ("step", table.steps),
-    ):
+    asked_for = {"dataset": table.datasets, "model": table.models, "sampler": table.samplers, "step": table.steps}
+    for name, asked in asked_for.items():
         if name not in rows + columns and len(asked) > 1:
             raise UserError(
                 f"table '{table.title}': {len(asked)} values of {name} are asked for, but neither rows "
@@ -127,10 +146,7 @@ class _Style:
             names = [entry.sampler for entry in entries] + [e.baseline_sampler for e in entries if e.baseline]
             header, self.bare_sampler = labels.sampler_axis(names)
             self.stubs = tuple(header if stub == "sampler" else stub for stub in self.stubs)
-        self.decimals = {
-            metric: labels.decimals(e.mean for e in entries if e.metric == metric and e.kind == "value")
-            for metric in _in_order(entry.metric for entry in entries)
-        }
+        self.decimals = decimals(entries)
         self.best = [entry for contest in _contests(table, entries) for entry in contest.best()]
 
     def row(self, entry: Entry) -> Key:
@@ -144,13 +160,10 @@ class _Style:
     def text(self, entry: Entry) -> Text:
         """The field's text."""
         places, signed = self.decimals[entry.metric], entry.kind == "difference"
-        main = mean_text(entry, places)
         printed = METRICS[entry.metric].decimals
-        paper = (
-            labels.number(entry.paper, printed, signed=signed) if entry.comparable and entry.paper is not None else ""
-        )
-        card = cards.anchor(entry.dataset, entry.model, entry.step, entry.sampler)
-        return Text(main, entry.verdict, paper, entry in self.best, card)
+        shown = entry.paper if entry.comparable else None
+        paper = "" if shown is None else labels.number(shown, printed, signed=signed)
+        return Text(mean_text(entry, places), entry.verdict, paper, entry in self.best, entry.card)
 
     def _label(self, entry: Entry, axis: str, bare: bool) -> str:
         if axis == "dataset":
@@ -162,6 +175,14 @@ class _Style:
         if axis == "sampler":
             return sampler_text(entry, bare)
         return labels.metric(entry.metric)
+
+
+def decimals(entries: list[Entry]) -> dict[str, int]:
+    """How exactly each metric is written, by the values that are shown of it."""
+    means: dict[str, list[float]] = {}
+    for entry in entries:
+        means.setdefault(entry.metric, []).extend([entry.mean] if entry.kind == "value" else [])
+    return {metric: labels.decimals(found) for metric, found in means.items()}
 
 
 def mean_text(entry: Entry, places: int) -> str:
@@ -234,8 +255,7 @@ def _panel(style: _Style, entries: list[Entry], caption: str) -> Panel:
 
 
 def _row(style: _Style, key: Key, cells: list[Entry | None]) -> Row:
-    difference = any(entry is not None and entry.kind == "difference" for entry in cells)
-    difference = difference and not any(entry is not None and entry.kind == "value" for entry in cells)
+    difference = {entry.kind for entry in cells if entry} == {"difference"}
     return Row(difference, key, tuple(style.text(entry) if entry else None for entry in cells))
 
 
@@ -330,16 +350,14 @@ def _best_note(table: Table, entries: list[Entry]) -> str:
 
 
 def _constant_note(entries: list[Entry], axes: Axes) -> str:
-    parts: list[str] = []
-    if "metric" not in axes.rows + axes.columns:
-        parts.append(f"Metric: {labels.metric(entries[0].metric)}.")
-    if "dataset" not in axes.rows + axes.columns:
-        parts.append(f"Data set: {labels.dataset(entries[0].dataset)}.")
-    if "model" not in axes.rows + axes.columns:
-        parts.append(f"Model: {labels.model(entries[0].model)}.")
-    if "sampler" not in axes.rows + axes.columns:
-        parts.append(f"Sampler: {labels.sampler(entries[0].sampler)}.")
-    return " ".join(parts)
+    one = entries[0]
+    said = {
+        "metric": f"Metric: {labels.metric(one.metric)}.",
+        "dataset": f"Data set: {labels.dataset(one.dataset)}.",
+        "model": f"Model: {labels.model(one.model)}.",
+        "sampler": f"Sampler: {labels.sampler(one.sampler)}.",
+    }
+    return " ".join(text for axis, text in said.items() if axis not in axes.rows + axes.columns)
 
 
 def _step_note(entries: list[Entry], axes: Axes) -> str:
@@ -349,10 +367,10 @@ def _step_note(entries: list[Entry], axes: Axes) -> str:
     for entry in entries:
         if entry.kind == "value":
             steps.setdefault(labels.dataset(entry.dataset), {})[labels.model(entry.model)] = entry.step
-    parts = [f"{name}: {_by_model(models)}" for name, models in steps.items()]
-    if len({_by_model(models) for models in steps.values()}) == 1:
-        return f"Training steps: {_by_model(next(iter(steps.values())))}."
-    return f"Training steps: {'; '.join(parts)}."
+    texts = {name: _by_model(models) for name, models in steps.items()}
+    if len(set(texts.values())) == 1:
+        return f"Training steps: {next(iter(texts.values()))}."
+    return f"Training steps: {'; '.join(f'{name}: {text}' for name, text in texts.items())}."
 
 
 def _by_model(steps: dict[str, int]) -> str:
@@ -365,11 +383,8 @@ def _protocol_note(entries: list[Entry]) -> str:
     found: dict[str, list[str]] = {}
     for entry in entries:
         found.setdefault(labels.dataset(entry.dataset), []).append(entry.protocol.text())
-    return (
-        "Measured with: "
-        + "; ".join(f"{name}: {' and '.join(_in_order(texts))}" for name, texts in found.items())
-        + "."
-    )
+    parts = (f"{name}: {' and '.join(_in_order(texts))}" for name, texts in found.items())
+    return f"Measured with: {'; '.join(parts)}."
 
 
 def _paper_note(entries: list[Entry], paper: PaperTable | None) -> str:

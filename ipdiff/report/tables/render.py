@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import groupby
 
-from ipdiff.report.tables.layout import Key, Panel, Row, Text
+from ipdiff.report.tables.layout import Panel, Row, Text
 
 TEX = {
     "\\": r"\textbackslash{}",
@@ -66,12 +65,6 @@ def tex(name: str, title: str, panels: Sequence[Panel], notes: Sequence[str]) ->
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
-def spans(columns: Sequence[Key], level: int) -> list[tuple[str, int]]:
-    """Labels of one header level with the number of neighbouring columns each stands over."""
-    groups = groupby(columns, key=lambda column: column[: level + 1])
-    return [(key[level], sum(1 for _ in group)) for key, group in groups]
-
-
 def escape_tex(text: str) -> str:
     """Make any text safe in LaTeX, and set T' and eta as mathematics."""
     safe = "".join(TEX.get(character, character) for character in text)
@@ -90,18 +83,13 @@ def _md_cell(cell: Text | None) -> str:
 
 
 def _tex_header(panel: Panel) -> list[str]:
-    lines: list[str] = []
-    depth = len(panel.columns[0]) if panel.columns else 0
-    for level in range(depth):
-        last = level == depth - 1
-        stubs = [escape_tex(stub) if last else "" for stub in panel.stubs]
-        groups = [(column[-1], 1) for column in panel.columns] if last else spans(panel.columns, level)
-        fields = [
-            escape_tex(text) if last else rf"\multicolumn{{{width}}}{{c}}{{{escape_tex(text)}}}"
-            for text, width in groups
-        ]
-        lines.append(" & ".join([*stubs, *fields]) + r" \\")
-    return lines
+    *upper, last = panel.header()
+    lines = [
+        [*("" for _ in panel.stubs), *(rf"\multicolumn{{{width}}}{{c}}{{{escape_tex(text)}}}" for text, width in line)]
+        for line in upper
+    ]
+    lines.append([*map(escape_tex, panel.stubs), *(escape_tex(text) for text, _ in last)])
+    return [" & ".join(line) + r" \\" for line in lines]
 
 
 def _tex_rows(rows: Sequence[Row]) -> list[str]:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ipdiff.errors import UserError
-from ipdiff.report import entries, origin, paper, results
-from ipdiff.report.lookup import Cells
+from ipdiff.report import origin, paper
 from ipdiff.report.origin import Recipe
+from ipdiff.report.results import Record, Result, Results, load
 from ipdiff.report.spec import Point, Table, wanted
-from ipdiff.report.tables import layout, render
+from ipdiff.report.tables import entries, layout, render
+from ipdiff.report.tables.entries import Entry
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Frame:
     """A built table: its entries in long form, the panels drawn from them, the notes under them."""
 
     table: Table
-    entries: list[entries.Entry]
+    entries: list[Entry]
     panels: list[layout.Panel]
     notes: list[str]
 
@@ -38,7 +39,7 @@ def run(name: str, table: Table, metrics: list[Path], out: Path, recipes: Sequen
     Raises:
         UserError: a cell that was asked for has no record, or figures do not belong together.
     """
-    found = results.load(metrics)
+    found = load(metrics)
     frame = build(table, origin.attach(found, recipes) if recipes else found, paper.values())
     out.mkdir(parents=True, exist_ok=True)
     entries.write_csv(frame.entries, out / "table.csv")
@@ -46,24 +47,24 @@ def run(name: str, table: Table, metrics: list[Path], out: Path, recipes: Sequen
     (out / "table.tex").write_bytes(render.tex(name, table.title, frame.panels, frame.notes).encode())
 
 
-def build(table: Table, found: Iterable[results.Record], papers: dict[str, paper.PaperTable]) -> Frame:
+def build(table: Table, found: Iterable[Record], papers: dict[str, paper.PaperTable]) -> Frame:
     """Aggregate over seeds, compare, and lay out what the table asks for.
 
     Raises:
         UserError: a cell that was asked for has no record, or figures do not belong together.
     """
-    cells = Cells(f"table '{table.title}'", results.aggregate(found))
+    results = Results(f"table '{table.title}'", found)
     models = {point.model for point in table.points} or set(table.models)
     if unknown := (set(table.compare) | set(table.compare.values())) - models:
         raise UserError(
             f"table '{table.title}': compare names {sorted(unknown)}, which are not among its models {sorted(models)}"
         )
     theirs = paper.select(table.paper, papers)
-    made = _points(table, cells, theirs) if table.points else _product(table, cells, theirs)
+    made = _points(table, results, theirs) if table.points else _product(table, results, theirs)
     return frame(table, made, papers)
 
 
-def frame(table: Table, made: list[entries.Entry], papers: dict[str, paper.PaperTable]) -> Frame:
+def frame(table: Table, made: list[Entry], papers: dict[str, paper.PaperTable]) -> Frame:
     """Lay out entries that were built or read from a csv."""
     if not made:
         raise UserError(
@@ -73,44 +74,32 @@ def frame(table: Table, made: list[entries.Entry], papers: dict[str, paper.Paper
     return Frame(table, made, layout.panels(table, made), notes)
 
 
-def _product(table: Table, cells: Cells, theirs: paper.PaperTable | None) -> list[entries.Entry]:
-    """For each data set and model its cells, then its differences to its baseline."""
-    made: list[entries.Entry] = []
+def _product(table: Table, results: Results, theirs: paper.PaperTable | None) -> list[Entry]:
+    """For each data set and model its results, then its differences to its baseline."""
+    made: list[Entry] = []
     for dataset in table.datasets:
-        for model in table.models:
-            own = _cells(table, cells, dataset, model)
-            made += [entry for cell in own.values() for entry in _values(cell, table, theirs)]
-            if (baseline := table.compare.get(model)) is not None:
-                base = _cells(table, cells, dataset, baseline)
-                pairs = [(own[place], base[place]) for place in own if place in base]
-                made += [entry for pair in pairs for entry in _differences(*pair, table, theirs)]
+        shown = {model: _shown(table, results, dataset, model) for model in table.models}
+        for model, own in shown.items():
+            made += [entries.value(one, metric, theirs) for one in own.values() for metric in table.metrics]
+            base = shown.get(table.compare.get(model, ""), {})
+            pairs = [(own[place], base[place]) for place in own if place in base]
+            made += [entries.difference(*pair, metric, theirs) for pair in pairs for metric in table.metrics]
     return made
 
 
-def _cells(table: Table, cells: Cells, dataset: str, model: str) -> dict[tuple[int | None, str], results.Cell]:
-    """A model's cells of a product, by training step and sampler."""
-    steps = wanted(table.steps, table.until, model) or [None]
-    return {
-        (step, sampler): cells.get(Point(dataset, model, sampler, step)) for step in steps for sampler in table.samplers
-    }
+def _shown(table: Table, results: Results, dataset: str, model: str) -> dict[tuple[int | None, str], Result]:
+    """A model's results in a product, by training step and sampler."""
+    places = [(step, name) for step in wanted(table.steps, table.until, model) or [None] for name in table.samplers]
+    return {(step, sampler): results.get(Point(dataset, model, sampler, step)) for step, sampler in places}
 
 
-def _values(cell: results.Cell, table: Table, theirs: paper.PaperTable | None) -> list[entries.Entry]:
-    return [entries.value(cell, metric, theirs) for metric in table.metrics]
-
-
-def _differences(
-    cell: results.Cell, base: results.Cell, table: Table, theirs: paper.PaperTable | None
-) -> list[entries.Entry]:
-    return [entries.difference(cell, base, metric, theirs) for metric in table.metrics]
-
-
-def _points(table: Table, cells: Cells, theirs: paper.PaperTable | None) -> list[entries.Entry]:
+def _points(table: Table, results: Results, theirs: paper.PaperTable | None) -> list[Entry]:
     """For each point its values, then its differences to every point of its baseline on the data set."""
-    made: list[entries.Entry] = []
+    made: list[Entry] = []
     for point in table.points:
-        made += _values(cells.get(point), table, theirs)
+        own = results.get(point)
+        made += [entries.value(own, metric, theirs) for metric in table.metrics]
         for base in table.points:
             if (base.dataset, base.model) == (point.dataset, table.compare.get(point.model)):
-                made += _differences(cells.get(point), cells.get(base), table, theirs)
+                made += [entries.difference(own, results.get(base), metric, theirs) for metric in table.metrics]
     return made

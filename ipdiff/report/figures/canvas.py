@@ -1,0 +1,68 @@
+"""What all figures share: style, sheet, file, and each model's colour and marker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Canvas
+
+DPI = 160
+INK, SOFT = "#1f2430", "#5b6270"
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": INK,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "axes.grid": True,
+    "grid.color": "#e4e7ec",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "legend.frameon": False,
+    "savefig.facecolor": "white",
+}
+COLOURS = {
+    "adm": "#0072B2",
+    "adm-ip": "#D55E00",
+    "adm-gp": "#009E73",
+    "adm-wd": "#CC79A7",
+    "ddpm-y": "#B8860B",
+    "ddim": "#56B4E9",
+    "ddim-ip": "#000000",
+}
+"""Okabe and Ito's colours (told apart with any colour vision)."""
+EXTRA = ("#882255", "#44AA99", "#999933", "#332288", "#AA4499", "#117733", "#661100", "#888888")
+MARKERS = {"adm": "o", "adm-ip": "s", "adm-gp": "^", "adm-wd": "D", "ddpm-y": "v", "ddim": "P", "ddim-ip": "X"}
+
+
+def new(width: float, height: float, **options: Any) -> Canvas:
+    """A sheet of that many inches."""
+    made = Canvas(figsize=(width, height), dpi=DPI, **options)
+    FigureCanvasAgg(made)
+    return made
+
+
+def save(canvas: Canvas, out: Path) -> None:
+    """Write out/figure.png, the same bytes each time."""
+    canvas.savefig(out / "figure.png", dpi=DPI, metadata={"Software": None})
+
+
+def colour(model: str) -> str:
+    """A model's colour; unknown models take one by their name."""
+    return COLOURS.get(model) or EXTRA[_index(model) % len(EXTRA)]
+
+
+def marker(model: str) -> str:
+    """A model's marker; unknown models take one by their name."""
+    return MARKERS.get(model, "oshD^v"[_index(model) % 6])
+
+
+def _index(name: str) -> int:
+    return sum((place + 1) * ord(letter) for place, letter in enumerate(name))

@@ -1,0 +1,89 @@
+"""A study's report: one self-contained HTML page, and the cards of its numbers."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ipdiff.errors import UserError
+from ipdiff.report import labels, paper
+from ipdiff.report.pages import cards, page
+from ipdiff.report.pages.outcome import pairs
+from ipdiff.report.spec import Study
+from ipdiff.report.tables import table
+from ipdiff.report.tables.entries import read_csv
+
+
+def run(
+    study_name: str,
+    study: Study,
+    tables: dict[str, Path],
+    figures: dict[str, Path],
+    recipes: Iterable[Mapping[str, Any]],
+    out: Path,
+) -> None:
+    """Write out/index.html from finished tables and figures, and out/cards.html: where each number comes from.
+
+    Args:
+        study_name: the study's key in params.yaml; part of the links ../../tables/STUDY/TABLE/.
+        study: what was asked for; its order is the page's.
+        tables: directory of each table, with table.csv.
+        figures: directory of each figure, with figure.png and figure.csv.
+        recipes: recipes of every artifact that the numbers were made from.
+        out: directory to write into.
+
+    Raises:
+        UserError: a table or figure of the study is missing or malformed.
+    """
+    frames = {name: _frame(name, study, tables) for name in study.tables}
+    pictures = {name: _picture(name, figures) for name in study.figures}
+    found = pairs({name: frame.entries for name, frame in frames.items()})
+    shown = [entry for frame in frames.values() for entry in frame.entries]
+    for name, figure in study.figures.items():
+        if figure.kind == "lines":
+            shown += read_csv(figures[name] / "figure.csv")
+    out.mkdir(parents=True, exist_ok=True)
+    better = labels.better(metric for pair in found for metric in pair.metrics)
+    context = {"study_name": study_name, "study": study, "frames": frames, "pictures": pictures}
+    page.write("index", out, {**context, "pairs": found, "better": better})
+    cards.run(study.title, shown, recipes, out)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure's PNG."""
+
+    data: bytes
+
+    def base64(self) -> str:
+        """The file as text."""
+        return b64encode(self.data).decode()
+
+    def width(self, kind: str) -> int:
+        """How wide it is shown: images of samples pixel for pixel."""
+        pixels = int.from_bytes(self.data[16:20], "big")
+        return pixels if kind == "samples" else round(0.72 * pixels)
+
+
+def _given(kind: str, name: str, folders: dict[str, Path]) -> Path:
+    if name not in folders:
+        raise UserError(f"report: {kind} '{name}' of the study was not given; make it first")
+    return folders[name]
+
+
+def _frame(name: str, study: Study, tables: dict[str, Path]) -> table.Frame:
+    return table.frame(study.tables[name], read_csv(_given("table", name, tables) / "table.csv"), paper.values())
+
+
+def _picture(name: str, figures: dict[str, Path]) -> Picture:
+    path = _given("figure", name, figures) / "figure.png"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: expected a PNG ({error.strerror}); make the figure again") from error
+    if data[:8] != b"\x89PNG\r\n\x1a\n":
+        raise UserError(f"{path}: expected a PNG; make the figure again")
+    return Picture(data)
