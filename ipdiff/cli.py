@@ -51,12 +51,12 @@ WILDCARDS = {
     "report": ("study",),
 }
 WILDCARD_HELP = {
-    "dataset": "key of params.yaml datasets",
-    "model": "key of params.yaml models",
+    "dataset": "a data set of any study",
+    "model": "a model of its study",
     "seed": "training seed",
     "step": "optimiser updates of the checkpoint",
     "sampler": "ancestral-N, ddimETA-N, ddimETA-quadN, ddimETA-uniformN or exposure-t",
-    "study": "key of params.yaml studies",
+    "study": "a study: digits in the root, or a folder of studies/",
     "table": "table of the study",
     "figure": "figure of the study",
 }
@@ -311,11 +311,10 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> int:
-    from ipdiff.pipeline import config, grid
+    from ipdiff.pipeline import grid
     from ipdiff.pipeline.grid import cache_keys
 
-    cells = grid.load().study(args.study)
-    for path in cache_keys.write(cache_keys.texts(cells, args.study, config.load_raw())):
+    for path in cache_keys.write(cache_keys.texts(grid.load(), args.study)):
         print(path)
     return 0
 
@@ -382,22 +381,24 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _grid(args: argparse.Namespace) -> int:
-    from ipdiff.pipeline import grid
+    from ipdiff.pipeline import config, grid
     from ipdiff.pipeline.commands.study import generated_files
     from ipdiff.pipeline.engines import dvc_files
 
     cells = grid.load()
     if args.write:
         for path in generated_files.write(cells):
-            print(f"wrote {path}" if path.exists() else f"removed {path}: its study is not in params.yaml")
+            print(f"wrote {path}" if path.exists() else f"removed {path}: there is no such study")
     if args.check:
         stale = generated_files.stale(cells)
         if stale:
             raise UserError(f"{', '.join(map(str, stale))}: not what params.yaml asks for; run `ipdiff grid --write`")
+    if (args.write or args.check) and (broken := cells.studies.broken()):
+        raise UserError(f"nothing is written for {', '.join(broken)}; mend what is said above")
     if args.stale:
-        return _stale(args.study or dvc_files.DEFAULT_STUDY)
+        return _stale(args.study or config.DEFAULT)
     if args.study or not (args.write or args.check):
-        for cell in cells.study(args.study or dvc_files.DEFAULT_STUDY):
+        for cell in cells.study(args.study or config.DEFAULT):
             print(f"{dvc_files.address(cell)}\t{cell.directory}")
     return 0
 

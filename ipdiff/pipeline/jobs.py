@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -120,7 +121,7 @@ class Job:
 
     def shards(self) -> Shards:
         """Where finished parts of the cell are saved until it is published."""
-        name = _digest(self.inputs, grid.param_values(self.cell, config.load_raw()), code_digest(self.cell.stage.verb))
+        name = _digest(self.inputs, self.params.values(self.cell.params), code_digest(self.cell.stage.verb))
         return Shards(WORK / self.cell.directory / name, *launch.place())
 
     def shared(self, made: Publication) -> Shards:
@@ -261,7 +262,7 @@ def draw_one(cell: Cell, index: int, path: Path) -> None:
 
     from ipdiff.sample_sets import sample
 
-    job = Job(config.load(), cell, artifact.verify_inputs(cell.inputs, _raw(cell)))
+    job = Job(config.Studies().of(cell.bindings), cell, artifact.verify_inputs(cell.inputs, _raw(cell)))
     call = sample.call_of(index, Sampler.parse(job.names["sampler"]), job.dataset.sampling)
     image = _image_sampler(job).draw(call)[index - call.start]
     Image.fromarray(image.squeeze()).save(path)
@@ -319,7 +320,7 @@ def _table(job: Job, made: Publication) -> None:
     from ipdiff.report.tables import table
 
     name = job.names["table"]
-    view = job.params.study(job.names["study"]).tables[name]
+    view = job.params.table(name)
     table.run(name, view, job.paths("metrics.json"), made.staging, job.recipes())
 
 
@@ -327,7 +328,7 @@ def _figure(job: Job, made: Publication) -> None:
     from ipdiff.report.figures import figure
 
     name = job.names["figure"]
-    view = job.params.study(job.names["study"]).figures[name]
+    view = job.params.figure(name)
     shown = [Path(path) for path in job.inputs if not path.endswith(f"/{artifact.RECIPE}")]
     figure.run(name, view, shown, made.staging, job.recipes())
 
@@ -336,7 +337,8 @@ def _report(job: Job, made: Publication) -> None:
     from ipdiff.report.pages import html
 
     name = job.names["study"]
-    study = job.params.study(name)
+    params = job.params
+    study = dataclasses.replace(params, datasets={name: params.datasets[name] for name in config.shown(params)})
     html.run(
         name,
         study,
@@ -393,14 +395,14 @@ def make(cell: Cell) -> None:
 
 def _job(cell: Cell) -> tuple[Job, dict[str, Any]]:
     """The work to do, its inputs verified, and what its recipe says of it beforehand."""
-    params = config.load()
+    params = config.Studies().of(cell.bindings)
     inputs = artifact.verify_inputs(cell.inputs, _raw(cell))
     recipe = {
         "cell": cell.directory,
         "stage": cell.stage.verb,
         "command": cell.command,
         "code": code_digest(cell.stage.verb),
-        "params": grid.param_values(cell, config.load_raw()),
+        "params": params.values(cell.params),
         "inputs": inputs,
     }
     return Job(params, cell, inputs), recipe

@@ -195,8 +195,8 @@ def _preload() -> None:
     for verb, module in STAGES.items():
         import_module(module)
         code_digest(verb)
-    with suppress(UserError):  # the stage says what is wrong with params.yaml; one that was edited is read anew
-        config.load()
+    with suppress(UserError):  # the stage says what is wrong; a params.yaml that was edited is read anew
+        config.Studies().broken()
 
 
 def _as_sent(data: dict[str, Any]) -> dict[str, Any]:
