@@ -389,12 +389,15 @@ def _grid(args: argparse.Namespace) -> int:
     if args.write:
         for path in generated_files.write(cells):
             print(f"wrote {path}" if path.exists() else f"removed {path}: there is no such study")
+    broken = cells.studies.broken().values() if args.write or args.check else ()
+    for line in broken:
+        _say(line, 2)
+    if broken:
+        return 2
     if args.check:
         stale = generated_files.stale(cells)
         if stale:
             raise UserError(f"{', '.join(map(str, stale))}: not what params.yaml asks for; run `ipdiff grid --write`")
-    if (args.write or args.check) and (broken := cells.studies.broken()):
-        raise UserError(f"nothing is written for {', '.join(broken)}; mend what is said above")
     if args.stale:
         return _stale(args.study or config.DEFAULT)
     if args.study or not (args.write or args.check):

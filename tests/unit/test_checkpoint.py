@@ -462,8 +462,8 @@ def test_an_imported_model_has_no_training_cells() -> None:
 
 def test_a_table_may_ask_for_an_imported_checkpoint_at_any_step(project: Path) -> None:
     raw = put(small(), "models.official", {"family": "adm", "imported": True})
-    put(raw, "studies.small.tables.table3.models", ["adm", "official"])
-    put(raw, "studies.small.tables.table3.compare", {"official": "adm"})
+    put(raw, "tables.table3.models", ["adm", "official"])
+    put(raw, "tables.table3.compare", {"official": "adm"})
     put(raw, "datasets.tiny.final_step.official", 460000)
     write(project, raw)
     known = grid.load()

@@ -42,7 +42,7 @@ def test_a_whole_project_lacks_nothing(project, capsys):
 def test_another_studys_missing_archive_is_worth_a_note_and_its_own_is_lacking(project, tmp_path):
     (photos,) = about("photos")
     assert (photos.mark, photos.text.partition(":")[0]) == (NOTE, "raw/photos.zip is not here")
-    put(project, "studies.small.datasets", ["tiny", "photos"])
+    put(project, "datasets", ["tiny", "photos"])
     write(tmp_path, project)
     assert about("photos")[0].mark == WRONG
     assert cli.main(["doctor"]) == 2
@@ -146,7 +146,7 @@ def test_what_several_data_sets_lack_is_said_once(project, tmp_path):
     assert files.text.startswith("each of raw/photos.zip (photos, more), raw/other.zip (tiny_too) is not here: put it")
     assert network.text.startswith("the Inception network inception-2015-12-05.pt is missing: get it from https://")
     assert network.text.endswith(" (photos, more)")
-    put(project, "studies.small.datasets", ["tiny", "more"])
+    put(project, "datasets", ["tiny", "more"])
     write(tmp_path, project)
     assert [finding.mark for finding in doctor.examine() if finding.about.endswith(" data sets")] == [WRONG, WRONG]
 

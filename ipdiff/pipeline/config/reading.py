@@ -36,7 +36,7 @@ def records(path: Path, text: str) -> tuple[StudyParams, dict[str, Any]]:
     Raises:
         ConfigError: one line with the key's path: an unknown key (and the nearest valid one), a wrong type or value.
     """
-    raw = _parse(path, text)
+    raw = parse(path, text)
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: {_quoted(raw)}; expected a mapping with datasets, models and tables")
     if "studies" in raw:
@@ -50,7 +50,7 @@ def records(path: Path, text: str) -> tuple[StudyParams, dict[str, Any]]:
         raise ConfigError(_explain(path, raw, error)) from None
 
 
-def _parse(path: Path, text: str) -> Any:
+def parse(path: Path, text: str) -> Any:
     """The plain data of a YAML text that DVC reads in the same way."""
     if found := _BREAK.search(text):
         line = text.count("\n", 0, found.start()) + 1

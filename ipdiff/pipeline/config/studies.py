@@ -96,7 +96,7 @@ class Studies:
         if name not in self._loaded:
             if name not in self.names:
                 raise ConfigError(
-                    f"study '{name}' is not here: there is no {self.root / path_of(name)}{suggest(name, self.names)}"
+                    f"study '{name}' is not here, there is no {self.root / path_of(name)}{suggest(name, self.names)}"
                 )
             params = load(self.root / path_of(name))
             for dataset in params.datasets:
@@ -124,8 +124,7 @@ class Studies:
             if self.datasets[study] is None:
                 self.load(study)
         known = [name for names in self.datasets.values() for name in names or ()]
-        where = str(self.root / PARAMS) if self.names == [DEFAULT] else f"{PARAMS} of any study"
-        raise ConfigError(f"dataset '{dataset}' is not in {where}{suggest(dataset, known)}")
+        raise ConfigError(f"dataset '{dataset}' is in no study's {PARAMS}{suggest(dataset, known)}")
 
     def dataset(self, name: str) -> Dataset:
         """A data set, by the study that it belongs to; raises like `owner`."""
@@ -156,7 +155,7 @@ class Studies:
 
     def broken(self, names: Iterable[str] | None = None) -> dict[str, str]:
         """Those of these studies (of all, if None) that cannot be used, and a line about each."""
-        found = dict(self._misnamed) if names is None else {}
+        found = {str(FOLDER / name): line for name, line in self._misnamed.items()} if names is None else {}
         for name in self.names if names is None else names:
             try:
                 self.load(name)

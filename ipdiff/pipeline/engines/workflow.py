@@ -41,7 +41,7 @@ class Workflow:
 
     def inputs(self, verb: str) -> Callable[[Any], list[str]]:
         """Snakemake's input function of a verb."""
-        return lambda wildcards: list(self._cell(verb, wildcards).inputs)
+        return lambda wildcards: _or_exit(lambda: list(self._cell(verb, wildcards).inputs))
 
     def outputs(self, verb: str) -> dict[str, str]:
         """Named outputs of a verb, with wildcards: {images_npy: data/{dataset}/images.npy, recipe_json: ...}."""
