@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from unit.tiny import flip_bit
 
-from ipdiff.pipeline import config, grid, jobs
+from ipdiff.pipeline import grid, jobs
 from ipdiff.work.train_states import States, state_digest, tensors_of
+
+ROOT = Path(__file__).parents[2]
 
 
 def tensors(value):
@@ -113,8 +115,8 @@ def test_a_write_that_was_cut_off_is_not_taken_for_a_state(tmp_path):
 
 
 def test_runs_do_not_share_states(monkeypatch):
-    params = config.load(Path(__file__).parents[2] / "params.yaml")
-    cells = grid.Grid(params)
+    cells = grid.load(ROOT)
+    params = cells.studies.load("mini")
 
     def directory(images="a" * 32, **names):
         cell = cells.cell("train", **{"dataset": "digits_mini", "model": "adm", "seed": "0", "step": "4", **names})
@@ -129,9 +131,10 @@ def test_runs_do_not_share_states(monkeypatch):
 
 
 def test_a_run_keeps_as_many_states_as_params_yaml_says():
-    params = config.load(Path(__file__).parents[2] / "params.yaml")
+    known = grid.load(ROOT)
+    params = known.studies.load("mini")
     params = dataclasses.replace(params, work=dataclasses.replace(params.work, states_kept=5))
-    cell = grid.Grid(params).cell("train", dataset="digits_mini", model="adm", seed="0", step="4")
+    cell = known.cell("train", dataset="digits_mini", model="adm", seed="0", step="4")
     job = jobs.Job(params, cell, {"data/digits_mini/images.npy": "a" * 32})
     assert job.states(job.run_spec()).keep == 5
 

@@ -69,7 +69,7 @@ def examine(study: str | None = None) -> list[Finding]:
         studies.load(study)  # says so
     read = [studies.load(name) for name in studies.names if name not in broken]
     text = f"{', '.join(params.study for params in read)}: {sum(len(params.datasets) for params in read)} data sets"
-    findings.append(Finding(FINE, "studies", text))
+    findings += [Finding(FINE, "studies", text)] if read else []
     findings += [Finding(WRONG if name == study else NOTE, "studies", line) for name, line in broken.items()]
     findings += _store(studies)
     networks: dict[Inception, list[Finding]] = {}
