@@ -62,7 +62,7 @@ def _command(*arguments: str, repeats: int) -> float:
 
 def _cells(verb: str) -> list[Cell]:
     """What the study `mini` needs for its first cell of a verb, in order, that cell last."""
-    cells = grid.load(ROOT / PARAMS).study("mini")
+    cells = grid.load(ROOT).study("mini")
     last = next(cell for cell in cells if cell.stage.verb == verb)
     wanted, found = {*last.inputs}, [last]
     for cell in reversed(cells):

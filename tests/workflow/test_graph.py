@@ -15,7 +15,7 @@ from ipdiff.pipeline.grid import cache_keys
 from ipdiff.pipeline.store.code_digests import code_digest
 
 ROOT = Path(__file__).parents[2]
-STUDIES = list(config.load(ROOT / "params.yaml").studies)
+STUDIES = config.Studies(ROOT).names
 
 pytestmark = pytest.mark.workflow
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.workflow
 @pytest.fixture(scope="module")
 def cells() -> dict[str, grid.Cell]:
     """Cells of all studies by their command."""
-    known = grid.load(ROOT / "params.yaml")
+    known = grid.load(ROOT)
     return {cell.command: cell for study in STUDIES for cell in known.study(study)}
 
 
@@ -56,7 +56,7 @@ def test_dvc_resolves_the_grid(cells: dict[str, grid.Cell]) -> None:
 
 
 def test_the_default_target_is_the_digits_study_from_either_snakefile() -> None:
-    wanted = {cell.command for cell in grid.load(ROOT / "params.yaml").study(dvc_files.DEFAULT_STUDY)}
+    wanted = {cell.command for cell in grid.load(ROOT).study(config.DEFAULT)}
     for arguments in ([], ["-s", "workflow/Snakefile"]):
         done = subprocess.run(
             [sys.executable, "-m", "snakemake", "-n", "--forceall", "--printshellcmds", *arguments],
@@ -71,6 +71,7 @@ def test_the_default_target_is_the_digits_study_from_either_snakefile() -> None:
 def test_a_typing_error_in_params_ends_snakemake_with_one_line_and_code_2(tmp_path: Path) -> None:
     for name in ("Snakefile", "workflow", "ipdiff", "profiles"):
         (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "studies").symlink_to(ROOT / "studies")
     text = (ROOT / "params.yaml").read_text()
     (tmp_path / "params.yaml").write_text(text.replace("strengths:", "strenghts:", 1))
     done = subprocess.run([sys.executable, "-m", "snakemake", "-n"], cwd=tmp_path, capture_output=True, text=True)
