@@ -59,7 +59,7 @@ raw-tiny: install
 	python tests/archives.py raw/tiny
 	python tests/inception.py raw/tiny/inception.pt
 
-## make graph      rewrite dvc.yaml files and config/README.md from params.yaml
+## make graph      rewrite dvc.yaml files, config/README.md and params.schema.json from the studies
 graph: install
 	ipdiff grid --write
 

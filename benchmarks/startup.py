@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.rows import ROOT, Row, seconds
 from ipdiff.pipeline import grid
-from ipdiff.pipeline.config import PARAMS
+from ipdiff.pipeline.config import FOLDER
 from ipdiff.pipeline.engines import fork_server
 from ipdiff.pipeline.grid import Cell
 
@@ -36,7 +36,7 @@ def table(quick: bool) -> Iterator[Row]:
     torch = _command("-c", "import torch", repeats=repeats)
     cells = _cells("prepare" if quick else "table")
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(ROOT / PARAMS, folder)
+        shutil.copytree(ROOT / FOLDER, Path(folder) / FOLDER)
         for cell, took in _stages(cells, Path(folder), repeats):
             yield Row(f"ipdiff {cell.stage.verb}, whole", took, STAGE_S, "s", f"goal (import torch: {torch:.2f} s)")
         if quick:

@@ -100,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="list only cells to be made again: missing, changed, or below a changed one",
     )
-    graph.add_argument("--write", action="store_true", help="write the dvc.yaml files and config/README.md")
+    graph.add_argument("--write", action="store_true", help="write the dvc.yaml files, config/README.md and the schema")
     graph.add_argument("--check", action="store_true", help="exit 2 if one of those files is stale")
     text = "write what decides a study's cells besides the files they read (a stage of DVC)"
     chosen = verbs.add_parser("settings", help=text, description=text)
