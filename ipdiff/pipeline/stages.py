@@ -168,7 +168,6 @@ STAGES = {
             inputs=(IMAGES,),
             params=(
                 "models.{model}",
-                "{strength}",
                 *(f"{_FAMILY}.{part}" for part in ("network", "diffusion", "training")),
                 f"{SETTINGS}.compute",
             ),

@@ -239,7 +239,7 @@ def test_a_name_that_yaml_reads_as_a_number(tmp_path: Path) -> None:
         ("datasets.photos.source.image_size", 1, "datasets.photos", "features is classifier, which needs source.image"),
         ("datasets.tiny.classifier.spatial_channels", 17, "datasets.tiny.classifier", "spatial_channels is 17; the"),
         ("figures.samples.images", 65, "figures.samples.images", "65 of the 64 that tiny"),
-        ("models.adm-ip.gp_weight", "dataset", "models.adm-ip", "takes ['gamma', 'gp_weight'] from the data set"),
+        ("models.adm-ip.gp_weight", "dataset", "models.adm-ip", "gp_weight is dataset with gamma"),
         ("seeds", {"adm": [0]}, "", "seeds needs a `default`"),
     ],
 )

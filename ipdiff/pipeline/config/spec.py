@@ -143,7 +143,11 @@ class Model(Record):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.gamma != [], "gamma is an empty list; use 0 or more, or a list of such values")
-        check(len(self.borrowed) <= 1, f"takes {self.borrowed} from the data set; one at most")
+        check(
+            self.gp_weight == 0 or self.gamma == 0,
+            f"gp_weight is {self.gp_weight} with gamma {self.gamma}; the penalty is defined without perturbation, so "
+            "set one of the two to 0",
+        )
 
     @property
     def borrowed(self) -> list[str]:

@@ -153,11 +153,12 @@ class Grid:
         earlier = [step for step in steps if step < int(names["step"])]
         if earlier:
             stage = stage.reading("continue", (f"{RUN}/{{previous}}/{RECIPE}",))
+        borrowed = self.studies.of(names).model(names["model"]).borrowed
+        stage = stage.reading(stage.name, params=tuple(f"{SETTINGS}.strengths.{key}" for key in borrowed))
         return _cell(
             stage,
             names,
             family=self._family(names),
-            strength=self._strength(names),
             previous=str(earlier[-1]) if earlier else None,
         )
 
@@ -266,11 +267,6 @@ class Grid:
         """What decides the code of a model's network and objective."""
         model = self.studies.of(names).model(names["model"])
         return {"family": model.family, "target": model.target}
-
-    def _strength(self, names: dict[str, str]) -> str:
-        """The key of the strength that a model takes from its data set, or one that it has itself."""
-        borrowed = self.studies.of(names).model(names["model"]).borrowed
-        return f"datasets.{names['dataset']}.strengths.{borrowed[0]}" if borrowed else f"models.{names['model']}.family"
 
     def study(self, name: str) -> list[Cell]:
         """Every cell of a study that an engine makes, makers before users, without repeats."""
