@@ -97,11 +97,6 @@ class Job:
                 raise UserError(f"{recipe['cell']} was imported with another {where}; delete that folder, import again")
         return recorded
 
-    @property
-    def train_code(self) -> str:
-        """Digest of the code that trains the cell's run."""
-        return code_digest(STAGES["train"].module, grid.rows_of(self.params, self.names), STAGES["train"].runs)
-
     def published_state(self, step: int) -> Path:
         """Where the run's `resume` artifact of a step lies, if it was made or pulled."""
         names = {**self.names, "step": str(step)}
@@ -109,8 +104,9 @@ class Job:
 
     def states(self, spec: RunSpec) -> States:
         """The run's train states: their directory's name is the digest of all that decides the run's bytes."""
-        names = self.names
-        name = _digest(spec.to_json(), self.inputs[str(self.path("images.npy"))], self.train_code)
+        names, train = self.names, STAGES["train"]
+        code = code_digest(train.module, grid.rows_of(self.params, names), train.runs)
+        name = _digest(spec.to_json(), self.inputs[str(self.path("images.npy"))], code)
         run = WORK / "states" / names["dataset"] / names["model"] / f"s{names['seed']}"
         return States(run / name, self.params.work.states_kept)
 
