@@ -54,8 +54,8 @@ def test_a_data_sets_name_finds_its_study(project: Path) -> None:
     assert studies.of({"dataset": "tiny", "model": "adm"}).path == Path("studies/small/params.yaml")
     assert studies.of({"study": "digits"}).path == Path("params.yaml")
     assert refusal(studies.owner, "tinny").startswith("dataset 'tinny' is in no study's params.yaml; did you mean 'ti")
-    assert refusal(studies.load, "smal") == (
-        "study 'smal' is not here, there is no studies/smal/params.yaml; did you mean 'small'? "
+    assert refusal(studies.load, "smol") == (
+        "study 'smol' is not here, there is no studies/smol/params.yaml; did you mean 'small'? "
         "known: digits, other, small"
     )
 
@@ -169,7 +169,8 @@ def test_models_are_those_of_the_data_sets_own_study(project: Path) -> None:
 
 @pytest.mark.parametrize("study", STUDIES.names)
 def test_dvc_writes_a_file_back_as_it_is(tmp_path: Path, study: str) -> None:
-    """`dvc exp run -S` rewrites a params.yaml: layout and comments stay."""
+    """`dvc exp run -S` rewrites a params.yaml, every list of it anew: layout and comments stay."""
+    from dvc.utils.hydra import apply_overrides
     from dvc.utils.serialize import modify_yaml, parse_yaml
 
     path = ROOT / config.path_of(study)
@@ -179,6 +180,13 @@ def test_dvc_writes_a_file_back_as_it_is(tmp_path: Path, study: str) -> None:
     with modify_yaml(str(copy)):
         pass
     assert copy.read_text() == text
+    name = next(iter(STUDIES.load(study).datasets))
+    for number in (7, STUDIES.load(study).datasets[name].sampling.num_samples):
+        apply_overrides(str(copy), [f"datasets.{name}.sampling.num_samples={number}"])
+        found = copy.read_text().splitlines()
+        assert [line for line, was in zip(found, text.splitlines(), strict=True) if line != was] == (
+            [f"      num_samples: {number}"] if number == 7 else []
+        )
     assert parse_yaml(text, path) == STUDIES.load(study).raw
     assert max(map(len, text.splitlines())) <= 80
     assert "#" in text
@@ -197,14 +205,14 @@ def test_an_editor_finds_the_schema_and_accepts_the_file(study: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("titel", "x"),
+        ("titles", "x"),
         ("datasets.tiny.compute.threads", 0),
         ("datasets.tiny.families.adm.training.lr", "fast"),
         ("datasets.tiny.families.adm.network.dropout", 1.5),
         ("datasets.tiny.source.channels", 2),
         ("seeds.default", [-1]),
         ("tables.table3.metrics", ["fidd"]),
-        ("models.adm.gamma", "datset"),
+        ("models.adm.gamma", "datasets"),
     ],
 )
 def test_the_schema_refuses_what_is_refused(tmp_path: Path, key: str, value: Any) -> None:

@@ -42,7 +42,7 @@ def longer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose mini study trains for some seconds a segment, saving often; without data."""
     project = make_project(tmp_path_factory.mktemp("longer"))
     params = project / "studies/mini/params.yaml"
-    text = params.read_text().replace("checkpoints: [4, 8]", "checkpoints: [600, 700]", 1)
+    text = params.read_text().replace("    - 4\n    - 8\n", "    - 600\n    - 700\n", 1)
     text = text.replace("default: 8\n", "default: 700\n", 1)
     params.write_text(f"{text}\nwork: {{save_every: 10}}\n")
     run(project, "ipdiff", "grid", "--write")

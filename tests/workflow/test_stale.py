@@ -28,14 +28,17 @@ def replacing(old: str, new: str, after: str = "  digits_mini:") -> Edit:
     return edited
 
 
+TABLE3 = "title: FID and sFID"
+LONGER = replacing("    - 8\n", "    - 8\n    - 12\n", "checkpoints:")
+
+
 def with_another_dataset(text: str) -> str:
     """The same digits under a second name, in one table."""
     start, end = text.index("  digits_mini:"), text.index("\nmodels:")
     text = text[:end] + text[start:end].replace("digits_mini:", "digits_more:", 1) + text[end:]
-    return replacing("datasets: [digits_mini]", "datasets: [digits_mini, digits_more]", "title: FID and sFID")(text)
+    return replacing("- digits_mini\n", "- digits_mini\n    - digits_more\n", TABLE3)(text)
 
 
-TABLE3 = "title: FID and sFID"
 NEW_TABLE = """\
   extra:
     title: Extra
@@ -58,19 +61,17 @@ EDITS = {
         "(features|reference|neighbours|metrics)/.*|tables/mini/.*|figures/mini/figure3|report/mini",
     ),
     "one T'": (
-        replacing("samplers: [ancestral-5]", "samplers: [ancestral-5, ancestral-10]", TABLE3),
+        replacing("- ancestral-5\n", "- ancestral-5\n    - ancestral-10\n", TABLE3),
         "(samples|metrics)/.*/ancestral-10|tables/mini/table3|report/mini",
     ),
     "a checkpoint at the end": (
-        lambda text: replacing("default: 8", "default: 12", "final_step:")(
-            replacing("checkpoints: [4, 8]", "checkpoints: [4, 8, 12]")(text)
-        ),
+        lambda text: replacing("default: 8", "default: 12", "final_step:")(LONGER(text)),
         "(runs|states|analysis)/.*/12|(samples|metrics)/.*/12/.*|(tables|figures|report)/mini.*",
     ),
-    "a checkpoint that nothing asks for": (replacing("checkpoints: [4, 8]", "checkpoints: [4, 8, 12]"), "nothing"),
+    "a checkpoint that nothing asks for": (LONGER, "nothing"),
     "a model": (
-        lambda text: replacing("models: [adm, adm-ip]", "models: [adm, adm-ip, adm-ip-g02]", TABLE3)(
-            replacing("\nseeds:", "  adm-ip-g02:\n    family: adm\n    gamma: 0.2\n\nseeds:", "models:")(text)
+        lambda text: replacing("- adm-ip\n", "- adm-ip\n    - adm-ip-g02\n", TABLE3)(
+            replacing("\ntables:", "  adm-ip-g02:\n    family: adm\n    gamma: 0.2\n\ntables:")(text)
         ),
         ".*/adm-ip-g02/.*|tables/mini/table3|report/mini",
     ),
