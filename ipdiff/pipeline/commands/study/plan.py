@@ -19,7 +19,7 @@ from ipdiff.pipeline.grid import Cell, selection
 from ipdiff.pipeline.grid.freshness import Freshness, State
 from ipdiff.pipeline.stages import IMPORT, STAGES
 from ipdiff.sample_sets.spec import Sampler, nfe
-from ipdiff.spec import RunSpec
+from ipdiff.spec import FAMILIES, RunSpec
 
 TRAIN_FACTOR = 3
 """Arithmetic of an update's forward and backward pass, in forward passes."""
@@ -257,7 +257,7 @@ class Planner:
             return 0.0
         name = self.speed.dataset
         dataset = self.params.dataset(name)
-        family = "adm" if dataset.families.adm else "ddpm"
+        family = next(kind for kind in FAMILIES if getattr(dataset.families, kind) is not None)
         model = next(key for key, model in self.params.models.items() if model.family == family)
         known = self._network(self.params.run_spec(name, model, 0))[0]
         return work * flops / (known * (self.speed.train if kind == "train" else self.speed.sample))
