@@ -34,7 +34,17 @@ else:
 
 
 @dataclass(frozen=True)
-class ADMNetwork(Record):
+class Network(Record):
+    """What every network's record has; one with a field `dropout`, above 0, is trained with keyed masks."""
+
+    model_channels: Annotated[int, "base width", Range(1)]
+
+    def check(self, image_size: int) -> None:
+        """Raise ValueError where it cannot be built for images of this size."""
+
+
+@dataclass(frozen=True)
+class ADMNetwork(Network):
     """The ADM U-Net's architecture (guided-diffusion's UNetModel)."""
 
     __pydantic_config__: ClassVar = FORBID
@@ -60,7 +70,7 @@ class ADMNetwork(Record):
 
 
 @dataclass(frozen=True)
-class DDPMNetwork(Record):
+class DDPMNetwork(Network):
     """The DDIM code base's U-Net."""
 
     __pydantic_config__: ClassVar = FORBID
@@ -90,7 +100,7 @@ class FamilyKind:
         build: the class, called as (image_size, in_channels=, out_channels=, **network): module:class.
     """
 
-    network: type[ADMNetwork] | type[DDPMNetwork]
+    network: type[Network]
     build: str
 
 
@@ -168,7 +178,7 @@ class RunSpec(Record):
     """Everything that decides the bytes of a training run: a run is this, a data set and a step."""
 
     family: Family
-    network: ADMNetwork | DDPMNetwork
+    network: Network
     diffusion: Diffusion
     training: Training
     objective: Objective

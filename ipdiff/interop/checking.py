@@ -83,11 +83,11 @@ def check(tensors: Mapping[str, Any], spec: RunSpec, path: str, run: str) -> Non
             f"{path}: every name begins with '{prefix}', the network of {run} has names such as "
             f"{next(iter(expected))}; take the prefix off (save the state dict of that part alone)"
         )
-    other = "ddpm" if spec.family == "adm" else "adm"
-    if _FIRST[other] in tensors and _FIRST[spec.family] not in tensors:
-        raise UserError(
-            f"{path}: a network of {_CODE[other]} (family {other}), but the model of {run} has family {spec.family}"
-        )
+    for other, first in _FIRST.items():
+        if other != spec.family and first in tensors and _FIRST.get(spec.family) not in tensors:
+            raise UserError(
+                f"{path}: a network of {_CODE[other]} (family {other}), but the model of {run} has family {spec.family}"
+            )
     count = "1 difference" if len(found) == 1 else f"{len(found)} differences"
     raise UserError(f"{path}: not the network of {run}, {count}: {_first(found)}")
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ipdiff.errors import UserError
-from ipdiff.spec import ADMNetwork, RunSpec
+from ipdiff.spec import ADMNetwork, DDPMNetwork, RunSpec
 
 WRITTEN_FOR = "0.42.1"
 """The version of diffusers that the tests load these folders with."""
@@ -61,6 +61,8 @@ def unet_config(spec: RunSpec) -> dict[str, Any]:
         UserError: there are none.
     """
     net = spec.network
+    if not isinstance(net, ADMNetwork | DDPMNetwork):
+        raise UserError(f"format diffusers is for families adm and ddpm, not {spec.family}; use safetensors")
     if net.channel_mult[0] != 1:
         raise UserError(
             f"channel_mult starts with {net.channel_mult[0]}: a UNet2DModel embeds time in the width of its first "
@@ -120,12 +122,21 @@ _DDPM_CONFIG = {
 }
 
 
+_PREDICTIONS = {"eps": "epsilon", "eps_prime": "epsilon"}
+"""The schedulers' word for what a network says, by the run's target."""
+
+
 def scheduler_config(spec: RunSpec, clip_denoised: bool) -> dict[str, Any]:
     """The run's noise schedule and reverse process: DDPM with ADM's spacing of steps, or DDIM with the DDIM code's.
 
     A step is ours where it starts from the same timestep; the spacing of shorter chains may differ from ADM's by one
     timestep in places (never for T' = 60, 80, 100, 200, 300, 1000 of 1000). See `unsaid` for what has no word there.
+
+    Raises:
+        UserError: they have no word for what the network was trained to say.
     """
+    if spec.objective.target not in _PREDICTIONS:
+        raise UserError(f"format diffusers has no word for target {spec.objective.target}; use safetensors")
     diffusion = spec.diffusion
     schedule = (
         {"beta_schedule": "squaredcos_cap_v2"}
@@ -137,7 +148,7 @@ def scheduler_config(spec: RunSpec, clip_denoised: bool) -> dict[str, Any]:
         "clip_sample": clip_denoised,
         "clip_sample_range": 1.0,
         "num_train_timesteps": diffusion.T,
-        "prediction_type": "epsilon",
+        "prediction_type": _PREDICTIONS[spec.objective.target],
     }
     if spec.family == "ddpm":
         more = {"set_alpha_to_one": True, "steps_offset": 0, "timestep_spacing": "leading"}
@@ -170,7 +181,9 @@ def rename(tensors: Mapping[str, Tensor], spec: RunSpec) -> dict[str, Tensor]:
     net = spec.network
     if isinstance(net, ADMNetwork):
         return _Adm(net).rename(tensors)
-    return _rename_ddpm(tensors, len(net.channel_mult))
+    if isinstance(net, DDPMNetwork):
+        return _rename_ddpm(tensors, len(net.channel_mult))
+    return dict(tensors)
 
 
 _TIME = {"0": "time_embedding.linear_1", "1": "time_embedding.linear_2"}

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ipdiff.errors import UserError
-from ipdiff.spec import RunSpec
+from ipdiff.spec import ADMNetwork, RunSpec
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], spec: RunSpec) -> None:
@@ -25,9 +25,9 @@ def write_guided_diffusion(path: Path, tensors: Mapping[str, Tensor], spec: RunS
     Raises:
         UserError: the network is not guided-diffusion's, or has other groups than its norms.
     """
-    if spec.family != "adm":
+    if not isinstance(spec.network, ADMNetwork):
         raise UserError(
-            "format guided-diffusion is for family adm; this is the DDIM code's network: use safetensors or diffusers"
+            f"format guided-diffusion is for family adm; this network's is {spec.family}: use safetensors or diffusers"
         )
     if spec.network.norm_groups != 32:
         raise UserError(

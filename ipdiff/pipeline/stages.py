@@ -86,7 +86,7 @@ WILDCARDS = {
     "model": "a model of its study",
     "seed": "training seed",
     "step": "optimiser updates of the checkpoint",
-    "sampler": "ancestral-N, ddimETA-N, ddimETA-quadN, ddimETA-uniformN or exposure-t",
+    "sampler": "name of a sampler, such as ancestral-100 or ddim0-quad20",
     "study": "a study: digits in the root, or a folder of studies/",
     "table": "table of the study",
     "figure": "figure of the study",

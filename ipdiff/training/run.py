@@ -187,9 +187,10 @@ class Run:
             return self.diffusion.training_losses(self.model, x0, t, eps, xi, probe=probe)["loss"]
 
     def _dropout(self, places: range | Tensor, step: int | Tensor) -> Any:
-        if not self.spec.network.dropout:
+        dropout: float = getattr(self.spec.network, "dropout", 0.0)
+        if not dropout:
             return nullcontext()
-        seed, threshold = self.spec.seed, keep_threshold(self.spec.network.dropout)
+        seed, threshold = self.spec.seed, keep_threshold(dropout)
 
         def source(layer: int, shape: torch.Size) -> Tensor:
             channels, *size = shape[1:]  # drawn pixel by pixel, as channels_last activations lie in memory

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 
 from ipdiff.data.spec import Download, Quantise, Source
 from ipdiff.device.spec import Compute
@@ -46,6 +46,11 @@ class Families(Record):
     __pydantic_config__: ClassVar = FORBID
     adm: ADMFamily | None = None
     ddpm: DDPMFamily | None = None
+
+
+def family_record(name: str) -> Any:
+    """The record of a family: its fields' defaults are those of its code base."""
+    return get_args(get_type_hints(Families)[name])[0]
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ class Grid:
         names = {name: str(wildcards[name]) for name in stage.wildcards}
         params = self.studies.of(names)
         view = verb in ("table", "figure", "report")
-        cell = self._view_cell(stage, names) if view else getattr(self, f"_{verb}")(stage, names)
+        cell = self._view_cell(stage, names) if view else getattr(self, f"_{verb}", self._plain)(stage, names)
         return dataclasses.replace(cell, rows=rows_of(params, names))
 
     def _dataset(self, names: dict[str, str]) -> Dataset:
@@ -113,9 +113,6 @@ class Grid:
     def _prepare(self, stage: Stage, names: dict[str, str]) -> Cell:
         raw = self._dataset(names).source.raw
         return _cell(stage if raw is None else stage.reading("prepare_raw", ("{raw}",)), names, raw=raw)
-
-    def _classifier(self, stage: Stage, names: dict[str, str]) -> Cell:
-        return _cell(stage, names)
 
     def _reference(self, stage: Stage, names: dict[str, str]) -> Cell:
         return self._measuring(self._of_subset(stage, names), names)
@@ -142,8 +139,12 @@ class Grid:
             return _cell(stage.reading(f"{stage.name}_raw_inception", ("{raw}",)), names, raw=raw)
         return _cell(stage.reading(f"{stage.name}_inception", params=(f"{SETTINGS}.inception.sha256",)), names)
 
-    def _import(self, stage: Stage, names: dict[str, str]) -> Cell:
-        self._checked_steps(names)
+    def _plain(self, stage: Stage, names: dict[str, str]) -> Cell:
+        """The cell of a stage whose inputs and parameters follow from its names alone."""
+        if "step" in names:
+            self._checked_steps(names)
+        if "sampler" in names:
+            self._checked_sampler(names)
         return _cell(stage, names)
 
     def _train(self, stage: Stage, names: dict[str, str]) -> Cell:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ipdiff.errors import ConfigError, UserError
 from ipdiff.pipeline import config, grid
-from ipdiff.pipeline.config.spec import ADMFamily, DDPMFamily
+from ipdiff.pipeline.config.spec import family_record
 from ipdiff.pipeline.stages import IMPORT
 from ipdiff.pipeline.store import artifact
 from ipdiff.spec import RunSpec
@@ -90,7 +90,7 @@ def _clips(recipe: dict[str, Any], spec: RunSpec) -> bool:
     try:
         return config.Studies().owner(parts[1]).family(parts[1], parts[2]).clip_denoised
     except (ConfigError, IndexError):
-        return {"adm": ADMFamily, "ddpm": DDPMFamily}[spec.family].clip_denoised
+        return family_record(spec.family).clip_denoised
 
 
 @contextmanager

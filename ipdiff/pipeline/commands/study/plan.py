@@ -19,7 +19,7 @@ from ipdiff.pipeline.grid import Cell, selection
 from ipdiff.pipeline.grid.freshness import Freshness, State
 from ipdiff.pipeline.stages import IMPORT, STAGES
 from ipdiff.sample_sets.spec import Sampler, nfe
-from ipdiff.spec import RunSpec
+from ipdiff.spec import FAMILIES, RunSpec
 
 TRAIN_FACTOR = 3
 """Arithmetic of an update's forward and backward pass, in forward passes."""
@@ -256,9 +256,8 @@ class Planner:
         if self.speed is None or not work:
             return 0.0
         name = self.speed.dataset
-        dataset = self.studies.dataset(name)
-        family = "adm" if dataset.families.adm else "ddpm"
-        params = self.studies.owner(name)
+        dataset, params = self.studies.dataset(name), self.studies.owner(name)
+        family = next(kind for kind in FAMILIES if getattr(dataset.families, kind) is not None)
         model = next(key for key, model in params.models.items() if model.family == family)
         known = self._network(params.run_spec(name, model, 0))[0]
         return work * flops / (known * (self.speed.train if kind == "train" else self.speed.sample))
