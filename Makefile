@@ -66,7 +66,7 @@ raw-tiny: install
 	python tests/archives.py raw/tiny
 	python tests/inception.py raw/tiny/inception.pt
 
-## make graph      rewrite what is written from params.yaml and the code: dvc.yaml, config/README.md, docs/rooms.svg, lists
+## make graph      rewrite what is written from the studies and the code: dvc.yaml files, config/README.md, params.schema.json, docs
 graph: install
 	ipdiff grid --write
 	python docs/rooms.py --write

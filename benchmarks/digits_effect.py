@@ -145,14 +145,16 @@ def measure(job: tuple[str, dict[str, Any], float, int, str]) -> dict[str, Any]:
 def metrics(samples: np.ndarray, folder: str) -> dict[str, float]:
     """FID, sFID and pixel distance of a sample set against the references in `folder`."""
     from ipdiff.data.arrays import load_npz
-    from ipdiff.metrics.evaluate import distances
+    from ipdiff.metrics import evaluate
     from ipdiff.metrics.features.extractors import ClassifierFeatures, Statistics, show
+    from ipdiff.metrics.spec import METRICS, Measured
 
     dataset = config.load().dataset("digits")
     extractor = ClassifierFeatures(Path(folder) / "classifier.safetensors", dataset.classifier, dataset.compute)
     found = Statistics()
     show(extractor, samples, found)
-    return distances(found.arrays(extractor, samples.shape[1:]), load_npz(Path(folder) / "stats.npz"))
+    ours, real = Measured(found.arrays(extractor, samples.shape[1:])), Measured(load_npz(Path(folder) / "stats.npz"))
+    return evaluate.values(ours, real, evaluate.possible(METRICS, ours, real), dataset.compute)
 
 
 def references(folder: Path) -> None:

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from ipdiff.pipeline import config, grid
+from ipdiff.pipeline import grid
 from ipdiff.pipeline.engines import dvc_files
 from ipdiff.pipeline.store import artifact
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 
 def fill(study: str) -> int:
     """Stand-ins for every cell of a study, in the present directory; returns their number."""
-    known, raw = grid.load(), config.load_raw()
+    known = grid.load()
     cells = known.study(study)
     for cell in cells:
         recipe = {
@@ -31,7 +31,7 @@ def fill(study: str) -> int:
             "stage": cell.stage.verb,
             "command": cell.command,
             "code": cell.code,
-            "params": grid.param_values(cell, raw),
+            "params": known.param_values(cell),
             "inputs": artifact.verify_inputs(cell.inputs),
         }
         with artifact.publishing(Path(cell.directory), cell.stage.files, recipe) as made:

@@ -83,12 +83,12 @@ def _draw(steps: int, seconds: float) -> float:
 def _cells(seeds: int) -> Row:
     """Time to list the cells of the digits study with so many seeds of every model."""
     raw = yaml.safe_load(PARAMS.read_text())
-    raw["studies"]["digits"]["seeds"] = {"default": list(range(seeds))}
+    raw["seeds"] = {"default": list(range(seeds))}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "params.yaml"
         path.write_text(yaml.safe_dump(raw))
         start = time.perf_counter()
-        cells = grid.load(path).study("digits")
+        cells = grid.load(Path(folder)).study("digits")
         return _row("cells", len(cells), time.perf_counter() - start, "s to list them")
 
 

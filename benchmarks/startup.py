@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.rows import ROOT, Row, seconds
 from ipdiff.pipeline import grid
-from ipdiff.pipeline.config import PARAMS
+from ipdiff.pipeline.config import FOLDER
 from ipdiff.pipeline.engines import fork_server
 from ipdiff.pipeline.grid import Cell
 
@@ -36,7 +36,7 @@ def table(quick: bool) -> Iterator[Row]:
     torch = _command("-c", "import torch", repeats=repeats)
     cells = _cells("prepare" if quick else "table")
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(ROOT / PARAMS, folder)
+        shutil.copytree(ROOT / FOLDER, Path(folder) / FOLDER)
         for cell, took in _stages(cells, Path(folder), repeats):
             yield Row(f"ipdiff {cell.stage.verb}, whole", took, STAGE_S, "s", f"goal (import torch: {torch:.2f} s)")
         if quick:
@@ -62,7 +62,7 @@ def _command(*arguments: str, repeats: int) -> float:
 
 def _cells(verb: str) -> list[Cell]:
     """What the study `mini` needs for its first cell of a verb, in order, that cell last."""
-    cells = grid.load(ROOT / PARAMS).study("mini")
+    cells = grid.load(ROOT).study("mini")
     last = next(cell for cell in cells if cell.stage.verb == verb)
     wanted, found = {*last.inputs}, [last]
     for cell in reversed(cells):

@@ -113,7 +113,7 @@ def title(room: str) -> str:
 
 # Where the boxes stand ----------------------------------------------------------------------------------------
 
-WIDTH, BOX, HEIGHT, ROW = 860, 114, 40, 72
+WIDTH, BOX, HEIGHT, ROW = 980, 114, 40, 72
 LEFT, RIGHT = 24, WIDTH - 24
 
 

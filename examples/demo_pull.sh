@@ -10,7 +10,7 @@ work=$(mktemp -d)
 server=
 trap '{ set +x; } 2> /dev/null; [[ -z $server ]] || kill "$server"; rm -rf "$work"' EXIT
 
-lock=$([[ $study == digits ]] && echo dvc.lock || echo "workflow/$study/dvc.lock")
+lock=$([[ $study == digits ]] && echo dvc.lock || echo "studies/$study/dvc.lock")
 if ! git cat-file -e "HEAD:./$lock" 2> /dev/null; then
   echo "HEAD has no $lock: run the study (snakemake $study) and commit its $lock first" >&2
   exit 2

@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="list only cells to be made again: missing, changed, or below a changed one",
     )
-    graph.add_argument("--write", action="store_true", help="write the dvc.yaml files and config/README.md")
+    graph.add_argument("--write", action="store_true", help="write the dvc.yaml files, config/README.md and the schema")
     graph.add_argument("--check", action="store_true", help="exit 2 if one of those files is stale")
     text = "write what decides a study's cells besides the files they read (a stage of DVC)"
     chosen = verbs.add_parser("settings", help=text, description=text)
@@ -277,11 +277,10 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> int:
-    from ipdiff.pipeline import config, grid
+    from ipdiff.pipeline import grid
     from ipdiff.pipeline.grid import cache_keys
 
-    cells = grid.load().study(args.study)
-    for path in cache_keys.write(cache_keys.texts(cells, args.study, config.load_raw())):
+    for path in cache_keys.write(cache_keys.texts(grid.load(), args.study)):
         print(path)
     return 0
 
@@ -348,22 +347,27 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _grid(args: argparse.Namespace) -> int:
-    from ipdiff.pipeline import grid
+    from ipdiff.pipeline import config, grid
     from ipdiff.pipeline.commands.study import generated_files
     from ipdiff.pipeline.engines import dvc_files
 
     cells = grid.load()
     if args.write:
         for path in generated_files.write(cells):
-            print(f"wrote {path}" if path.exists() else f"removed {path}: its study is not in params.yaml")
+            print(f"wrote {path}" if path.exists() else f"removed {path}: there is no such study")
+    broken = cells.studies.broken().values() if args.write or args.check else ()
+    for line in broken:
+        _say(line, 2)
+    if broken:
+        return 2
     if args.check:
         stale = generated_files.stale(cells)
         if stale:
             raise UserError(f"{', '.join(map(str, stale))}: not what params.yaml asks for; run `ipdiff grid --write`")
     if args.stale:
-        return _stale(args.study or dvc_files.DEFAULT_STUDY)
+        return _stale(args.study or config.DEFAULT)
     if args.study or not (args.write or args.check):
-        for cell in cells.study(args.study or dvc_files.DEFAULT_STUDY):
+        for cell in cells.study(args.study or config.DEFAULT):
             print(f"{dvc_files.address(cell)}\t{cell.directory}")
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from ipdiff.pipeline.grid import Cell
 from ipdiff.pipeline.stages import IMPORT, STAGES
 from ipdiff.pipeline.store import artifact
 from ipdiff.pipeline.store.artifact import Publication
+from ipdiff.pipeline.store.code_digests import code_digest
 from ipdiff.sample_sets.spec import Sampler
 from ipdiff.spec import RunSpec
 from ipdiff.work import launch, recipes
@@ -95,11 +97,6 @@ class Job:
                 raise UserError(f"{recipe['cell']} was imported with another {where}; delete that folder, import again")
         return recorded
 
-    @property
-    def train_code(self) -> str:
-        """Digest of the code that trains the cell's run."""
-        return grid.Grid(self.params).cell("train", **self.names).code
-
     def published_state(self, step: int) -> Path:
         """Where the run's `resume` artifact of a step lies, if it was made or pulled."""
         names = {**self.names, "step": str(step)}
@@ -107,8 +104,9 @@ class Job:
 
     def states(self, spec: RunSpec) -> States:
         """The run's train states: their directory's name is the digest of all that decides the run's bytes."""
-        names = self.names
-        name = _digest(spec.to_json(), self.inputs[str(self.path("images.npy"))], self.train_code)
+        names, train = self.names, STAGES["train"]
+        code = code_digest(train.module, grid.rows_of(self.params, names), train.runs)
+        name = _digest(spec.to_json(), self.inputs[str(self.path("images.npy"))], code)
         run = WORK / "states" / names["dataset"] / names["model"] / f"s{names['seed']}"
         return States(run / name, self.params.work.states_kept)
 
@@ -125,7 +123,7 @@ class Job:
 
     def shards(self) -> Shards:
         """Where finished parts of the cell are saved until it is published."""
-        name = _digest(self.inputs, grid.param_values(self.cell, config.load_raw()), self.cell.code)
+        name = _digest(self.inputs, self.params.values(self.cell.params), self.cell.code)
         return Shards(WORK / self.cell.directory / name, *launch.place())
 
     def shared(self, made: Publication) -> Shards:
@@ -266,7 +264,7 @@ def draw_one(cell: Cell, index: int, path: Path) -> None:
 
     from ipdiff.sample_sets import sample
 
-    job = Job(config.load(), cell, artifact.verify_inputs(cell.inputs, _raw(cell)))
+    job = Job(config.Studies().of(cell.bindings), cell, artifact.verify_inputs(cell.inputs, _raw(cell)))
     call = sample.call_of(index, Sampler.parse(job.names["sampler"]), job.dataset.sampling)
     image = _image_sampler(job).draw(call)[index - call.start]
     Image.fromarray(image.squeeze()).save(path)
@@ -325,7 +323,7 @@ def _table(job: Job, made: Publication) -> None:
     from ipdiff.report.tables import table
 
     name = job.names["table"]
-    view = job.params.study(job.names["study"]).tables[name]
+    view = job.params.table(name)
     table.run(name, view, job.paths("metrics.json"), made.staging, job.recipes())
 
 
@@ -333,7 +331,7 @@ def _figure(job: Job, made: Publication) -> None:
     from ipdiff.report.figures import figure
 
     name = job.names["figure"]
-    view = job.params.study(job.names["study"]).figures[name]
+    view = job.params.figure(name)
     shown = [Path(path) for path in job.inputs if not path.endswith(f"/{artifact.RECIPE}")]
     figure.run(name, view, shown, made.staging, job.recipes())
 
@@ -342,7 +340,8 @@ def _report(job: Job, made: Publication) -> None:
     from ipdiff.report.pages import report
 
     name = job.names["study"]
-    study = job.params.study(name)
+    params = job.params
+    study = dataclasses.replace(params, datasets={name: params.datasets[name] for name in config.shown(params)})
     report.run(
         name,
         study,
@@ -399,14 +398,14 @@ def make(cell: Cell) -> None:
 
 def _job(cell: Cell) -> tuple[Job, dict[str, Any]]:
     """The work to do, its inputs verified, and what its recipe says of it beforehand."""
-    params = config.load()
+    params = config.Studies().of(cell.bindings)
     inputs = artifact.verify_inputs(cell.inputs, _raw(cell))
     recipe = {
         "cell": cell.directory,
         "stage": cell.stage.verb,
         "command": cell.command,
         "code": cell.code,
-        "params": grid.param_values(cell, config.load_raw()),
+        "params": params.values(cell.params),
         "inputs": inputs,
     }
     return Job(params, cell, inputs), recipe

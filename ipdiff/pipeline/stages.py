@@ -82,12 +82,12 @@ class Stage:
 
 
 WILDCARDS = {
-    "dataset": "key of params.yaml datasets",
-    "model": "key of params.yaml models",
+    "dataset": "a data set of any study",
+    "model": "a model of its study",
     "seed": "training seed",
     "step": "optimiser updates of the checkpoint",
     "sampler": "name of a sampler, such as ancestral-100 or ddim0-quad20",
-    "study": "key of params.yaml studies",
+    "study": "a study: digits in the root, or a folder of studies/",
     "table": "table of the study",
     "figure": "figure of the study",
 }
@@ -168,7 +168,6 @@ STAGES = {
             inputs=(IMAGES,),
             params=(
                 "models.{model}",
-                "{strength}",
                 *(f"{_FAMILY}.{part}" for part in ("network", "diffusion", "training")),
                 f"{SETTINGS}.compute",
             ),
@@ -244,7 +243,7 @@ STAGES = {
             directory="tables/{study}/{table}",
             files=("table.csv", "table.md", "table.tex"),
             wildcards=("study", "table"),
-            params=("studies.{study}.tables.{table}",),
+            params=("tables.{table}",),
             kind="result",
             published=("table.md", "table.csv"),
         ),
@@ -255,7 +254,7 @@ STAGES = {
             directory="figures/{study}/{figure}",
             files=("figure.png", "figure.csv"),
             wildcards=("study", "figure"),
-            params=("studies.{study}.figures.{figure}",),
+            params=("figures.{figure}",),
             kind="result",
             published=("figure.png", "figure.csv"),
         ),
@@ -266,7 +265,7 @@ STAGES = {
             directory="report/{study}",
             files=("index.html", "cards.html"),
             wildcards=("study",),
-            params=("studies.{study}",),
+            params=("title", "seeds", "tables"),
             kind="result",
         ),
     )

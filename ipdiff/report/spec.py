@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
@@ -93,11 +93,11 @@ class Figure(Record):
 
 @dataclass(frozen=True)
 class Study(Record):
-    """A named set of tables and figures over its own data sets."""
+    """What a report shows: tables and figures over data sets."""
 
     __pydantic_config__: ClassVar = FORBID
     title: Annotated[str, "headline of the report"]
-    datasets: Annotated[list[str], "its data sets; a data set belongs to one study only"]
+    datasets: Annotated[Collection[str], "names of its data sets"]
     seeds: Annotated[dict[str, list[int]], "training seeds by model; `default` for the others", SEED]
     tables: Annotated[dict[str, Table], "tables by name"]
     figures: Annotated[dict[str, Figure], "figures by name"] = field(default_factory=dict)

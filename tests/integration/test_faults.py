@@ -26,7 +26,8 @@ from ipdiff.work import recipes
 from ipdiff.work.recipes import RECIPE
 from ipdiff.work.train_states import States
 
-PARAMS = Path(__file__).parents[2] / "params.yaml"
+ROOT = Path(__file__).parents[2]
+MINI = Path("studies/mini/params.yaml")
 RUN = "--dataset digits_mini --model adm-ip --seed 0 --step 24"
 TRAIN, SAMPLE, EVALUATE = (
     f"train {RUN}",
@@ -39,14 +40,15 @@ SAVE_EVERY = 4
 
 def write_params(project: Path) -> None:
     """The study `mini` with a run of 24 updates, a save every 4, and sets of 5 network calls of 20 steps."""
-    params = yaml.safe_load(PARAMS.read_text())
+    params = yaml.safe_load((ROOT / MINI).read_text())
     params["work"] = {"save_every": SAVE_EVERY}
     params["datasets"]["digits_mini"].update(
         checkpoints=[4, 24],
         final_step={"default": 24},
         sampling={"num_samples": 38, "batch_size": 8},
     )
-    (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    (project / MINI).parent.mkdir(parents=True, exist_ok=True)
+    (project / MINI).write_text(yaml.safe_dump(params, sort_keys=False))
 
 
 @pytest.fixture(scope="module")

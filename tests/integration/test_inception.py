@@ -12,7 +12,7 @@ from inception import write_inception
 from unit.params_factory import small, write
 
 from ipdiff import cli
-from ipdiff.pipeline import config, grid
+from ipdiff.pipeline import grid
 from ipdiff.pipeline.engines import dvc_files
 from ipdiff.pipeline.grid.freshness import Freshness, State
 
@@ -33,8 +33,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "final_step": {"default": 4},
     }
     del raw["datasets"]["tiny"]["classifier"]
-    table = {**raw["studies"]["small"]["tables"]["table3"], "metrics": list(METRICS), "models": ["adm"], "compare": {}}
-    raw["studies"]["small"] |= {"tables": {"table3": table}, "figures": {}}
+    table = {**raw["tables"]["table3"], "metrics": list(METRICS), "models": ["adm"], "compare": {}}
+    raw |= {"tables": {"table3": table}, "figures": {}}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
         write(project, raw)
@@ -66,7 +66,7 @@ def test_every_metric_is_measured_and_shown() -> None:
 @pytest.mark.usefixtures("project")
 def test_another_network_makes_what_measures_stale_and_nothing_else() -> None:
     def changed() -> set[str]:
-        fresh = Freshness(grid.load(), config.load_raw())
+        fresh = Freshness(grid.load())
         return {cell.stage.verb for cell in fresh.grid.study("small") if fresh.own(cell) is State.CHANGED}
 
     path = Path("raw/network.pt")

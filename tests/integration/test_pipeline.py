@@ -29,8 +29,9 @@ from ipdiff.pipeline.grid import Cell
 from ipdiff.pipeline.stages import STAGES
 from ipdiff.report import origin, results
 
-PARAMS = Path(__file__).parents[2] / "params.yaml"
-CELLS = grid.load(PARAMS).study("mini")
+ROOT = Path(__file__).parents[2]
+MINI = Path("studies/mini/params.yaml")
+CELLS = grid.load(ROOT).study("mini")
 READINGS = {(cell.stage.verb, Path(path).name): (cell, path) for cell in CELLS for path in cell.inputs}
 """One consumer for each kind of input: (verb, file name) -> cell, path."""
 
@@ -57,17 +58,25 @@ def published(cells: list[Cell]) -> dict[str, bytes]:
     return {path: Path(path).read_bytes() for cell in cells for path in cell.outputs}
 
 
-def write_params(change) -> None:
-    params = yaml.safe_load(PARAMS.read_text())
+def write_params(change, path: Path = MINI) -> None:
+    """Write the mini study's parameters with a change, as a study of its own where a path is given."""
+    params = yaml.safe_load((ROOT / MINI).read_text())
     change(params)
-    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def start(project: Path) -> None:
+    """Give an empty project the mini study's parameters."""
+    (project / MINI).parent.mkdir(parents=True)
+    shutil.copyfile(ROOT / MINI, project / MINI)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     """A project in which the study `mini` has been made."""
     project = tmp_path_factory.mktemp("project")
-    shutil.copyfile(PARAMS, project / "params.yaml")
+    start(project)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
         make(CELLS)
@@ -86,7 +95,7 @@ def project(made, monkeypatch) -> Iterator[None]:
 @pytest.fixture
 def empty(tmp_path, monkeypatch) -> Path:
     """An empty project."""
-    shutil.copyfile(PARAMS, tmp_path / "params.yaml")
+    start(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -118,7 +127,7 @@ def test_every_recipe_tells_the_truth():
 @pytest.mark.usefixtures("project")
 def test_nothing_else_is_left_behind():
     listed = {str(path) for path in Path().rglob("*") if path.is_file()}
-    own = {path for path in listed if path.partition("/")[0] not in ("work", "receipts", "params.yaml")}
+    own = {path for path in listed if path.partition("/")[0] not in ("work", "receipts", "studies")}
     assert own == {path for cell in CELLS for path in cell.outputs}
     assert not list(Path("work/staging").iterdir())
 
@@ -173,7 +182,7 @@ def test_a_segment_does_not_go_on_from_other_parameters(capsys):
     try:
         assert ipdiff("train", "--dataset=digits_mini", "--model=adm", "--seed=0", "--step=8") == 2
     finally:
-        shutil.copyfile(PARAMS, "params.yaml")
+        shutil.copyfile(ROOT / MINI, MINI)
     assert "runs/digits_mini/adm/s0/4/recipe.json is of other parameters" in capsys.readouterr().err
 
 
@@ -210,8 +219,8 @@ def test_a_table_of_the_paper_reads_what_its_numbers_were_made_with(made, tmp_pa
     monkeypatch.chdir(shutil.copytree(made, tmp_path / "copy"))
 
     def name_the_papers(params: dict[str, Any]) -> None:
-        params["studies"]["mini"]["tables"]["table3"]["paper"] = "table3"
-        params["studies"]["mini"]["figures"]["figure3"]["paper"] = "figure3"
+        params["tables"]["table3"]["paper"] = "table3"
+        params["figures"]["figure3"]["paper"] = "figure3"
 
     write_params(name_the_papers)
     cells = grid.load()
@@ -238,7 +247,7 @@ def test_a_table_of_the_paper_reads_what_its_numbers_were_made_with(made, tmp_pa
 
 @pytest.mark.usefixtures("project")
 def test_the_report_shows_every_table_and_figure():
-    study = grid.load().params.study("mini")
+    study = grid.load().studies.load("mini")
     page = html.unescape(Path("report/mini/index.html").read_text())
     for name, view in {**study.tables, **study.figures}.items():
         assert f">{view.title}</h2>" in page, name
@@ -264,7 +273,7 @@ def test_a_terminated_training_goes_on_and_ends_at_the_same_bytes(empty):
     write_params(
         lambda params: (
             params["datasets"]["digits_mini"].update(checkpoints=[80], final_step={"default": 80}),
-            params.update(studies={}, work={"save_every": 5}),
+            params.update(tables={}, figures={}, work={"save_every": 5}),
         )
     )
     prepare = ["prepare", "--dataset", "digits_mini"]
@@ -306,7 +315,7 @@ def test_a_users_own_images_from_directory_and_zip(empty):
     names = {"pets_dir": "raw/pets", "pets_zip": "raw/pets.zip"}
 
     def change(params):
-        mini = params["datasets"]["digits_mini"]
+        mini = params["datasets"].pop("digits_mini")
         for name, raw in names.items():
             params["datasets"][name] = {
                 **mini,
@@ -325,11 +334,9 @@ def test_a_users_own_images_from_directory_and_zip(empty):
             "columns": ["metric"],
             "compare": {"adm-ip": "adm"},
         }
-        params["studies"] = {
-            "mine": {"title": "Mine", "datasets": list(names), "seeds": {"default": [0]}, "tables": {"pets": table}}
-        }
+        params.update(title="Mine", tables={"pets": table}, figures={})
 
-    write_params(change)
+    write_params(change, Path("studies/mine/params.yaml"))
     cells = grid.load().study("mine")
     make(cells)
     assert recipe(cells[0])["inputs"].keys() <= set(names.values())

@@ -20,7 +20,8 @@ from unit.tiny import files
 from ipdiff import cli
 from ipdiff.work import recipes
 
-PARAMS = Path(__file__).parents[2] / "params.yaml"
+ROOT = Path(__file__).parents[2]
+MINI = Path("studies/mini/params.yaml")
 RUN = "--dataset digits_mini --model adm-ip --seed 0 --step 8"
 TRAIN, SAMPLE = f"train {RUN}", f"sample {RUN} --sampler ancestral-5"
 MEASURING = ("classifier", "reference", "neighbours")
@@ -30,14 +31,15 @@ MADE = {TRAIN: "runs", SAMPLE: "samples"}
 
 def write_params(project: Path, reduction: str = "exact", timesteps: str = "loss-second-moment") -> None:
     """A run of 8 updates of 4 micro-batches, whose loss history is full after 4 (T = 2), and a set of 12 calls."""
-    params = yaml.safe_load(PARAMS.read_text())
+    params = yaml.safe_load((ROOT / MINI).read_text())
     params["work"] = {"save_every": 3}
     mini = params["datasets"]["digits_mini"]
     mini.update(checkpoints=[8], final_step={"default": 8}, sampling={"num_samples": 47, "batch_size": 4})
     mini["families"]["adm"]["diffusion"]["T"] = 5
     mini["families"]["adm"]["training"].update(micro_batch=4, reduction=reduction, timesteps=timesteps, grad_clip=1.0)
-    params["studies"]["mini"].update(tables={}, figures={})
-    (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    params.update(tables={}, figures={})
+    (project / MINI).parent.mkdir(parents=True, exist_ok=True)
+    (project / MINI).write_text(yaml.safe_dump(params, sort_keys=False))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(project)
         assert cli.main(["prepare", "--dataset", "digits_mini"]) == 0
         shutil.copytree(project / "data", project / "before" / "data")
-        shutil.copyfile("params.yaml", "before/params.yaml")
+        shutil.copytree("studies", "before/studies")
         for command in MADE:
             assert cli.main(command.split()) == 0
     return project

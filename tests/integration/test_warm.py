@@ -76,7 +76,9 @@ def test_a_stage_is_run_by_the_server_with_the_callers_directory_and_files(
     assert capfd.readouterr().out == "data/tiny\n"
     assert (project / "data/tiny/recipe.json").exists()
     assert fork_server.run(["prepare", "--dataset", "tinny"]) == 2
-    assert capfd.readouterr().err.startswith("ipdiff: dataset 'tinny' is not in params.yaml; did you mean 'tiny'?")
+    assert capfd.readouterr().err.startswith(
+        "ipdiff: dataset 'tinny' is in no study's params.yaml; did you mean 'tiny'?"
+    )
 
 
 IMPORTED = """

@@ -229,7 +229,7 @@ def evaluate() -> tuple[st.SearchStrategy[Any], Callable[[Any], int]]:
 def into() -> tuple[st.SearchStrategy[Any], Callable[[Any], int]]:
     """Any file as a checkpoint."""
     write(Path(), put(small(), "models.official", {"family": "adm", "imported": True}))
-    spec = config.load().run_spec("tiny", "official", 0)
+    spec = config.Studies().owner("tiny").run_spec("tiny", "official", 0)
     state = {name: torch.ones(shape) for name, shape in checking.shapes(spec).items()}
     listed = [{f"module.{name}": value for name, value in state.items()}, {}, 3, 5000, state]
     seeds = [torch_saved(state, True), torch_saved(state, False), torch_saved(listed, True), save(state)]

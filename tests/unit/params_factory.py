@@ -1,4 +1,4 @@
-"""A small params.yaml for tests: one set of digits, one folder of images, one study."""
+"""A small study for tests: one set of digits, one folder of images."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from ipdiff.pipeline import config
 
 _TRAINING = {"batch_size": 16, "micro_batch": 8, "lr": 0.002}
 _ADM = {"model_channels": 8, "channel_mult": [1, 2], "num_res_blocks": 1, "attention_resolutions": [], "norm_groups": 4}
@@ -43,7 +45,13 @@ _PHOTOS = {
 }
 _SMALL = {
     "title": "A small study",
-    "datasets": ["tiny"],
+    "datasets": {"tiny": _TINY, "photos": _PHOTOS},
+    "models": {
+        "adm": {"family": "adm"},
+        "adm-ip": {"family": "adm", "gamma": "dataset"},
+        "adm-wd": {"family": "adm", "weight_decay": "dataset"},
+        "ddim": {"family": "ddpm"},
+    },
     "seeds": {"default": [0], "adm-ip": [0, 1]},
     "tables": {
         "table1": {
@@ -85,18 +93,11 @@ _SMALL = {
         },
     },
 }
-_MODELS = {
-    "adm": {"family": "adm"},
-    "adm-ip": {"family": "adm", "gamma": "dataset"},
-    "adm-wd": {"family": "adm", "weight_decay": "dataset"},
-    "ddim": {"family": "ddpm"},
-}
 
 
 def small() -> dict[str, Any]:
     """A fresh copy that a test may change."""
-    whole = {"datasets": {"tiny": _TINY, "photos": _PHOTOS}, "models": _MODELS, "studies": {"small": _SMALL}}
-    return json.loads(json.dumps(whole))
+    return json.loads(json.dumps(_SMALL))
 
 
 def put(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
@@ -119,8 +120,9 @@ def drop(raw: dict[str, Any], key: str) -> dict[str, Any]:
     return raw
 
 
-def write(directory: Path, raw: dict[str, Any]) -> Path:
-    """Write params.yaml into a directory."""
-    path = directory / "params.yaml"
+def write(directory: Path, raw: dict[str, Any], study: str = "small") -> Path:
+    """Write the params.yaml of a study of the project in this directory."""
+    path = directory / config.path_of(study)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(raw, sort_keys=False))
     return path

@@ -51,7 +51,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def spec_of(run: str) -> RunSpec:
     """The run as params.yaml describes it."""
     dataset, model = run.split("/")
-    return config.load().run_spec(dataset, model, 0)
+    return config.Studies().owner(dataset).run_spec(dataset, model, 0)
 
 
 def weights(spec: RunSpec) -> dict[str, Tensor]:
@@ -209,7 +209,7 @@ def test_the_step_inside_the_ddim_codes_list_is_used_and_the_one_asked_for_comes
     path = save(project / "ckpt.pth", [state, {}, 3, 5000, state])
     done = import_.import_checkpoint(path, DDPM)
     assert done.directory == f"runs/{DDPM}/s0/5000"
-    write = "write datasets.tiny.final_step.ddim-official: 5000 in params.yaml"
+    write = "write datasets.tiny.final_step.ddim-official: 5000 in studies/small/params.yaml"
     assert str(done).endswith(f"; tables read step 8 of it, unless they name one: {write}")
     assert import_.import_checkpoint(path, DDPM, step=8).directory == f"runs/{DDPM}/s0/8"
 
@@ -255,7 +255,7 @@ def test_a_set_is_quantised_and_computed_as_params_yaml_says(project: Path) -> N
     assert set(np.unique(more)) == {0, 1}
     assert 0.3 < more[(sets[1] > 0) & (sets[1] < 254)].mean() < 0.7
     write(project, put(raw, "datasets.tiny.sampling.precision", "bfloat16"))
-    dataset = config.load().dataset("tiny")
+    dataset = config.Studies().dataset("tiny")
     assert (dataset.compute.precision, dataset.sampling_compute.precision) == ("float32", "bfloat16")
     if not compute.has_bfloat16():
         with pytest.raises(UserError, match="the precision is bfloat16, but this CPU has no bfloat16 instructions"):
@@ -462,8 +462,8 @@ def test_an_imported_model_has_no_training_cells() -> None:
 
 def test_a_table_may_ask_for_an_imported_checkpoint_at_any_step(project: Path) -> None:
     raw = put(small(), "models.official", {"family": "adm", "imported": True})
-    put(raw, "studies.small.tables.table3.models", ["adm", "official"])
-    put(raw, "studies.small.tables.table3.compare", {"official": "adm"})
+    put(raw, "tables.table3.models", ["adm", "official"])
+    put(raw, "tables.table3.compare", {"official": "adm"})
     put(raw, "datasets.tiny.final_step.official", 460000)
     write(project, raw)
     known = grid.load()
@@ -475,7 +475,7 @@ def test_a_table_may_ask_for_an_imported_checkpoint_at_any_step(project: Path) -
     assert (planned.cells, planned.missing, planned.bytes) == (1, 1, 4 * weights)
     write(project, put(raw, "datasets.tiny.final_step.official", 0))
     with pytest.raises(ConfigError, match="datasets.tiny: final_step has 0; use 1 or more"):
-        grid.load()
+        grid.load().study("small")
 
 
 # Out
@@ -572,7 +572,7 @@ def test_the_command_line_imports_and_exports(project: Path, capsys: pytest.Capt
     assert capsys.readouterr().out.startswith("runs/tiny/official/s0/20: ")
     assert cli.main(["export", f"{IP}/s0/20", "--format", "diffusers", "--to", "net"]) == 0
     assert capsys.readouterr().out == "net\n"
-    assert cli.main(["import", "params.yaml", "--as", IP]) == 2
+    assert cli.main(["import", "studies/small/params.yaml", "--as", IP]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert tuple(cli.EXPORT_FORMATS) == export.FORMATS
 

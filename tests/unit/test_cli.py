@@ -69,18 +69,30 @@ RUN = "--dataset tiny --model adm --seed 0 --step 8"
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("prepare --dataset tyny", "dataset 'tyny' is not in params.yaml; did you mean 'tiny'?"),
+        ("prepare --dataset tyny", "dataset 'tyny' is in no study's params.yaml; did you mean 'tiny'?"),
         (
             "train --dataset tiny --model adx --seed 0 --step 8",
-            "model 'adx' is not in params.yaml; did you mean 'adm'?",
+            "model 'adx' is not in studies/small/params.yaml; did you mean 'adm'?",
         ),
         ("train --dataset tiny --model adm --seed 0 --step 9", "step 9 is not one of datasets.tiny.checkpoints [4, 8]"),
         ("train --dataset tiny --model adm --seed zero --step 8", "seed is 'zero'; expected a whole number"),
-        ("table --study small --table table9", "table 'table9' is not in study small; did you mean 'table"),
-        ("figure --study small --figure figure9", "figure 'figure9' is not in study small; did you mean 'figure3'?"),
-        ("report --study smol", "study 'smol' is not in params.yaml; did you mean 'small'?"),
-        ("grid --study smol", "study 'smol' is not in params.yaml; did you mean 'small'?"),
-        ("settings --study smol", "study 'smol' is not in params.yaml; did you mean 'small'?"),
+        (
+            "table --study small --table table9",
+            "table 'table9' is not in studies/small/params.yaml; did you",
+        ),
+        (
+            "figure --study small --figure figure9",
+            "not in studies/small/params.yaml; did you mean 'figure3'?",
+        ),
+        (
+            "report --study smol",
+            "study 'smol' is not here, there is no studies/smol/params.yaml; did you mean 'small'?",
+        ),
+        ("grid --study smol", "study 'smol' is not here, there is no studies/smol/params.yaml; did you mean 'small'"),
+        (
+            "settings --study smol",
+            "study 'smol' is not here, there is no studies/smol/params.yaml; did you mean 'small'?",
+        ),
         (f"sample {RUN} --sampler euler-5", "sampler 'euler-5' is unknown; use ancestral-N, ddimETA-N"),
         (f"sample {RUN} --sampler ancestral-21", "asks for T' = 21, more than T = 20 of tiny/adm; use 1..20"),
         (f"evaluate {RUN} --sampler exposure-21", "asks for T' = 21, more than T = 20 of tiny/adm; use 1..20"),
@@ -103,7 +115,7 @@ RUN = "--dataset tiny --model adm --seed 0 --step 8"
 )
 def test_bad_input_ends_with_2_and_one_line(run: Run, tmp_path: Path, command: str, said: str) -> None:
     refused(run(*command.split()), 2, said)
-    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+    assert [path.name for path in tmp_path.iterdir()] == ["studies"]
 
 
 def test_raw_data_is_not_something_to_make(run: Run) -> None:
@@ -112,13 +124,13 @@ def test_raw_data_is_not_something_to_make(run: Run) -> None:
 
 def test_a_typing_error_in_params_is_bad_input_for_every_verb(run: Run, tmp_path: Path) -> None:
     write(tmp_path, put(small(), "datasets.tiny.families.adm.training.batchsize", 3))
-    said = "params.yaml datasets.tiny.families.adm.training.batchsize: unknown key; did you mean 'batch_size'?"
+    said = "small/params.yaml datasets.tiny.families.adm.training.batchsize: unknown key; did you mean 'batch_size'?"
     for command in ("prepare --dataset tiny", f"train {RUN}", "grid --check", "settings --study small"):
         refused(run(*command.split()), 2, said)
 
 
 def test_no_params_at_all(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").unlink()
+    (tmp_path / "studies/small/params.yaml").unlink()
     refused(run("prepare", "--dataset", "tiny"), 2, "params.yaml is missing; run ipdiff in the project's root")
 
 
@@ -216,7 +228,7 @@ def test_settings_are_written_where_dvc_looks_for_them(run: Run) -> None:
 def test_grid_writes_checks_and_lists(run: Run) -> None:
     done = run("grid", "--write")
     assert done.code == 0
-    assert "wrote workflow/small/dvc.yaml\n" in done.out
+    assert "wrote studies/small/dvc.yaml\n" in done.out
     assert run("grid", "--write").out == ""
     assert run("grid", "--check") == Done(0, "", "")
     lines = run("grid", "--study", "small").out.splitlines()
@@ -225,18 +237,18 @@ def test_grid_writes_checks_and_lists(run: Run) -> None:
 
 
 def test_grid_names_and_removes_the_graph_of_a_study_that_is_gone(run: Run, tmp_path: Path) -> None:
-    written, own = Path("workflow/old/dvc.yaml"), Path("workflow/mine/dvc.yaml")
-    study = small()["studies"]["small"] | {"datasets": ["photos"], "tables": {}}
-    study["figures"] = {"samples": study["figures"]["samples"] | {"datasets": ["photos"]}}
-    write(tmp_path, put(small(), "studies.old", study))
+    written, own = Path("studies/old/dvc.yaml"), Path("studies/mine/dvc.yaml")
+    study = small() | {"datasets": {"olds": small()["datasets"]["photos"]}, "tables": {}}
+    study["figures"] = {"samples": study["figures"]["samples"] | {"datasets": ["olds"]}}
+    params = write(tmp_path, study, "old")
     assert run("grid", "--write").code == 0
     own.parent.mkdir()
     own.write_text("stages: {}\n")
-    write(tmp_path, small())
+    params.unlink()
     done = run("grid", "--check")
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert done.err.startswith(f"ipdiff: {written}: not what params.yaml asks for; run `ipdiff grid --write`")
-    assert run("grid", "--write").out == f"removed {written}: its study is not in params.yaml\n"
+    assert run("grid", "--write").out == f"removed {written}: there is no such study\n"
     assert (written.exists(), own.exists()) == (False, True)
     assert run("grid", "--check") == Done(0, "", "")
 
@@ -262,8 +274,8 @@ def test_what_both_engines_run_is_what_the_command_line_reads() -> None:
     from ipdiff.pipeline import jobs
 
     assert set(STAGES) == set(jobs.RUN)
-    known = grid.load(ROOT / "params.yaml")
-    for study in known.params.studies:
+    known = grid.load(ROOT)
+    for study in known.studies.names:
         for cell in known.study(study):
             program, *argv = cell.command.split()
             args = cli.parser().parse_args(argv)

@@ -6,25 +6,39 @@ from dataclasses import replace
 
 import pytest
 from inception import write_inception
-from unit.params_factory import drop, put, small, write
+from unit import params_factory
+from unit.params_factory import drop, put, small
 
 from ipdiff import cli
 from ipdiff.metrics.spec import INCEPTION_SHA256
+from ipdiff.pipeline import config
 from ipdiff.pipeline.commands.study import doctor
 from ipdiff.pipeline.commands.study.doctor import FINE, NOTE, WRONG, Finding
+from ipdiff.pipeline.engines import dvc_files
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A project that has everything, and whose default study is `small`."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(doctor.dvc_files, "DEFAULT_STUDY", "small")
+    monkeypatch.setattr(config, "DEFAULT", "small")
     for name in ("IPDIFF_INCEPTION", "IPDIFF_RAW"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / ".dvc").mkdir()
     raw = small()
     write(tmp_path, raw)
     return raw
+
+
+def write(directory, raw, own=("tiny",)):
+    """The study small with its own data sets, and the other ones as a study of their own."""
+    datasets = raw["datasets"]
+    params_factory.write(directory, {**raw, "datasets": {name: datasets[name] for name in own}})
+    others = {name: dataset for name, dataset in datasets.items() if name not in own}
+    if others:
+        params_factory.write(directory, {**raw, "datasets": others, "tables": {}, "figures": {}}, "other")
+    else:
+        (directory / config.path_of("other")).unlink(missing_ok=True)
 
 
 def about(name: str, study: str | None = None) -> list[Finding]:
@@ -37,7 +51,7 @@ def test_a_whole_project_lacks_nothing(project, capsys):
     names = {line.split()[1] for line in lines}
     assert len({line.index(line.split(maxsplit=2)[2]) for line in lines}) == 1
     assert {"python", "torch", "CUDA", "CPU", "snakemake", "dvc", "git", "disk"} <= names
-    assert {"params.yaml", "store", "tiny"} <= names
+    assert {"studies", "store", "tiny"} <= names
     assert not [line for line in lines if line.startswith(WRONG)]
 
 
@@ -62,8 +76,7 @@ def test_json_and_something_that_is_lacking(project, tmp_path, capsys):
 def test_another_studys_missing_archive_is_worth_a_note_and_its_own_is_lacking(project, tmp_path):
     (photos,) = about("photos")
     assert (photos.mark, photos.text.partition(":")[0]) == (NOTE, "raw/photos.zip is not here")
-    put(project, "studies.small.datasets", ["tiny", "photos"])
-    write(tmp_path, project)
+    write(tmp_path, project, ["tiny", "photos"])
     assert about("photos")[0].mark == WRONG
     assert cli.main(["doctor"]) == 2
     (tmp_path / "raw").mkdir()
@@ -112,15 +125,19 @@ def test_the_inception_file(project, tmp_path, monkeypatch):
 
 
 def test_a_broken_params_file_is_a_finding_not_an_end(project, tmp_path):
-    (tmp_path / "params.yaml").write_text("datasets: {\n")
-    assert about("params.yaml")[0].mark == WRONG
+    (tmp_path / config.path_of("other")).write_text("datasets: {\n")
+    assert [finding.mark for finding in about("studies")] == [FINE, NOTE]
+    assert [finding.mark for finding in about("studies", "other")] == [FINE, WRONG]
+    assert cli.main(["doctor"]) == 0
+    (tmp_path / config.path_of("small")).write_text("datasets: {\n")
+    assert [finding.mark for finding in about("studies")] == [WRONG, NOTE, WRONG][1:]
     assert about("python")[0].mark == FINE
     assert cli.main(["doctor"]) == 2
 
 
 def test_a_damaged_lock_and_no_store(project, tmp_path):
     assert about("store")[0] == Finding(NOTE, "store", "nothing is recorded yet in a dvc.lock")
-    lock = doctor.dvc_files.lock_of("small")
+    lock = dvc_files.lock_of("small")
     lock.parent.mkdir(parents=True, exist_ok=True)
     lock.write_text("stages: 3\n")
     assert about("store")[0].mark == WRONG
@@ -166,8 +183,7 @@ def test_what_several_data_sets_lack_is_said_once(project, tmp_path):
     assert files.text.startswith("each of raw/photos.zip (photos, more), raw/other.zip (tiny_too) is not here: put it")
     assert network.text.startswith("the Inception network inception-2015-12-05.pt is missing: get it from https://")
     assert network.text.endswith(" (photos, more)")
-    put(project, "studies.small.datasets", ["tiny", "more"])
-    write(tmp_path, project)
+    write(tmp_path, project, ["tiny", "more"])
     assert [finding.mark for finding in doctor.examine() if finding.about.endswith(" data sets")] == [WRONG, WRONG]
 
 
@@ -178,4 +194,4 @@ def test_a_network_of_several_data_sets_is_read_once(project, tmp_path, monkeypa
     write(tmp_path, project)
     (wrong,) = [finding for finding in doctor.examine() if "sha256" in finding.text]
     assert (wrong.mark, wrong.about) == (WRONG, "2 data sets")
-    assert wrong.text.endswith("get it again (tiny, photos)")
+    assert wrong.text.endswith("get it again (photos, tiny)")

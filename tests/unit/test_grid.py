@@ -23,7 +23,8 @@ VIEWS = {"table", "figure", "report"}
 
 
 def grid_of(tmp_path: Path, raw: dict[str, Any]) -> Grid:
-    return grid.load(write(tmp_path, raw))
+    write(tmp_path, raw)
+    return grid.load(tmp_path)
 
 
 @pytest.fixture
@@ -154,7 +155,7 @@ FEATURE_PARAMS = ("datasets.tiny.classifier", *FLOAT32)
                 "metrics/tiny/adm-ip/s1/8/ancestral-5/metrics.json",
             ),
             tuple(f"tables/small/table3/{name}" for name in ("table.csv", "table.md", "table.tex", "recipe.json")),
-            ("studies.small.tables.table3",),
+            ("tables.table3",),
         ),
         (
             "figure",
@@ -162,7 +163,7 @@ FEATURE_PARAMS = ("datasets.tiny.classifier", *FLOAT32)
             "ipdiff figure --study small --figure figure3",
             ("metrics/tiny/adm/s0/4/ancestral-5/metrics.json", "metrics/tiny/adm/s0/8/ancestral-5/metrics.json"),
             tuple(f"figures/small/figure3/{name}" for name in ("figure.png", "figure.csv", "recipe.json")),
-            ("studies.small.figures.figure3",),
+            ("figures.figure3",),
         ),
         (
             "figure",
@@ -170,7 +171,7 @@ FEATURE_PARAMS = ("datasets.tiny.classifier", *FLOAT32)
             "ipdiff figure --study small --figure samples",
             ("samples/tiny/adm/s0/8/ancestral-4/samples.npz",),
             tuple(f"figures/small/samples/{name}" for name in ("figure.png", "figure.csv", "recipe.json")),
-            ("studies.small.figures.samples",),
+            ("figures.samples",),
         ),
         (
             "report",
@@ -183,7 +184,7 @@ FEATURE_PARAMS = ("datasets.tiny.classifier", *FLOAT32)
                 *(f"figures/small/samples/{name}" for name in ("figure.png", "figure.csv")),
             ),
             ("report/small/index.html", "report/small/cards.html", "report/small/recipe.json"),
-            ("studies.small",),
+            ("figures", "title", "seeds", "tables"),
         ),
     ],
 )
@@ -319,8 +320,8 @@ def test_a_target_needs_only_its_own_cells(cells: Grid) -> None:
 
 
 def every_study() -> list[tuple[Grid, str]]:
-    known = grid.load(ROOT / "params.yaml")
-    return [(known, study) for study in known.params.studies]
+    known = grid.load(ROOT)
+    return [(known, study) for study in known.studies.names]
 
 
 @pytest.fixture(params=[pytest.param(pair, id=pair[1]) for pair in every_study()])
@@ -346,9 +347,8 @@ def test_maker_is_the_inverse_of_outputs(study: tuple[Grid, str]) -> None:
 
 def test_parameters_of_every_cell_stand_in_the_file(study: tuple[Grid, str]) -> None:
     known, name = study
-    raw = config.load_raw(ROOT / "params.yaml")
     for cell in known.study(name):
-        assert grid.param_values(cell, raw).keys() == set(cell.params)
+        assert known.param_values(cell).keys() == set(cell.params)
 
 
 @pytest.mark.parametrize(
@@ -368,27 +368,27 @@ def view_free(known: Grid) -> dict[str, tuple[Any, ...]]:
     }
 
 
-TABLE = "studies.small.tables.table3"
+TABLE = "tables.table3"
 
 
 @pytest.mark.parametrize(
     ("edits", "added"),
     [
         ({f"{TABLE}.samplers": ["ancestral-5", "ancestral-7"]}, "metrics/tiny/adm/s0/8/ancestral-7"),
-        ({"studies.small.seeds.default": [0, 3]}, "metrics/tiny/adm/s3/8/ancestral-5"),
+        ({"seeds.default": [0, 3]}, "metrics/tiny/adm/s3/8/ancestral-5"),
         ({f"{TABLE}.models": ["adm", "adm-ip", "ddim"]}, "states/tiny/ddim/s0/8"),
         (
             {f"{TABLE}.models": ["adm", "adm-ip", "new"], "models.new": {"family": "adm", "gamma": 0.3}},
             "runs/tiny/new/s0/4",
         ),
         ({f"{TABLE}.steps": [4, 8]}, "metrics/tiny/adm-ip/s1/4/ancestral-5"),
-        ({"studies.small.figures.figure3.samplers": ["exposure-20"]}, "metrics/tiny/adm/s0/4/exposure-20"),
+        ({"figures.figure3.samplers": ["exposure-20"]}, "metrics/tiny/adm/s0/4/exposure-20"),
     ],
 )
 def test_an_addition_changes_no_other_cell(tmp_path: Path, edits: dict[str, Any], added: str) -> None:
     raw = small()
     before = view_free(grid_of(tmp_path, raw))
-    if "studies.small.figures.figure3.samplers" in edits:  # its own cells may go; keep them by another table
+    if "figures.figure3.samplers" in edits:  # its own cells may go; keep them by another table
         before = {k: v for k, v in before.items() if "adm/s0/4/ancestral-5" not in k}
     for key, value in edits.items():
         put(raw, key, value)
@@ -423,18 +423,19 @@ def test_a_key_that_is_not_written_out_is_named(tmp_path: Path) -> None:
     raw = drop(small(), "datasets.tiny.classifier")
     known = grid_of(tmp_path, raw)
     with pytest.raises(UserError) as caught:
-        grid.param_values(known.cell("reference", **TINY), raw)
-    assert str(caught.value).startswith("params.yaml datasets.tiny.classifier: write this key out")
-    values = grid.param_values(known.cell("prepare", **TINY), raw)
+        known.param_values(known.cell("reference", **TINY))
+    said = f"{tmp_path}/studies/small/params.yaml datasets.tiny.classifier: write this key out"
+    assert str(caught.value).startswith(said)
+    values = known.param_values(known.cell("prepare", **TINY))
     assert values == {"datasets.tiny.source": raw["datasets"]["tiny"]["source"]}
 
 
 @pytest.mark.parametrize(
     ("verb", "names", "said"),
     [
-        ("prepare", {"dataset": "tony"}, "dataset 'tony' is not in params.yaml; did you mean 'tiny'?"),
-        ("train", {**RUN, "model": "adx"}, "model 'adx' is not in params.yaml; did you mean 'adm'?"),
-        ("evaluate", {**SET, "model": "adx"}, "model 'adx' is not in params.yaml; did you mean 'adm'?"),
+        ("prepare", {"dataset": "tony"}, "dataset 'tony' is in no study's params.yaml; did you mean 'tiny'?"),
+        ("train", {**RUN, "model": "adx"}, "model 'adx' is not in studies/small/params.yaml; did you mean 'adm'?"),
+        ("evaluate", {**SET, "model": "adx"}, "model 'adx' is not in studies/small/params.yaml; did you mean 'adm'?"),
         ("train", {**RUN, "step": "5"}, "step 5 is not one of datasets.tiny.checkpoints [4, 8]"),
         ("sample", {**SET, "step": "5"}, "step 5 is not one of datasets.tiny.checkpoints [4, 8]"),
         ("resume", {**RUN, "step": "-4"}, "step is '-4'; expected a whole number"),
@@ -452,15 +453,19 @@ def test_a_key_that_is_not_written_out_is_named(tmp_path: Path) -> None:
         ("sample", {**SET, "sampler": "ddim0-ddim11"}, "respacing 'ddim11': no integer stride keeps 11 of T=20 steps"),
         ("sample", {**SET, "sampler": "ancestral-05"}, "sampler 'ancestral-05': write it as 'ancestral-5'"),
         ("sample", {**SET, "sampler": "euler-5"}, "sampler 'euler-5' is unknown"),
-        ("table", {"study": "smol", "table": "table3"}, "study 'smol' is not in params.yaml; did you mean 'small'?"),
-        ("table", {"study": "small", "table": "table2"}, "table 'table2' is not in study small; did you mean 'table"),
-        ("figure", {"study": "small", "figure": "table3"}, "figure 'table3' is not in study small; "),
+        ("table", {"study": "smol", "table": "table3"}, "study 'smol' is not here, there is no "),
+        (
+            "table",
+            {"study": "small", "table": "table2"},
+            "table 'table2' is not in studies/small/params.yaml; did you",
+        ),
+        ("figure", {"study": "small", "figure": "table3"}, "figure 'table3' is not in studies/small/params.yaml; "),
     ],
 )
 def test_wildcards_that_name_nothing(cells: Grid, verb: str, names: dict[str, str], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         cells.cell(verb, **names)
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).replace(f"{cells.studies.root}/", "").startswith(said)
     assert "\n" not in str(caught.value)
 
 
@@ -488,10 +493,8 @@ def expanded(text: str) -> dict[str, dict[str, Any]]:
             assert address not in found
             found[address] = {
                 "cmd": filled(body["cmd"], item),
-                **{
-                    kind: [filled(path, item) for path in body.get(kind, [])]
-                    for kind in ("deps", "params", "outs", "metrics")
-                },
+                **{kind: [filled(path, item) for path in body.get(kind, [])] for kind in ("deps", "outs", "metrics")},
+                "params": body.get("params", []),
                 "wdir": body.get("wdir", "."),
             }
     return found
@@ -512,6 +515,8 @@ def test_dvc_files_say_what_the_cells_say(study: tuple[Grid, str]) -> None:
         assert stage["metrics"] == [path for path in cell.outputs if path.endswith("metrics.json")]
     stage = stages["settings"]
     assert stage["cmd"] == f"ipdiff settings --study {name}"
+    named = {"params.yaml": stage["params"]} if name == config.DEFAULT else stage["params"][0]
+    assert named == {str(config.path_of(name)): cache_keys.keys(cells.values())}
     assert set(stage["outs"]) == {cache_keys.path_of(cell, name) for cell in cells.values()}
     assert {ROOT / path for path in stage["deps"]} == {
         path for cell in cells.values() for path in code_files(cell.stage.module, cell.rows, cell.stage.runs)
@@ -522,11 +527,10 @@ def test_dvc_files_say_what_the_cells_say(study: tuple[Grid, str]) -> None:
 
 def test_cells_share_settings_where_code_and_parameters_are_the_same(study: tuple[Grid, str]) -> None:
     known, name = study
-    raw = config.load_raw(ROOT / "params.yaml")
-    texts = cache_keys.texts(known.study(name), name, raw)
+    texts = cache_keys.texts(known, name)
     for cell in known.study(name):
         chosen = json.loads(texts[cache_keys.path_of(cell, name)])
-        assert chosen == {"code": cell.code, "params": grid.param_values(cell, raw)}
+        assert chosen == {"code": cell.code, "params": known.param_values(cell)}
     keys = cache_keys.keys(known.study(name))
     assert not [key for key in keys if any(key.startswith(f"{other}.") for other in keys)]
     for cell in known.study(name):
@@ -561,17 +565,17 @@ def test_two_cells_of_one_address_are_refused_not_lost(tmp_path: Path) -> None:
     raw = small()
     raw["datasets"]["tiny-adm"] = raw["datasets"]["tiny"]
     raw["models"]["ip"] = raw["models"]["adm-ip"]
-    table = {**raw["studies"]["small"]["tables"]["table1"], "datasets": ["tiny-adm"], "models": ["ip"]}
+    table = {**raw["tables"]["table1"], "datasets": ["tiny-adm"], "models": ["ip"]}
     table2 = {**table, "datasets": ["tiny"], "models": ["adm-ip"]}
-    raw["studies"]["small"] |= {"datasets": ["tiny", "tiny-adm"], "tables": {"a": table, "b": table2}}
+    raw |= {"tables": {"a": table, "b": table2}}
     with pytest.raises(ConfigError, match=r"have the same address in DVC, tiny-adm-ip-s0-8; rename"):
         dvc_files.render(grid_of(tmp_path, raw), "small")
 
 
 def test_the_text_is_the_same_every_time_and_has_no_anchors(tmp_path: Path, study: tuple[Grid, str]) -> None:
     _, name = study
-    text = dvc_files.render(grid.load(ROOT / "params.yaml"), name)
-    assert text == dvc_files.render(grid.load(ROOT / "params.yaml"), name)
+    text = dvc_files.render(grid.load(ROOT), name)
+    assert text == dvc_files.render(grid.load(ROOT), name)
     assert not [token for token in yaml.scan(text) if isinstance(token, yaml.AnchorToken | yaml.AliasToken)]
     assert all(len(line) < 400 for line in text.splitlines())
 
@@ -583,7 +587,7 @@ def test_an_edited_or_missing_file_is_stale_and_writing_repairs_it(
     raw = small()
     known = grid_of(tmp_path, raw)
     path = dvc_files.path_of("small")
-    assert path == Path("workflow/small/dvc.yaml")
+    assert path == Path("studies/small/dvc.yaml")
     assert path in generated_files.stale(known)
     assert path in generated_files.write(known)
     assert generated_files.stale(known) == generated_files.write(known) == []
@@ -601,7 +605,7 @@ def test_an_edited_or_missing_file_is_stale_and_writing_repairs_it(
 
 
 def test_only_the_default_study_lies_in_the_root() -> None:
-    assert dvc_files.path_of(dvc_files.DEFAULT_STUDY) == Path("dvc.yaml")
+    assert dvc_files.path_of(config.DEFAULT) == Path("dvc.yaml")
 
 
 def test_a_cell_is_named_by_its_directory(study: tuple[Grid, str]) -> None:

@@ -15,7 +15,7 @@ from unit.params_factory import write as write_params
 from unit.report_factory import write
 
 from ipdiff.errors import UserError
-from ipdiff.pipeline import config, grid
+from ipdiff.pipeline import grid
 from ipdiff.report.figures import figure
 from ipdiff.report.tables import entries, table
 
@@ -25,10 +25,10 @@ IMAGES = {"cifar10": 50_000, "imagenet32": 1_281_167, "lsun_tower64": 50_000, "c
 
 @pytest.fixture
 def raw() -> dict[str, Any]:
-    return json.loads(json.dumps(config.load_raw(ROOT / "params.yaml")))  # a copy, and none of it in two places
+    return json.loads(json.dumps(grid.load(ROOT).studies.load("paper").raw))  # a copy, and none of it in two places
 
 
-def recipes(cell: grid.Cell, cells: grid.Grid, raw: dict[str, Any]) -> list[dict[str, Any]]:
+def recipes(cell: grid.Cell, cells: grid.Grid) -> list[dict[str, Any]]:
     """Of the artifacts whose recipes a table or figure reads: what the pipeline would write."""
     made: list[dict[str, Any]] = []
     for path in cell.inputs:
@@ -38,12 +38,12 @@ def recipes(cell: grid.Cell, cells: grid.Grid, raw: dict[str, Any]) -> list[dict
         assert behind is not None
         recipe = {
             "cell": behind.directory,
-            "params": grid.param_values(behind, raw),
+            "params": cells.param_values(behind),
             "inputs": dict.fromkeys(behind.inputs, "0" * 32),
         }
         if behind.stage.verb == "train":
             names = behind.bindings
-            recipe["run"] = cells.params.run_spec(names["dataset"], names["model"], int(names["seed"])).to_json()
+            recipe["run"] = cells.of(behind).run_spec(names["dataset"], names["model"], int(names["seed"])).to_json()
         made.append(recipe)
     return made
 
@@ -51,8 +51,9 @@ def recipes(cell: grid.Cell, cells: grid.Grid, raw: dict[str, Any]) -> list[dict
 def shown(kind: str, name: str, raw: dict[str, Any], folder: Path) -> list[entries.Entry]:
     """The entries of one of the study's tables or figures."""
     folder.mkdir(exist_ok=True)
-    params = config.load(write_params(folder, raw))
-    cells = grid.Grid(params)
+    write_params(folder, raw, "paper")
+    cells = grid.load(folder)
+    params = cells.studies.load("paper")
     cell = cells.cell(kind, study="paper", **{kind: name})
     files: list[Path] = []
     for path in cell.inputs:
@@ -61,12 +62,11 @@ def shown(kind: str, name: str, raw: dict[str, Any], folder: Path) -> list[entri
             known = {"features": "inception", "n": 50_000, "reference_n": IMAGES[dataset], "sfid": 3.0}
             about = {"dataset": dataset, "model": model, "seed": int(seed[1:]), "step": int(step), "sampler": sampler}
             files.append(write(folder / path, **known, **about))
-    study = params.study("paper")
-    behind = recipes(cell, cells, raw)
+    behind = recipes(cell, cells)
     if kind == "table":
-        table.run(name, study.tables[name], files, folder / "out", behind)
+        table.run(name, params.table(name), files, folder / "out", behind)
     else:
-        figure.run(name, study.figures[name], files, folder / "out", behind)
+        figure.run(name, params.figure(name), files, folder / "out", behind)
     return entries.read_csv(folder / f"out/{kind}.csv")
 
 
@@ -112,10 +112,9 @@ def test_the_run_is_held_against_the_paper(
 
 
 def test_a_missing_recipe_is_named(raw: dict[str, Any], tmp_path: Path) -> None:
-    params = config.load(ROOT / "params.yaml")
-    cells = grid.Grid(params)
+    cells = grid.load(ROOT)
     cell = cells.cell("table", study="paper", table="table2")
-    behind = [recipe for recipe in recipes(cell, cells, raw) if not recipe["cell"].startswith("reference")]
+    behind = [recipe for recipe in recipes(cell, cells) if not recipe["cell"].startswith("reference")]
     file = write(tmp_path / "m.json", dataset="cifar10", step=500_000, sampler="ancestral-1000")
     with pytest.raises(UserError, match=r"reference/cifar10/recipe\.json was not given"):
-        table.run("table2", params.study("paper").tables["table2"], [file], tmp_path, behind)
+        table.run("table2", cells.studies.load("paper").table("table2"), [file], tmp_path, behind)

@@ -10,10 +10,10 @@ import pytest
 from unit import params_factory
 
 from ipdiff.errors import ConfigError, UserError
-from ipdiff.pipeline import config
+from ipdiff.pipeline import config, grid
 from ipdiff.pipeline.engines import sync
 from ipdiff.pipeline.engines.snakemake_records import params_text
-from ipdiff.pipeline.grid import Grid, selection
+from ipdiff.pipeline.grid import selection
 from ipdiff.pipeline.store import watched
 from ipdiff.pipeline.store.artifact import file_digest
 
@@ -46,7 +46,8 @@ def test_every_spelling_of_a_path_is_one_path(spelling: str, project: Path) -> N
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_a_cell_reads_the_plain_path(spelling: str, project: Path) -> None:
     raw = params_factory.put(params_factory.small(), "datasets.photos.source.raw", spelt(spelling, project))
-    known = Grid(config.load(params_factory.write(project, raw)))
+    params_factory.write(project, raw)
+    known = grid.load()
     assert known.cell("prepare", dataset="photos").inputs == ("raw/x",)
 
 
@@ -69,7 +70,8 @@ def test_a_path_that_holds_the_project_is_refused(raw: str, key: str, project: P
     "spelling", ["data/tiny", "./data/tiny", "data/tiny/", "{root}/data/tiny/", "{link}/data//tiny"]
 )
 def test_a_target_may_be_spelt_in_any_way(spelling: str, project: Path) -> None:
-    known = Grid(config.load(params_factory.write(project, params_factory.small())))
+    params_factory.write(project, params_factory.small())
+    known = grid.load()
     found = selection.select(known, [spelt(spelling, project)], ["small"])
     assert list(found) == ["data/tiny/images.npy", "data/tiny/labels.npy", "data/tiny/recipe.json"]
     (file,) = set(selection.select(known, [f"{spelt(spelling, project)}/images.npy"], ["small"])) - {
@@ -80,7 +82,8 @@ def test_a_target_may_be_spelt_in_any_way(spelling: str, project: Path) -> None:
 
 @pytest.mark.parametrize("root", [".", "./", "{root}"])
 def test_the_root_is_a_folder_of_everything(root: str, project: Path) -> None:
-    known = Grid(config.load(params_factory.write(project, params_factory.small())))
+    params_factory.write(project, params_factory.small())
+    known = grid.load()
     assert selection.select(known, [root.format(root=project)], ["small"]) == selection.select(known, [], ["small"])
 
 
@@ -132,13 +135,14 @@ def test_what_cannot_be_read_is_one_line(project: Path) -> None:
 
 def test_snakemake_gets_the_digest_of_a_folder_and_not_that_of_a_file(project: Path) -> None:
     raw = params_factory.put(params_factory.small(), "datasets.photos.source.raw", "photos")
-    known = Grid(config.load(params_factory.write(project, raw)))
+    params_factory.write(project, raw)
+    known = grid.load()
     cell = known.cell("prepare", dataset="photos")
     (project / "photos").touch()
-    assert "photos" not in json.loads(params_text(cell, raw))
+    assert "photos" not in json.loads(params_text(cell, known))
     (project / "photos").unlink()
     (project / "photos").mkdir()
-    assert json.loads(params_text(cell, raw))["photos"] == file_digest(project / "photos")
+    assert json.loads(params_text(cell, known))["photos"] == file_digest(project / "photos")
 
 
 def test_why_nothing_can_be_recorded_is_said_with_what_to_do(project: Path) -> None:

@@ -9,10 +9,9 @@ import pytest
 from unit import params_factory
 
 from ipdiff.errors import UserError
-from ipdiff.pipeline import config
+from ipdiff.pipeline import grid
 from ipdiff.pipeline.commands.study import plan
 from ipdiff.pipeline.commands.study.plan import Planner, Speed
-from ipdiff.pipeline.grid import Grid
 from ipdiff.pipeline.grid.freshness import Freshness
 
 
@@ -20,12 +19,12 @@ from ipdiff.pipeline.grid.freshness import Freshness
 def planner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planner:
     """A plan of the tests' study, nothing of it made."""
     monkeypatch.chdir(tmp_path)
-    path = params_factory.write(tmp_path, params_factory.small())
-    return Planner(Freshness(Grid(config.load(path)), config.load_raw(path)))
+    params_factory.write(tmp_path, params_factory.small())
+    return Planner(Freshness(grid.load()))
 
 
 def spec_key(planner: Planner) -> str:
-    return json.dumps(planner.params.run_spec("tiny", "adm", 0).to_json())
+    return json.dumps(planner.studies.owner("tiny").run_spec("tiny", "adm", 0).to_json())
 
 
 def test_every_cell_is_counted_once(planner: Planner) -> None:
@@ -39,7 +38,7 @@ def test_every_cell_is_counted_once(planner: Planner) -> None:
 
 def test_training_counts_three_passes_an_image(planner: Planner) -> None:
     cost = planner.plan(["runs/tiny/adm/s0/8"]).verbs["train"]
-    spec = planner.params.run_spec("tiny", "adm", 0)
+    spec = planner.studies.owner("tiny").run_spec("tiny", "adm", 0)
     flops, parameters = plan.network(spec_key(planner))
     assert cost.cells == 2
     assert cost.images == 8 * spec.training.batch_size
@@ -50,7 +49,7 @@ def test_training_counts_three_passes_an_image(planner: Planner) -> None:
 
 def test_sampling_counts_an_evaluation_for_each_step(planner: Planner) -> None:
     cost = planner.plan(["samples/tiny/adm/s0/8/ancestral-4"]).verbs["sample"]
-    count = planner.params.dataset("tiny").sampling.num_samples
+    count = planner.studies.dataset("tiny").sampling.num_samples
     assert (cost.cells, cost.images, cost.evaluations) == (1, count, 4 * count)
 
 
@@ -79,8 +78,8 @@ def test_precision_and_recall_count_pairs_of_features(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     raw = params_factory.small()
     raw["datasets"]["tiny"] |= {"reference": {"images": 50, "seed": 0, "neighbours": True}}
-    path = params_factory.write(tmp_path, raw)
-    costs = Planner(Freshness(Grid(config.load(path)), config.load_raw(path))).plan(["small"]).verbs
+    params_factory.write(tmp_path, raw)
+    costs = Planner(Freshness(grid.load())).plan(["small"]).verbs
     width, drawn = raw["datasets"]["tiny"]["classifier"]["features"], [64, 64, 64, 64, 48]
     assert (costs["neighbours"].images, costs["neighbours"].flops) == (50, 2 * width * 50**2)
     assert costs["neighbours"].bytes == 50 * (width + 1) * 4

@@ -13,8 +13,7 @@ from unit.params_factory import drop, put, small, write
 from ipdiff import cli
 from ipdiff.data.formats.decode import BLOCK
 from ipdiff.errors import UserError
-from ipdiff.pipeline import grid
-from ipdiff.pipeline.config import load, load_raw
+from ipdiff.pipeline import config, grid
 from ipdiff.work import recipes
 
 
@@ -33,9 +32,10 @@ def faces(tmp_path, monkeypatch):
 
 def test_a_published_file_is_no_input_but_its_digest_is_a_parameter(faces):
     def values():
-        return grid.param_values(grid.Grid(load()).cell("prepare", dataset="photos"), load_raw())
+        known = grid.load()
+        return known.param_values(known.cell("prepare", dataset="photos"))
 
-    assert grid.Grid(load()).cell("prepare", dataset="photos").inputs == ()
+    assert grid.load().cell("prepare", dataset="photos").inputs == ()
     before = values()
     write(Path(), put(faces, "downloads", {"faces.zip": {"url": "https://a/faces.zip", "size": 5}}))
     assert values() == before
@@ -117,4 +117,4 @@ def test_a_failure_leaves_nothing(faces, capsys, kind):
 def test_an_unknown_file_is_an_error_of_the_parameters(faces):
     write(Path(), put(faces, "downloads", {}))
     with pytest.raises(UserError, match="how is faces.zip got"):
-        load()
+        config.Studies().load("small")

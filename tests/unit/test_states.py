@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from unit.tiny import flip_bit
 
-from ipdiff.pipeline import config, grid, jobs
+from ipdiff.pipeline import grid, jobs
 from ipdiff.work.train_states import States, state_digest, tensors_of
+
+ROOT = Path(__file__).parents[2]
 
 
 def tensors(value):
@@ -113,8 +115,8 @@ def test_a_write_that_was_cut_off_is_not_taken_for_a_state(tmp_path):
 
 
 def test_runs_do_not_share_states(monkeypatch):
-    params = config.load(Path(__file__).parents[2] / "params.yaml")
-    cells = grid.Grid(params)
+    cells = grid.load(ROOT)
+    params = cells.studies.load("mini")
 
     def directory(images="a" * 32, **names):
         cell = cells.cell("train", **{"dataset": "digits_mini", "model": "adm", "seed": "0", "step": "4", **names})
@@ -124,14 +126,15 @@ def test_runs_do_not_share_states(monkeypatch):
     base = directory()
     assert directory(step="8") == base  # segments of one run go on from each other
     others = [directory(model="adm-ip"), directory(seed="1"), directory(images="b" * 32)]
-    monkeypatch.setattr(grid, "code_digest", lambda *what: "c" * 32)
+    monkeypatch.setattr(jobs, "code_digest", lambda *what: "c" * 32)
     assert len({base, *others, directory()}) == 5
 
 
 def test_a_run_keeps_as_many_states_as_params_yaml_says():
-    params = config.load(Path(__file__).parents[2] / "params.yaml")
+    known = grid.load(ROOT)
+    params = known.studies.load("mini")
     params = dataclasses.replace(params, work=dataclasses.replace(params.work, states_kept=5))
-    cell = grid.Grid(params).cell("train", dataset="digits_mini", model="adm", seed="0", step="4")
+    cell = known.cell("train", dataset="digits_mini", model="adm", seed="0", step="4")
     job = jobs.Job(params, cell, {"data/digits_mini/images.npy": "a" * 32})
     assert job.states(job.run_spec()).keep == 5
 

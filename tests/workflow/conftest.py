@@ -87,7 +87,7 @@ def origin(by_snakemake: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return once(tmp_path_factory, "published", lambda folder: publish(by_snakemake, folder)) / "origin"
 
 
-def publish(made: Path, folder: Path, lock: str = "workflow/mini/dvc.lock") -> None:
+def publish(made: Path, folder: Path, lock: str = "studies/mini/dvc.lock") -> None:
     """Commit and push a copy of a project: what its `lock` records."""
     project, store = folder / "origin", folder / "store"
     shutil.copytree(made, project, symlinks=True)

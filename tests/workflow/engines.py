@@ -14,7 +14,7 @@ from ipdiff.pipeline import grid
 from ipdiff.pipeline.engines import dvc_files
 from ipdiff.pipeline.store.artifact import file_digest
 
-MINI = "workflow/mini/dvc.yaml"
+MINI = "studies/mini/dvc.yaml"
 
 
 def environment(project: Path) -> dict[str, str]:
@@ -39,7 +39,7 @@ def run(project: Path, *command: str, code: int = 0, **more: str) -> subprocess.
 
 def cells(project: Path, study: str = "mini") -> dict[str, grid.Cell]:
     """A study's cells by their directory, with the parameters the project has now."""
-    return {cell.directory: cell for cell in grid.load(project / "params.yaml").study(study)}
+    return {cell.directory: cell for cell in grid.load(project).study(study)}
 
 
 def planned(project: Path, *targets: str, study: str = "mini") -> set[str]:

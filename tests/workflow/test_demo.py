@@ -13,7 +13,7 @@ from ipdiff.pipeline import config, grid
 from ipdiff.pipeline.store.artifact import file_digest
 from ipdiff.work.recipes import RECIPE
 
-CELLS = grid.load(ROOT / "params.yaml").study("digits")
+CELLS = grid.load(ROOT).study("digits")
 MADE = all((ROOT / path).exists() for cell in CELLS for path in cell.outputs)
 
 pytestmark = [
@@ -36,7 +36,7 @@ def test_neither_engine_has_anything_left_to_do() -> None:
 
 
 def test_the_tables_hold_every_seed_that_the_study_asks_for() -> None:
-    study = config.load(ROOT / "params.yaml").study("digits")
+    study = config.load(ROOT / "params.yaml")
     for name in study.tables:
         with (ROOT / "tables" / "digits" / name / "table.csv").open() as stream:
             for row in csv.DictReader(stream):

@@ -43,7 +43,7 @@ PROGRAMS = ("ipdiff", "snakemake", "dvc", "make", "python -m")
 COMMANDS = ("", "sh", "bash", "console")
 """Languages of fences that hold commands, a line each."""
 VARIABLE = re.compile("[A-Z_]+=")
-GRID = grid.load(ROOT / "params.yaml")
+GRID = grid.load(ROOT)
 
 PLACEHOLDERS = {
     "--remote NAME": "--remote store",
@@ -88,7 +88,7 @@ RULES = [
     Rule("snakemake --profile", None, "it needs a cluster; test_profiles.py has a stand-in for one"),
     Rule("snakemake tables/paper/", None, "days on a GPU", dry=True),
     Rule("snakemake", "digits", dry=True),
-    Rule("dvc repro workflow/mini/dvc.yaml", "mini"),
+    Rule("dvc repro studies/mini/dvc.yaml", "mini"),
     Rule("dvc repro", "digits"),
     Rule("dvc exp", "mini"),
     Rule("ipdiff bench --dataset cifar10", None, "minutes on a CPU; test_bench.py measures a small network"),
@@ -218,7 +218,7 @@ def of_snakemake(words: list[str]) -> None:
     for profile in args.profile if isinstance(args.profile, list) else [args.profile] if args.profile else []:
         assert (ROOT / profile).is_dir(), f"no profile {profile}"
     for target in args.targets:
-        assert target in GRID.params.studies or GRID.maker(target), f"nothing makes {target}"
+        assert target in GRID.studies.names or GRID.maker(target), f"nothing makes {target}"
 
 
 def of_dvc(words: list[str]) -> None:
@@ -226,9 +226,10 @@ def of_dvc(words: list[str]) -> None:
     for target in getattr(args, "targets", None) or []:
         assert (ROOT / target).exists(), f"no file {target}"
     for setting in getattr(args, "set_param", None) or []:
-        at = yaml.safe_load((ROOT / "params.yaml").read_text())
-        for key in setting.partition("=")[0].split("."):
-            assert key in at, f"params.yaml has no {setting}"
+        file, colon, keys = setting.partition("=")[0].rpartition(":")
+        at = yaml.safe_load((ROOT / (file if colon else "params.yaml")).read_text())
+        for key in keys.split("."):
+            assert key in at, f"{file} has no {setting}"
             at = at[key]
 
 
@@ -251,7 +252,7 @@ def parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namesp
 
 def names_exist(args: argparse.Namespace) -> None:
     """What the arguments of ipdiff name is in params.yaml; UserError says what is not."""
-    params, named = GRID.params, vars(args)
+    studies, named = GRID.studies, vars(args)
     names = {
         name: named[name]
         for name in (STAGES[args.verb].wildcards if args.verb in STAGES else ())
@@ -260,20 +261,19 @@ def names_exist(args: argparse.Namespace) -> None:
     if names:
         GRID.cell(args.verb, **names)
     elif args.verb == "bench":
-        params.dataset(args.dataset)
+        studies.dataset(args.dataset)
     elif args.verb == "import":
-        settings = params.dataset(args.run.partition("/")[0])
+        settings = studies.dataset(args.run.partition("/")[0])
         assert args.step is None or args.step in settings.checkpoints, f"no checkpoint {args.step}"
     elif args.verb == "export":
         parts = args.source.removeprefix("runs/").split("/")
-        assert parts[1] in params.models, f"no model {parts[1]}"
-        params.dataset(parts[0])
+        studies.owner(parts[0]).model(parts[1])
     elif named.get("study") is not None:
-        params.study(args.study)
+        studies.load(args.study)
     if args.verb in ("plan", "pull", "verify"):
-        selection.select(GRID, args.targets, params.studies)
+        selection.select(GRID, args.targets)
     if named.get("speed"):
-        params.dataset(plan.Speed.parse(args.speed).dataset)
+        studies.dataset(plan.Speed.parse(args.speed).dataset)
 
 
 def of_python(words: list[str]) -> None:
@@ -313,9 +313,9 @@ def test_a_command_resolves(command: Command, monkeypatch: pytest.MonkeyPatch) -
         "snakemake tables/digits/table9/table.csv",
         "snakemake --profile profiles/slrm paper",
         "snakemake --coars 2",
-        "dvc repro workflow/minni/dvc.yaml",
+        "dvc repro studies/minni/dvc.yaml",
         "dvc exp rn",
-        "dvc exp run workflow/mini/dvc.yaml -S datasets.digits_mini.strengths.gama=0.3",
+        "dvc exp run studies/mini/dvc.yaml -S studies/mini/params.yaml:datasets.digits_mini.strengths.gama=0.3",
         "make tests",
         "python -m benchmark",
     ],
@@ -364,7 +364,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def digits(finished: Path, tmp_path: Path) -> Path:
     """The finished study, to change it: artifacts, which are replaced and never changed, are hard links."""
-    whole = {"dvc.lock", "dvc.yaml", "params.yaml", ".git"}
+    whole = {"dvc.lock", "dvc.yaml", "params.yaml", "studies", ".git"}
 
     def copied(source: str, target: str) -> object:
         part = Path(source).relative_to(finished).parts[0]
@@ -399,7 +399,7 @@ def give_checkpoint(project: Path, words: list[str]) -> None:
     """Write the file that `ipdiff import` is to read, and declare the model that it becomes, as README says."""
     args = cli.parser().parse_args(words[1:])
     dataset, model = args.run.split("/")
-    params = project / "params.yaml"
+    params = project / config.path_of(GRID.studies.owner(dataset).study)
     raw = yaml.safe_load(params.read_text())
     raw["models"][model] = {"family": "adm", "gamma": 0.15, "imported": True}
     params.write_text(yaml.safe_dump(raw, sort_keys=False))

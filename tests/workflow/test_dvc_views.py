@@ -41,7 +41,11 @@ def test_plots_show_draws_the_line_figures_by_model(by_snakemake: Path, tmp_path
 def test_an_experiment_runs_on_the_study_and_shows_its_difference(clone: Path) -> None:
     run(clone, "ipdiff", "pull")
     before = fid(clone)
-    run(clone, "dvc", "exp", "run", "--name", "stronger", MINI, "-S", "datasets.digits_mini.strengths.gamma=0.3")
+    params = clone / "studies/mini/params.yaml"
+    before_edit = params.read_text()
+    edit = "studies/mini/params.yaml:datasets.digits_mini.strengths.gamma=0.3"
+    run(clone, "dvc", "exp", "run", "--name", "stronger", MINI, "-S", edit)
+    assert params.read_text() == before_edit.replace("gamma: 0.1", "gamma: 0.3")
     assert fid(clone) != before
     diff = json.loads(run(clone, "dvc", "metrics", "diff", "--json", "HEAD", "stronger", "--targets", METRICS).stdout)
     assert diff[METRICS]["fid"] == {"old": before, "new": fid(clone), "diff": pytest.approx(fid(clone) - before)}

@@ -14,7 +14,7 @@ from ipdiff.pipeline.engines import dvc_files
 from ipdiff.pipeline.grid import cache_keys
 
 ROOT = Path(__file__).parents[2]
-STUDIES = list(config.load(ROOT / "params.yaml").studies)
+STUDIES = config.Studies(ROOT).names
 
 pytestmark = pytest.mark.workflow
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.workflow
 @pytest.fixture(scope="module")
 def cells() -> dict[str, grid.Cell]:
     """Cells of all studies by their command."""
-    known = grid.load(ROOT / "params.yaml")
+    known = grid.load(ROOT)
     return {cell.command: cell for study in STUDIES for cell in known.study(study)}
 
 
@@ -55,7 +55,7 @@ def test_dvc_resolves_the_grid(cells: dict[str, grid.Cell]) -> None:
 
 
 def test_the_default_target_is_the_digits_study_from_either_snakefile() -> None:
-    wanted = {cell.command for cell in grid.load(ROOT / "params.yaml").study(dvc_files.DEFAULT_STUDY)}
+    wanted = {cell.command for cell in grid.load(ROOT).study(config.DEFAULT)}
     for arguments in ([], ["-s", "workflow/Snakefile"]):
         done = subprocess.run(
             [sys.executable, "-m", "snakemake", "-n", "--forceall", "--printshellcmds", *arguments],
@@ -70,6 +70,7 @@ def test_the_default_target_is_the_digits_study_from_either_snakefile() -> None:
 def test_a_typing_error_in_params_ends_snakemake_with_one_line_and_code_2(tmp_path: Path) -> None:
     for name in ("Snakefile", "workflow", "ipdiff", "profiles"):
         (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "studies").symlink_to(ROOT / "studies")
     text = (ROOT / "params.yaml").read_text()
     (tmp_path / "params.yaml").write_text(text.replace("strengths:", "strenghts:", 1))
     done = subprocess.run([sys.executable, "-m", "snakemake", "-n"], cwd=tmp_path, capture_output=True, text=True)

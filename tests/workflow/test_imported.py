@@ -25,12 +25,12 @@ POINTER = "imported/digits_mini.official.s0.460000.dvc"
 
 def with_official(project: Path) -> Path:
     """Reduce the mini study to one table over an imported model, and write a file in the official format for it."""
-    params = project / "params.yaml"
+    params = project / "studies/mini/params.yaml"
     raw = yaml.safe_load(params.read_text())
     raw["models"]["official"] = {"family": "adm", "gamma": 0.15, "imported": True}
     raw["datasets"]["digits_mini"]["final_step"]["official"] = 460000
-    table = {**raw["studies"]["mini"]["tables"]["table3"], "models": ["official"], "compare": {}}
-    raw["studies"]["mini"] |= {"tables": {"table3": table}, "figures": {}}
+    table = {**raw["tables"]["table3"], "models": ["official"], "compare": {}}
+    raw |= {"tables": {"table3": table}, "figures": {}}
     params.write_text(yaml.safe_dump(raw, sort_keys=False))
     run(project, "ipdiff", "grid", "--write")
     run(project, "git", "commit", "--quiet", "--all", "-m", "an official checkpoint beside ours")
@@ -78,14 +78,14 @@ def test_dvc_makes_the_same_bytes_from_it(sampled: Path, imported: Path, copy: C
     run(project, "dvc", "repro", "--quiet", MINI)
     assert outputs(project) == outputs(sampled)
     assert planned(project) == set()
-    assert run(project, "git", "status", "--short").stdout.split() == ["??", "workflow/mini/dvc.lock"]
+    assert run(project, "git", "status", "--short").stdout.split() == ["??", "studies/mini/dvc.lock"]
 
 
 @pytest.mark.slow
 def test_a_clone_pulls_and_verifies_it(sampled: Path, tmp_path: Path, copy: Callable[[Path], Path]) -> None:
     project = copy(sampled)
     run(project, "dvc", "remote", "add", "--default", "store", str(tmp_path / "store"))
-    run(project, "git", "add", "workflow/mini/dvc.lock", ".dvc/config")
+    run(project, "git", "add", "studies/mini/dvc.lock", ".dvc/config")
     run(project, "git", "commit", "--quiet", "-m", "the study")
     run(project, "dvc", "push", "--quiet")
     clone = tmp_path / "clone"

@@ -56,5 +56,5 @@ def test_the_miniature_runs_from_archives_to_tables(project: Path) -> None:
     with (tables / "table3/table.csv").open() as stream:
         features = {row["features"] for row in csv.DictReader(stream)}
     assert features == {"other inception"}, "a network of random weights never stands beside the paper's figures"
-    assert "up to date" in run(project, "dvc", "status", "workflow/paper-tiny/dvc.yaml").stdout
+    assert "up to date" in run(project, "dvc", "status", "studies/paper-tiny/dvc.yaml").stdout
     assert "0 problems" in run(project, "ipdiff", "verify", "--study", "paper-tiny").stdout

@@ -54,9 +54,8 @@ def found_first(folder: Path) -> dict[str, str]:
 def test_a_training_on_two_gpus_is_submitted_with_more_memory_each_time(
     profile: str, project: Path, programs: Path
 ) -> None:
-    params = project / "params.yaml"
-    before, mini, after = params.read_text().partition("digits_mini:")
-    params.write_text(before + mini + after.replace("device: cpu", "device: cuda", 1))
+    params = project / "studies/mini/params.yaml"
+    params.write_text(params.read_text().replace("device: cpu", "device: cuda", 1))
     run(project, "ipdiff", "prepare", "--dataset", "digits_mini")
     put(programs, "sinfo", "echo 'main*'")  # the Slurm plugin asks for the default partition
     for asked_first in ("squeue", "sacct", "sacctmgr"):  # and does not even load where it finds none of these

@@ -22,7 +22,7 @@ def test_a_study_is_published_and_compared(by_snakemake: Path, copy: Callable[[P
     table = "tables/mini/table3/table.md"
     assert (folder / "tables/table3.md").read_bytes() == (project / table).read_bytes()
     assert (folder / "figures/figure3.png").exists()
-    run(project, "git", "add", "published", "workflow/mini/dvc.lock")
+    run(project, "git", "add", "published", "studies/mini/dvc.lock")
     run(project, "git", "commit", "--quiet", "-m", "published")
     said = run(project, "ipdiff", "verify", "--against", "HEAD", "--study", "mini").stdout.splitlines()
     total = len(cells(project))

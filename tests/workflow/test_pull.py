@@ -20,7 +20,7 @@ from PIL import Image
 from workflow.engines import cells, environment, run
 
 from ipdiff import cli
-from ipdiff.pipeline import config, grid
+from ipdiff.pipeline import grid
 from ipdiff.pipeline.engines import dvc_files
 from ipdiff.pipeline.grid import Cell, Grid
 from ipdiff.pipeline.store import dvc_cache
@@ -36,7 +36,7 @@ SAMPLES = "samples/digits_mini/adm-ip/s0/8/ancestral-5"
 
 
 def grid_of(project: Path) -> Grid:
-    return grid.load(project / "params.yaml")
+    return grid.load(project)
 
 
 def outputs(project: Path) -> list[str]:
@@ -97,7 +97,7 @@ def assert_complete(project: Path, origin: Path) -> None:
     """Every output is here, and both engines and `ipdiff verify` agree that all is well."""
     assert digests(project) == digests(origin)
     assert "Nothing to be done" in run(project, "snakemake", "--cores", "1", "-n", "mini").stdout
-    assert "up to date" in run(project, "dvc", "status", "workflow/mini/dvc.yaml").stdout
+    assert "up to date" in run(project, "dvc", "status", "studies/mini/dvc.yaml").stdout
     assert " 0 problems" in run(project, "ipdiff", "verify", "--study", "mini").stdout
     assert run(project, "git", "status", "--short").stdout == ""
 
@@ -150,7 +150,7 @@ def test_s3(origin: Path, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with servers.s3("ipdiff-test") as endpoint:
         for project in (origin, clone):
             use_remote(project, "s3://ipdiff-test/store", endpointurl=endpoint)
-        run(origin, "dvc", "push", "--quiet", "--remote", "other", "workflow/mini/dvc.yaml")
+        run(origin, "dvc", "push", "--quiet", "--remote", "other", "studies/mini/dvc.yaml")
         pull_in_parts(clone, "other")
     assert_complete(clone, origin)
 
@@ -160,7 +160,7 @@ def test_ssh(origin: Path, clone: Path, tmp_path: Path) -> None:
     with servers.sshd(tmp_path) as (port, key):
         for project in (origin, clone):
             use_remote(project, f"ssh://127.0.0.1:{port}{tmp_path}/remote", keyfile=str(key))
-        run(origin, "dvc", "push", "--quiet", "--remote", "other", "workflow/mini/dvc.yaml")
+        run(origin, "dvc", "push", "--quiet", "--remote", "other", "studies/mini/dvc.yaml")
         pull_in_parts(clone, "other")
     assert_complete(clone, origin)
 
@@ -265,7 +265,7 @@ def test_mistakes_end_with_one_line_and_code_2(clone: Path) -> None:
     run(clone, "dvc", "remote", "remove", "store")
     assert "dvc remote add --default" in said("pull")
     (clone / dvc_files.lock_of("mini")).write_text("<<<<<<< HEAD\n")
-    assert "git checkout workflow/mini/dvc.lock" in said("pull")
+    assert "git checkout studies/mini/dvc.lock" in said("pull")
     (clone / dvc_files.lock_of("mini")).unlink()
     assert "there is no dvc.lock" in said("pull")
 
@@ -278,7 +278,7 @@ def test_another_clone_restores_a_checkpoint_without_training(clone: Path) -> No
     lock = clone / dvc_files.lock_of("mini")
     recorded_digest = recorded(clone)[EMA]
     run(clone, "git", "rm", "--quiet", str(lock))
-    stage = f"workflow/mini/dvc.yaml:{dvc_files.address(cell_of(clone, EMA))}"
+    stage = f"studies/mini/dvc.yaml:{dvc_files.address(cell_of(clone, EMA))}"
     no_ipdiff = {"PATH": "/usr/bin:/bin"}  # the command cannot run, so it did not
     run(clone, sys.executable, "-m", "dvc", "repro", "--pull", stage, **no_ipdiff)
     assert file_digest(clone / EMA) == recorded_digest
@@ -490,10 +490,9 @@ def test_against_a_revision(inside: Path, capsys: pytest.CaptureFixture[str]) ->
     ]
 
 
-def test_every_study_of_params_is_a_target() -> None:
-    params = config.load()
+def test_every_study_is_a_target() -> None:
     from ipdiff.pipeline.grid import selection
 
-    known = Grid(params)
-    for study in params.studies:
+    known = grid.load()
+    for study in known.studies.names:
         assert set(selection.select(known, [study], [])) == {path for c in known.study(study) for path in c.outputs}

@@ -19,8 +19,9 @@ from ipdiff.pipeline.store.artifact import file_digest
 
 pytestmark = pytest.mark.workflow
 
-SOURCE = "{reader: digits, image_size: 8, channels: 1, limit: 256}"
-FOLDER = "{{reader: folder, raw: {raw}, image_size: 8, channels: 1}}"
+PARAMS = "studies/mini/params.yaml"
+SOURCE = "reader: digits\n      image_size: 8\n      channels: 1\n      limit: 256\n"
+FOLDER = "reader: folder\n      raw: {raw}\n      image_size: 8\n      channels: 1\n"
 CELL = "data/digits_mini"
 MADE = f"{CELL}/images.npy"
 STAGE = f"{MINI}:prepare_raw@digits_mini"
@@ -40,7 +41,7 @@ def photos(folder: Path) -> None:
 
 def reading(project: Path, raw: str) -> None:
     """Make the mini study read a folder."""
-    edit(project / "params.yaml", replacing(SOURCE, FOLDER.format(raw=raw)))
+    edit(project / PARAMS, replacing(SOURCE, FOLDER.format(raw=raw)))
     run(project, "ipdiff", "grid", "--write")
 
 
@@ -128,7 +129,7 @@ def test_a_changed_folder_is_read_anew_by_one_and_the_other_is_content(
 
 
 def spelt(project: Path, spelling: str) -> None:
-    edit(project / "params.yaml", lambda text: text.replace("raw: raw/photos", f"raw: {spelling}"))
+    edit(project / PARAMS, lambda text: text.replace("raw: raw/photos", f"raw: {spelling}"))
     run(project, "ipdiff", "grid", "--write")
 
 

@@ -103,7 +103,7 @@ def redrawn(by_snakemake: Path, copy: Callable[[Path], Path]) -> Path:
 def unrecorded(by_snakemake: Path, copy: Callable[[Path], Path]) -> Path:
     """The mini study, made, and nothing of it in dvc.lock or the cache."""
     project = copy(by_snakemake)
-    (project / "workflow/mini/dvc.lock").unlink()
+    (project / "studies/mini/dvc.lock").unlink()
     shutil.rmtree(project / ".dvc/cache")
     return project
 
@@ -264,7 +264,7 @@ def test_a_full_disk_while_recording(full_disk: Path) -> None:
     done = run(full_disk, "ipdiff", "sync", code=2)
     assert "No space left on device" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-    assert not (full_disk / "workflow/mini/dvc.lock").exists()
+    assert not (full_disk / "studies/mini/dvc.lock").exists()
     assert damaged(full_disk) == []
     run(full_disk, "umount", str(full_disk / ".dvc/cache"))
     assert f"recorded {len(cells(full_disk))} cells" in run(full_disk, "ipdiff", "sync").stdout
@@ -289,7 +289,7 @@ def test_two_syncs_at_once(unrecorded: Path) -> None:
 @pytest.mark.parametrize("part", [0.0, 0.31, 0.62, 0.99])
 def test_a_torn_lock_is_written_anew(by_snakemake: Path, copy: Callable[[Path], Path], part: float) -> None:
     project = copy(by_snakemake)
-    lock = project / "workflow/mini/dvc.lock"
+    lock = project / "studies/mini/dvc.lock"
     before = lock.read_text()
     lock.write_text(before[: int(len(before) * part)])
     done = run(project, "ipdiff", "sync")

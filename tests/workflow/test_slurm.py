@@ -41,12 +41,10 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def longer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose mini study trains for some seconds a segment, saving often; without data."""
     project = make_project(tmp_path_factory.mktemp("longer"))
-    params = project / "params.yaml"
-    before, mini, after = params.read_text().partition("digits_mini:")
-    after = after.replace("checkpoints: [4, 8]", "checkpoints: [600, 700]", 1).replace(
-        "default: 8}", "default: 700}", 1
-    )
-    params.write_text(f"{before}{mini}{after}\nwork: {{save_every: 10}}\n")
+    params = project / "studies/mini/params.yaml"
+    text = params.read_text().replace("    - 4\n    - 8\n", "    - 600\n    - 700\n", 1)
+    text = text.replace("default: 8\n", "default: 700\n", 1)
+    params.write_text(f"{text}\nwork: {{save_every: 10}}\n")
     run(project, "ipdiff", "grid", "--write")
     run(project, "git", "commit", "--quiet", "--all", "-m", "longer training")
     return project
@@ -164,7 +162,7 @@ def check(project: Path, undisturbed: dict[str, str]) -> None:
     assert outputs(project) == undisturbed
     assert "up to date" in run(project, "dvc", "status", MINI).stdout
     assert planned(project) == set()
-    assert run(project, "git", "status", "--short").stdout.split() == ["??", "workflow/mini/dvc.lock"]
+    assert run(project, "git", "status", "--short").stdout.split() == ["??", "studies/mini/dvc.lock"]
     said_on_nodes = [path.read_text() for path in (project / "logs").rglob("*.log")]
     assert said_on_nodes
     assert not any("cells with DVC" in text for text in said_on_nodes), "a node job has recorded"

@@ -28,30 +28,32 @@ def replacing(old: str, new: str, after: str = "  digits_mini:") -> Edit:
     return edited
 
 
+TABLE3 = "title: FID and sFID"
+LONGER = replacing("    - 8\n", "    - 8\n    - 12\n", "checkpoints:")
+
+
 def with_another_dataset(text: str) -> str:
     """The same digits under a second name, in one table."""
-    start, end = text.index("  digits_mini:"), text.index("\n\n", text.index("  digits_mini:")) + 2
-    block = text[start:end].replace("digits_mini:", "digits_more:", 1)
-    text = text[:end].rstrip("\n") + "\n" + block + text[end:]
-    text = replacing("datasets: [digits_mini]", "datasets: [digits_mini, digits_more]", "\n  mini:")(text)
-    return replacing("datasets: [digits_mini]", "datasets: [digits_mini, digits_more]", "title: FID and sFID")(text)
+    start, end = text.index("  digits_mini:"), text.index("\nmodels:")
+    text = text[:end] + text[start:end].replace("digits_mini:", "digits_more:", 1) + text[end:]
+    return replacing("- digits_mini\n", "- digits_mini\n    - digits_more\n", TABLE3)(text)
 
 
-TABLE3 = "title: FID and sFID"
 NEW_TABLE = """\
-      extra:
-        title: Extra
-        datasets: [digits_mini]
-        models: [adm]
-        samplers: [exposure-10]
-        metrics: [fid]
-        rows: [model]
-        columns: [sampler]
-    figures:
+  extra:
+    title: Extra
+    datasets: [digits_mini]
+    models: [adm]
+    samplers: [exposure-10]
+    metrics: [fid]
+    rows: [model]
+    columns: [sampler]
+
+figures:
 """
 EDITS = {
     "one gamma": (
-        replacing("strengths: {gamma: 0.1}", "strengths: {gamma: 0.2}"),
+        replacing("gamma: 0.1", "gamma: 0.2", "strengths:"),
         ".*/adm-ip/.*|tables/mini/.*|figures/mini/(figure3|samples)|report/mini",
     ),
     "one metric setting": (
@@ -59,23 +61,23 @@ EDITS = {
         "(features|reference|neighbours|metrics)/.*|tables/mini/.*|figures/mini/figure3|report/mini",
     ),
     "one T'": (
-        replacing("samplers: [ancestral-5]", "samplers: [ancestral-5, ancestral-10]", TABLE3),
+        replacing("- ancestral-5\n", "- ancestral-5\n    - ancestral-10\n", TABLE3),
         "(samples|metrics)/.*/ancestral-10|tables/mini/table3|report/mini",
     ),
     "a checkpoint at the end": (
-        lambda text: replacing("final_step: {default: 8}", "final_step: {default: 12}")(
-            replacing("checkpoints: [4, 8]", "checkpoints: [4, 8, 12]")(text)
-        ),
+        lambda text: replacing("default: 8", "default: 12", "final_step:")(LONGER(text)),
         "(runs|states|analysis)/.*/12|(samples|metrics)/.*/12/.*|(tables|figures|report)/mini.*",
     ),
-    "a checkpoint that nothing asks for": (replacing("checkpoints: [4, 8]", "checkpoints: [4, 8, 12]"), "nothing"),
+    "a checkpoint that nothing asks for": (LONGER, "nothing"),
     "a model": (
-        replacing("models: [adm, adm-ip]", "models: [adm, adm-ip, adm-ip-g02]", TABLE3),
+        lambda text: replacing("- adm-ip\n", "- adm-ip\n    - adm-ip-g02\n", TABLE3)(
+            replacing("\ntables:", "  adm-ip-g02:\n    family: adm\n    gamma: 0.2\n\ntables:")(text)
+        ),
         ".*/adm-ip-g02/.*|tables/mini/table3|report/mini",
     ),
     "a data set": (with_another_dataset, ".*/digits_more(/.*)?|tables/mini/table3|report/mini"),
     "a table": (
-        replacing("    figures:\n", NEW_TABLE, "\n  mini:"),
+        replacing("figures:\n", NEW_TABLE),
         "(samples|metrics)/digits_mini/adm/.*/exposure-10|tables/mini/extra|report/mini",
     ),
 }
@@ -99,7 +101,7 @@ def test_an_edit_of_params_makes_the_expected_cells_stale(
 ) -> None:
     project = copy(by_snakemake)
     how, expected = EDITS[name]
-    edit(project / "params.yaml", how)
+    edit(project / "studies/mini/params.yaml", how)
     run(project, "ipdiff", "grid", "--write")
     agree(project, expected)
 
@@ -174,7 +176,7 @@ def test_a_table_alone_needs_only_its_own_cells(by_snakemake: Path, copy: Callab
     before = outputs(project)
     for path in before:
         (project / path).unlink()
-    known = grid.load(project / "params.yaml")
+    known = grid.load(project)
     target = known.cell("table", study="mini", table="table1")
     needed = {cell.directory for cell in known.needed(target)}
     assert len(needed) < len(cells(project)) / 2

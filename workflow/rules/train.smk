@@ -6,7 +6,7 @@ rule train:
     log:
         W.log("train"),
     wildcard_constraints:
-        model=W.trained,
+        dataset=W.trained,
     # The longest chains first: a training that begins last leaves the other cores idle.
     priority: 1
     threads: W.threads("train")
@@ -27,7 +27,7 @@ rule resume:
     log:
         W.log("resume"),
     wildcard_constraints:
-        model=W.trained,
+        dataset=W.trained,
     threads: W.threads("resume")
     resources:
         gpu=W.gpus("resume"),

@@ -1,4 +1,4 @@
-"""config/README.md: what each key of params.yaml means, written from the typed records."""
+"""config/README.md: what each key of a params.yaml means, written from the typed records."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ipdiff.parameters import Range
-from ipdiff.pipeline.config import Params
+from ipdiff.pipeline.config.spec import StudyParams
 
 PATH = Path("config/README.md")
 INTRO = """\
@@ -17,12 +17,16 @@ INTRO = """\
 
 Written by `ipdiff grid --write` from the records of the package (`spec.py` in each room); do not edit.
 
-`params.yaml` in the project's root is the only file to edit: data sets, models, and studies (named sets of
-tables and figures). An unknown key is an error. The grid derives from the tables what must be sampled and
-trained, and nothing else; after an edit of lists (T', checkpoints, seeds, models, tables) run
-`ipdiff grid --write`, which rewrites the dvc.yaml files. Edits of values need nothing. What YAML 1.1 (PyYAML) and
-YAML 1.2 (DVC) read differently (`yes`, `off`, `010`, `1_000`, `1:30`, tags) is an error: write `true`, a decimal
-number, or text in quotes.
+A study is a folder: `studies/NAME/params.yaml` holds its data sets, models, tables and figures, complete and by
+itself; the one in the project's root is the study `digits`. It is the only file to edit. A new folder is a new study,
+after `ipdiff grid --write`, which writes its `dvc.yaml` beside it; a data set belongs to one study, and its name finds
+it. What is wrong with one study's file stops no other study.
+
+An unknown key is an error (`params.schema.json` lets editors complete and check the keys). The grid derives from the
+tables what must be sampled and trained, and nothing else; after an edit of lists (T', checkpoints, seeds, models,
+tables) run `ipdiff grid --write`. Edits of values need nothing. What YAML 1.1 (PyYAML) and YAML 1.2 (DVC) read
+differently (`yes`, `off`, `010`, `1_000`, `1:30`, tags) is an error: write `true`, a decimal number, or text in quotes.
+Layout and comments survive DVC, which rewrites the file in `dvc exp run`, as long as lines have at most 80 characters.
 
 Snakemake and DVC compare the keys of a cell as they are written, so every key that decides an artifact's bytes
 must be written out, even where it has its default: `source`, `classifier`, `compute`, `sampling`, each
@@ -33,12 +37,12 @@ family's `network`, `diffusion`, `training`, `clip_denoised` and `quantise`.
 def render() -> str:
     """The text of config/README.md."""
     sections = [INTRO]
-    for kind in _records(Params):
+    for kind in records(StudyParams):
         sections.append(_section(kind))
     return "\n".join(sections)
 
 
-def _records(root: type[Any]) -> list[type[Any]]:
+def records(root: type[Any]) -> list[type[Any]]:
     """All records reachable from `root`, each once, outermost first."""
     found: list[type[Any]] = []
     todo = [root]

@@ -1,16 +1,18 @@
-"""What a study says of its data sets and models: records of params.yaml that no stage takes whole."""
+"""What a study's params.yaml holds: its data sets and models, beside what the report shows of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 
-from ipdiff.data.spec import Quantise, Source
+from ipdiff.data.spec import Download, Quantise, Source
 from ipdiff.device.spec import Compute
 from ipdiff.metrics.spec import Classifier, Inception, Metric, Reference
 from ipdiff.parameters import FORBID, Range, Record, check
+from ipdiff.report.spec import Study
 from ipdiff.sample_sets.spec import Analysis, Sampling
 from ipdiff.spec import ADMNetwork, DDPMNetwork, Decay, Diffusion, Family, Objective, Strength, Target, Training
+from ipdiff.work.spec import Work
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,11 @@ class Model(Record):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.gamma != [], "gamma is an empty list; use 0 or more, or a list of such values")
-        check(len(self.borrowed) <= 1, f"takes {self.borrowed} from the data set; one at most")
+        check(
+            self.gp_weight == 0 or self.gamma == 0,
+            f"gp_weight is {self.gp_weight} with gamma {self.gamma}; the penalty is defined without perturbation, so "
+            "set one of the two to 0",
+        )
 
     @property
     def borrowed(self) -> list[str]:
@@ -160,3 +166,17 @@ class Model(Record):
             for key in ("gamma", "gp_weight", "weight_decay")
         }
         return Objective(target=self.target, decay=self.decay, **values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyParams(Study):
+    """One study: its tables and figures, and the data sets and models that they show."""
+
+    __pydantic_config__: ClassVar = FORBID
+    datasets: Annotated[dict[str, Dataset], "its data sets by name; a data set belongs to one study"]
+    models: Annotated[dict[str, Model], "training objectives by name"]
+    work: Annotated[Work, "how work in progress is saved"] = field(default_factory=Work)
+    downloads: Annotated[
+        dict[str, Download],
+        "how published files are got, by file name; they lie in raw/ or the directory that IPDIFF_RAW names",
+    ] = field(default_factory=dict)

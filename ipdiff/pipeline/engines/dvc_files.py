@@ -11,16 +11,16 @@ from typing import Any
 import yaml
 
 from ipdiff.errors import ConfigError, UserError
+from ipdiff.pipeline import config
 from ipdiff.pipeline.grid import Cell, Grid, cache_keys
 from ipdiff.pipeline.stages import STAGES, Stage
 from ipdiff.pipeline.store.code_digests import code_files
 
 WRITTEN = "# Written by `ipdiff grid --write`"
 HEADER = f"""\
-{WRITTEN} from params.yaml and ipdiff/pipeline/grid; do not edit.
+{WRITTEN} from {{params}} and ipdiff/pipeline/grid; do not edit.
 # Study: {{study}}. {{count}} cells. `dvc repro` makes them one after another, `snakemake {{study}}` in parallel.
 """
-DEFAULT_STUDY = "digits"
 SETTINGS = "settings"
 """The stage that writes what decides cells besides the files they read."""
 IMPORTED = Path("imported")
@@ -28,14 +28,18 @@ IMPORTED = Path("imported")
 
 
 def path_of(study: str) -> Path:
-    """Where a study's dvc.yaml lies: the default study's in the root."""
-    return Path("dvc.yaml") if study == DEFAULT_STUDY else Path("workflow") / study / "dvc.yaml"
+    """Where a study's dvc.yaml lies: beside its params.yaml."""
+    return config.path_of(study).with_name("dvc.yaml")
 
 
 def abandoned(studies: Iterable[str]) -> list[Path]:
-    """The dvc.yaml files here that were written for studies which are not among these; a person's own do not count."""
+    """The dvc.yaml files here that were written for studies which are not among these; a person's own do not count.
+
+    Those under workflow/ are where other studies' lay before each was a folder.
+    """
     kept = {path_of(study) for study in studies}
-    there = [path_of(DEFAULT_STUDY), *sorted(Path().glob(str(path_of("*"))))]
+    folders = [config.FOLDER, Path("workflow")]
+    there = [path_of(config.DEFAULT), *(path for folder in folders for path in sorted(folder.glob("*/dvc.yaml")))]
     return [path for path in there if path not in kept and path.is_file() and _is_written(path)]
 
 
@@ -136,13 +140,13 @@ def render(grid: Grid, study: str) -> str:
             stage.get("do", stage)["wdir"] = "../.."
     content = {"stages": stages, "plots": _plots(grid, study)}
     text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=200, default_flow_style=False)
-    return HEADER.format(study=study, count=len(cells)) + text
+    return HEADER.format(params=config.path_of(study), study=study, count=len(cells)) + text
 
 
 def _plots(grid: Grid, study: str) -> list[dict[str, Any]]:
     """What `dvc plots` draws: the numbers of the study's line figures, one colour a model (.dvc/plots/lines.json)."""
     up = Path(*[".."] * len(path_of(study).parent.parts))  # plots, unlike stages, know no wdir
-    views = grid.params.study(study).figures.items()
+    views = grid.studies.load(study).figures.items()
     return [
         {
             (up / "figures" / study / name / "figure.csv").as_posix(): {
@@ -161,13 +165,13 @@ def _plots(grid: Grid, study: str) -> list[dict[str, Any]]:
 
 def _settings(cells: Sequence[Cell], study: str) -> dict[str, Any]:
     """The stage on whose files the cells depend instead of naming code and parameters; see `grid.cache_keys`."""
-    root = Path(__file__).parents[3]
+    root, keys = Path(__file__).parents[3], cache_keys.keys(cells)
     codes = {(cell.stage.module, cell.rows, cell.stage.runs) for cell in cells}
     files = {path for code in codes for path in code_files(*code)}
     return {
         "cmd": f"ipdiff settings --study {study}",
         "deps": sorted(path.relative_to(root).as_posix() for path in files),
-        "params": cache_keys.keys(cells),
+        "params": keys if study == config.DEFAULT else [{config.path_of(study).as_posix(): keys}],
         "outs": sorted({cache_keys.path_of(cell, study) for cell in cells}),
     }
 

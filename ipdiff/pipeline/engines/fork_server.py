@@ -198,8 +198,8 @@ def _preload() -> None:
     for stage in STAGES.values():
         import_module(stage.module)
         code_digest(stage.module, (), stage.runs)
-    with suppress(UserError):  # the stage says what is wrong with params.yaml; one that was edited is read anew
-        config.load()
+    with suppress(UserError):  # the stage says what is wrong; a params.yaml that was edited is read anew
+        config.Studies().broken()
 
 
 def _as_sent(data: dict[str, Any]) -> dict[str, Any]:

@@ -34,14 +34,14 @@ RULES = {"report": "html"}
 _LONGEST = 254
 
 
-def params_text(cell: Cell, raw: dict[str, Any]) -> str:
+def params_text(cell: Cell, known: grid.Grid) -> str:
     """What decides a cell besides files and code, as the one text that Snakemake compares.
 
     The parameters, and the digest of a directory that it reads: of that Snakemake itself sees the time alone, which
     does not change when a file in it does.
     """
     folders = {path: watched.digest(path) for path in cell.inputs if os.path.isdir(path)}
-    return json.dumps(grid.param_values(cell, raw) | folders, sort_keys=True)
+    return json.dumps(known.param_values(cell) | folders, sort_keys=True)
 
 
 def shell_command(verb: str) -> str:
@@ -64,9 +64,9 @@ def adopt(cells: Iterable[Cell], fresh: Freshness) -> list[str]:
     for cell in cells:
         floor = max((_newest_input(path, fresh, newest) for path in cell.inputs), default=0)
         state = fresh.state(cell)
-        if state is State.HOLDS and _raise_times(cell, floor) | _accept(cell, fresh.raw):
+        if state is State.HOLDS and _raise_times(cell, floor) | _accept(cell, fresh.grid):
             adopted.append(cell.directory)
-        if state is State.CHANGED and _reject(cell, fresh.raw):
+        if state is State.CHANGED and _reject(cell, fresh.grid):
             adopted.append(cell.directory)
         newest[cell.directory] = max([floor, *(_time(path) for path in cell.outputs if os.path.lexists(path))])
     return adopted
@@ -99,10 +99,10 @@ def _raise_times(cell: Cell, floor: int) -> bool:
     return bool(old)
 
 
-def _accept(cell: Cell, raw: dict[str, Any]) -> bool:
+def _accept(cell: Cell, known: grid.Grid) -> bool:
     """Give outputs the record of a finished job of now; False if they have it."""
     good = {
-        "params": _params(cell, raw),
+        "params": _params(cell, known),
         "input": sorted(cell.inputs),
         "code": shell_command(cell.stage.verb),
     }
@@ -115,18 +115,18 @@ def _accept(cell: Cell, raw: dict[str, Any]) -> bool:
     return bool(wrong)
 
 
-def _reject(cell: Cell, raw: dict[str, Any]) -> bool:
+def _reject(cell: Cell, known: grid.Grid) -> bool:
     """Give outputs a record that no parameters match, where Snakemake would see no change; False if there was none."""
     there = [path for path in cell.outputs if os.path.lexists(path)]
-    fooled = [path for path in there if (record := _read(path)) is None or record.get("params") == _params(cell, raw)]
+    fooled = [path for path in there if (record := _read(path)) is None or record.get("params") == _params(cell, known)]
     for path in fooled:
         _write(path, {"params": [CHANGED]})
     return bool(fooled)
 
 
-def _params(cell: Cell, raw: dict[str, Any]) -> list[str]:
+def _params(cell: Cell, known: grid.Grid) -> list[str]:
     """The values that Snakemake records of a job: the representations of its params, sorted."""
-    return sorted([repr(params_text(cell, raw)), repr(cell.code)])
+    return sorted([repr(params_text(cell, known)), repr(cell.code)])
 
 
 def _says(path: str, good: dict[str, Any]) -> bool:

@@ -38,15 +38,15 @@ class Synced:
 
 
 def sync(studies: Iterable[str] | None = None) -> Synced:
-    """Record with DVC what holds, and tell Snakemake about it. `studies`: names; all of params.yaml if None."""
+    """Record with DVC what holds, and tell Snakemake about it. `studies`: names; all if None."""
     done = record(studies)
     done.adopted += adopt(studies)
     return done
 
 
 def freshness() -> Freshness:
-    """How the cells of params.yaml stand now."""
-    return Freshness(grid.load(), config.load_raw())
+    """How the cells of all studies stand now."""
+    return Freshness(grid.load())
 
 
 def obstacle() -> str | None:
@@ -78,7 +78,7 @@ def record(studies: Iterable[str] | None = None) -> Synced:
         return done
     with _dvc() as repo:
         fresh = freshness()
-        done.mended += [str(lock) for lock in map(_mend, map(dvc_files.lock_of, fresh.grid.params.studies)) if lock]
+        done.mended += [str(lock) for lock in map(_mend, map(dvc_files.lock_of, fresh.grid.studies.names)) if lock]
         for study, new in _unrecorded(fresh, studies):
             _record(repo, study, new, fresh, done)
     return done
@@ -92,8 +92,19 @@ def unrecorded(studies: Iterable[str] | None = None) -> bool:
 def adopt(studies: Iterable[str] | None = None) -> list[str]:
     """Tell Snakemake which outputs are good and which are not; return the directories it did not know about."""
     fresh = freshness()
-    names = studies if studies is not None else fresh.grid.params.studies
+    names = studies if studies is not None else _begun(fresh.grid)
     return [directory for name in names for directory in snakemake_records.adopt(fresh.grid.study(name), fresh)]
+
+
+def _begun(known: grid.Grid) -> list[str]:
+    """The studies of which something is here: the others have nothing to agree on, and are not read."""
+    tops = {stage.directory.partition("/")[0] for stage in (*grid.STAGES.values(), grid.IMPORT)}
+    begun = [
+        study
+        for study, datasets in known.studies.datasets.items()
+        if datasets is None or any(Path(top, name).exists() for top in tops for name in (study, *datasets))
+    ]
+    return known.studies.readable(begun)
 
 
 def _unrecorded(fresh: Freshness, studies: Iterable[str] | None) -> Iterator[tuple[str, list[Cell]]]:
@@ -101,7 +112,7 @@ def _unrecorded(fresh: Freshness, studies: Iterable[str] | None) -> Iterator[tup
 
     No cells where only the settings are to be recorded, since code or parameters of other cells changed, or a comment.
     """
-    for study in studies if studies is not None else fresh.grid.params.studies:
+    for study in studies if studies is not None else _begun(fresh.grid):
         cells, recorded = fresh.grid.study(study), _Recorded(study, fresh)
         here = [
             cell
@@ -153,7 +164,7 @@ def _record(repo: Any, study: str, new: list[Cell], fresh: Freshness, done: Sync
     if missing := {dvc_files.SETTINGS, *map(dvc_files.address, new)} - stages.keys():
         path = dvc_files.path_of(study)
         raise UserError(f"{path} has no stage {min(missing)}; run `ipdiff grid --write`, then `ipdiff sync`")
-    cache_keys.write(cache_keys.texts(fresh.grid.study(study), study, fresh.raw))
+    cache_keys.write(cache_keys.texts(fresh.grid, study))
     good = [_saved(stages[dvc_files.SETTINGS])]
     for cell in new:
         stage = _saved(stages[dvc_files.address(cell)])
@@ -233,10 +244,10 @@ class _Recorded:
         try:
             entry = self.entries[dvc_files.SETTINGS]
             deps, outs = _files(entry["deps"]), _files(entry["outs"])
-            wanted = cache_keys.texts(cells, self.study, self.fresh.raw)
-            params = {key: config.value_at(self.fresh.raw, key) for key in cache_keys.keys(cells)}
+            known = self.fresh.grid
+            wanted, params = cache_keys.texts(known, self.study), known.studies.load(self.study)
             return (
-                entry["params"] == {config.PARAMS.name: params}
+                entry["params"] == {config.path_of(self.study).as_posix(): params.values(cache_keys.keys(cells))}
                 and outs == {path: md5(text.encode()) for path, text in wanted.items()}
                 and all(artifact.file_digest(Path(path)) == digest for path, digest in (deps | outs).items())
                 and self._cached(outs)

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ipdiff.errors import UserError
-from ipdiff.pipeline import config, grid
-from ipdiff.pipeline.engines import dvc_files, snakemake_records, sync
+from ipdiff.pipeline import grid
+from ipdiff.pipeline.engines import snakemake_records, sync
 from ipdiff.pipeline.stages import STAGES
 from ipdiff.pipeline.store import artifact
 from ipdiff.work import launch, locks
@@ -19,31 +19,29 @@ _T = TypeVar("_T")
 
 
 class Workflow:
-    """The grid of params.yaml for Snakemake. Bad input ends Snakemake with one line and exit code 2."""
+    """The grid for Snakemake. Bad input ends Snakemake with one line and exit code 2.
+
+    Only the studies that are asked for are read: what is wrong with another one stops nothing.
+    """
 
     def __init__(self) -> None:
-        """Read params.yaml."""
-        self.grid = _or_exit(grid.load)
-        self.raw = _or_exit(config.load_raw)
-
-    @property
-    def studies(self) -> list[str]:
-        """Names of the studies; the default study first."""
-        return sorted(self.grid.params.studies, key=lambda name: name != dvc_files.DEFAULT_STUDY)
+        """Find the studies."""
+        self.grid = grid.load()
+        self.studies: list[str] = _or_exit(lambda: self.grid.studies.names)
 
     @property
     def trained(self) -> str:
-        """Pattern of the models that are trained: nothing makes the checkpoints of imported ones."""
-        imported = [name for name, model in self.grid.params.models.items() if model.imported]
-        return rf"(?!(?:{'|'.join(imported)})/)[^/]+" if imported else "[^/]+"
+        """Pattern of the runs that are trained, from the data set on: nothing makes imported checkpoints."""
+        imported = "|".join(map("/".join, self.grid.studies.imported()))
+        return rf"(?!(?:{imported})/)[^/]+" if imported else "[^/]+"
 
-    def targets(self, study: str) -> list[str]:
-        """The files that stand for a study."""
-        return self.grid.targets(study)
+    def targets(self, study: str) -> Callable[[Any], list[str]]:
+        """Snakemake's input function of the files that stand for a study."""
+        return lambda wildcards: _or_exit(lambda: self.grid.targets(study))
 
     def inputs(self, verb: str) -> Callable[[Any], list[str]]:
         """Snakemake's input function of a verb."""
-        return lambda wildcards: list(self._cell(verb, wildcards).inputs)
+        return lambda wildcards: _or_exit(lambda: list(self._cell(verb, wildcards).inputs))
 
     def outputs(self, verb: str) -> dict[str, str]:
         """Named outputs of a verb, with wildcards: {images_npy: data/{dataset}/images.npy, recipe_json: ...}."""
@@ -51,7 +49,7 @@ class Workflow:
 
     def params(self, verb: str) -> Callable[[Any], str]:
         """Snakemake's params function of a verb: what decides a cell besides files and code, as JSON."""
-        return lambda wildcards: _or_exit(lambda: snakemake_records.params_text(self._cell(verb, wildcards), self.raw))
+        return lambda wildcards: _or_exit(lambda: snakemake_records.params_text(self._cell(verb, wildcards), self.grid))
 
     def _cell(self, verb: str, wildcards: Any) -> grid.Cell:
         names = {name: getattr(wildcards, name) for name in STAGES[verb].wildcards}
@@ -72,13 +70,13 @@ class Workflow:
     def threads(self, verb: str) -> Callable[[Any], int]:
         """CPU cores of a job that runs a network: the threads it computes with, in each of its processes."""
         processes = _or_exit(lambda: launch.wanted(shared=STAGES[verb].shared))
-        return lambda wildcards: processes * self.grid.params.dataset(wildcards.dataset).compute.threads
+        return lambda wildcards: processes * self.grid.studies.dataset(wildcards.dataset).compute.threads
 
     def gpus(self, verb: str) -> Callable[[Any], int]:
         """GPUs of a job that runs a network: one for each of its processes, or none."""
         processes = _or_exit(lambda: launch.wanted(shared=STAGES[verb].shared))
         return lambda wildcards: (
-            processes if self.grid.params.dataset(wildcards.dataset).compute.device == "cuda" else 0
+            processes if self.grid.studies.dataset(wildcards.dataset).compute.device == "cuda" else 0
         )
 
     def prepare(self) -> None:

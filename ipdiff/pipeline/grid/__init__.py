@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from ipdiff.errors import ConfigError, UserError
+from ipdiff.errors import ConfigError
 from ipdiff.metrics.spec import METRICS
 from ipdiff.pipeline import config
-from ipdiff.pipeline.config import Params
+from ipdiff.pipeline.config import Params, Studies
+from ipdiff.pipeline.config.spec import Dataset
 from ipdiff.pipeline.stages import CLASSIFIER, IMAGES, IMPORT, NEIGHBOURS, RUN, SETTINGS, STAGES, Stage
 from ipdiff.pipeline.store.code_digests import Rows, code_digest
-from ipdiff.report.spec import Figure, Point, Study, Table
+from ipdiff.report.spec import Figure, Point, Table
 from ipdiff.sample_sets.spec import Sampler
 from ipdiff.work.recipes import RECIPE
 
@@ -79,81 +80,59 @@ class Cell:
 
 
 class Grid:
-    """Cells of params.yaml. Every cell can be asked for by its wildcards; studies list those they need."""
+    """Cells of all studies. Every cell can be asked for by its wildcards; studies list those they need."""
 
-    def __init__(self, params: Params) -> None:
-        """Cells of these parameters."""
-        self.params = params
+    def __init__(self, studies: Studies) -> None:
+        """Cells of these studies; a study's file is read when a cell of it is asked for."""
+        self.studies = studies
+
+    def of(self, cell: Cell) -> Params:
+        """The parameters that a cell is made with: its study's."""
+        return self.studies.of(cell.bindings)
+
+    def param_values(self, cell: Cell) -> dict[str, Any]:
+        """The cell's parameters as they are written: what both engines compare."""
+        return self.of(cell).values(cell.params)
 
     def cell(self, verb: str, **wildcards: str) -> Cell:
         """The cell of a verb.
 
         Raises:
-            ConfigError: a wildcard names something that params.yaml does not have.
+            ConfigError: a wildcard names something that no params.yaml has.
         """
         stage = IMPORT if verb == IMPORT.verb else STAGES[verb]
         names = {name: str(wildcards[name]) for name in stage.wildcards}
-        if "dataset" in names:
-            self.params.dataset(names["dataset"])
+        params = self.studies.of(names)
         view = verb in ("table", "figure", "report")
         cell = self._view_cell(stage, names) if view else getattr(self, f"_{verb}", self._plain)(stage, names)
-        return dataclasses.replace(cell, rows=self._rows(names))
+        return dataclasses.replace(cell, rows=rows_of(params, names))
 
-    def _rows(self, names: dict[str, str]) -> Rows:
-        """Of the registries, the rows that a cell of these names goes by."""
-        found: dict[str, set[str]] = {}
-        if "study" in names:
-            samplers, datasets, metrics = self._shown(self.params.study(names["study"]), names)
-        else:
-            samplers, datasets = {names["sampler"]} if "sampler" in names else set(), {names["dataset"]}
-            more = self.params.dataset(names["dataset"]).metrics
-            metrics = {name for name, kind in METRICS.items() if kind.always or name in more}
-        kinds = {Sampler.parse(name).kind for name in samplers}
-        if "model" in names:
-            model = self.params.model(names["model"])
-            found["ipdiff.spec.FAMILIES"] = {model.family}
-            found["ipdiff.spec.OBJECTIVES"] = found["ipdiff.diffusion.TARGETS"] = {model.target}
-        found["ipdiff.sample_sets.spec.SAMPLERS"] = found["ipdiff.samplers.CHAINS"] = kinds
-        found["ipdiff.metrics.spec.METRICS"] = metrics
-        found["ipdiff.data.spec.READERS"] = {self.params.dataset(name).source.reader for name in datasets}
-        return tuple((registry, tuple(sorted(keys))) for registry, keys in sorted(found.items()))
-
-    def _shown(self, study: Study, names: dict[str, str]) -> tuple[set[str], set[str], set[str]]:
-        """Samplers, data sets and metrics of a table or figure, or of all of a study's."""
-        views: list[Table | Figure] = [
-            view
-            for kind, known in (("table", study.tables), ("figure", study.figures))
-            for name, view in known.items()
-            if names.get(kind, name) == name and (kind in names or not {"table", "figure"} & names.keys())
-        ]
-        points = [point for view in views for point in config.points(self.params, view)]
-        datasets = {dataset for view in views for dataset in view.datasets} | {point.dataset for point in points}
-        metrics = {name for view in views for name in (view.metrics if isinstance(view, Table) else [view.metric])}
-        return {point.sampler for point in points}, datasets, metrics
+    def _dataset(self, names: dict[str, str]) -> Dataset:
+        return self.studies.of(names).dataset(names["dataset"])
 
     def _prepare(self, stage: Stage, names: dict[str, str]) -> Cell:
-        raw = self.params.dataset(names["dataset"]).source.raw
+        raw = self._dataset(names).source.raw
         return _cell(stage if raw is None else stage.reading("prepare_raw", ("{raw}",)), names, raw=raw)
 
     def _reference(self, stage: Stage, names: dict[str, str]) -> Cell:
         return self._measuring(self._of_subset(stage, names), names)
 
     def _neighbours(self, stage: Stage, names: dict[str, str]) -> Cell:
-        if not self.params.dataset(names["dataset"]).reference.neighbours:
+        if not self._dataset(names).reference.neighbours:
             key = f"datasets.{names['dataset']}.reference.neighbours"
-            raise ConfigError(f"{config.PARAMS} {key}: not true, so there are none to measure")
+            raise ConfigError(f"{self.studies.of(names).path} {key}: not true, so there are none to measure")
         return self._measuring(self._of_subset(stage, names), names)
 
     def _of_subset(self, stage: Stage, names: dict[str, str]) -> Stage:
         """The variant that draws a subset of the real images, where the data set asks for one."""
-        if self.params.dataset(names["dataset"]).reference.images is None:
+        if self._dataset(names).reference.images is None:
             return stage
         keys = tuple(f"{SETTINGS}.reference.{key}" for key in ("images", "seed"))
         return stage.reading(f"{stage.name}_subset", params=keys)
 
     def _measuring(self, stage: Stage, names: dict[str, str]) -> Cell:
         """The cell of a stage that looks at images through the data set's feature network."""
-        dataset = self.params.dataset(names["dataset"])
+        dataset = self._dataset(names)
         if dataset.features == "classifier":
             return _cell(stage.reading(stage.name, (CLASSIFIER,), (f"{SETTINGS}.classifier",)), names)
         if (raw := dataset.inception.raw) is not None:
@@ -170,22 +149,23 @@ class Grid:
 
     def _train(self, stage: Stage, names: dict[str, str]) -> Cell:
         self._checked_steps(names)
-        self._check_trained(names["model"])
-        steps = self.params.dataset(names["dataset"]).checkpoints
+        self._check_trained(names)
+        steps = self._dataset(names).checkpoints
         earlier = [step for step in steps if step < int(names["step"])]
         if earlier:
             stage = stage.reading("continue", (f"{RUN}/{{previous}}/{RECIPE}",))
+        borrowed = self.studies.of(names).model(names["model"]).borrowed
+        stage = stage.reading(stage.name, params=tuple(f"{SETTINGS}.strengths.{key}" for key in borrowed))
         return _cell(
             stage,
             names,
             family=self._family(names),
-            strength=self._strength(names),
             previous=str(earlier[-1]) if earlier else None,
         )
 
     def _resume(self, stage: Stage, names: dict[str, str]) -> Cell:
         self._checked_steps(names)
-        self._check_trained(names["model"])
+        self._check_trained(names)
         return _cell(stage, names, (), **self._network(names))
 
     def _sample(self, stage: Stage, names: dict[str, str]) -> Cell:
@@ -197,43 +177,42 @@ class Grid:
     def _evaluate(self, stage: Stage, names: dict[str, str]) -> Cell:
         self._checked_steps(names)
         self._checked_sampler(names)
-        if self.params.dataset(names["dataset"]).reference.neighbours:
+        if self._dataset(names).reference.neighbours:
             near = tuple(f"{NEIGHBOURS}/{name}" for name in ("features.npy", "radii.npy"))
             stage = stage.reading("evaluate_neighbours", near)
-        if self.params.dataset(names["dataset"]).metrics:
+        if self._dataset(names).metrics:
             stage = stage.reading(f"{stage.name}_more", params=(f"{SETTINGS}.metrics",))
         return self._measuring(stage, names)
 
     def _analyse(self, stage: Stage, names: dict[str, str]) -> Cell:
         self._checked_steps(names)
-        if self.params.dataset(names["dataset"]).analysis is None:
-            raise ConfigError(f"{config.PARAMS} datasets.{names['dataset']}.analysis: missing key; analyse needs it")
+        if self._dataset(names).analysis is None:
+            path = self.studies.of(names).path
+            raise ConfigError(f"{path} datasets.{names['dataset']}.analysis: missing key; analyse needs it")
         return _cell(stage, names, (), **self._network(names))
 
     def _view_cell(self, stage: Stage, names: dict[str, str]) -> Cell:
-        study = self.params.study(names["study"])
+        study = self.studies.load(names["study"])
         if stage.verb == "report":
             views = [("table", name) for name in study.tables] + [("figure", name) for name in study.figures]
             cells = [self.cell(kind, study=names["study"], **{kind: name}) for kind, name in views]
             drawn = [path for cell in cells for path in cell.outputs if not path.endswith(RECIPE)]
+            stage = stage.reading(stage.name, params=tuple(key for key in ("note", "figures") if key in study.raw))
             return _cell(stage, names, exact=(*drawn, *self._recipes_behind(cells)))
-        views = study.tables if stage.verb == "table" else study.figures
-        name = names[stage.verb]
-        if name not in views:
-            raise ConfigError(f"{stage.verb} '{name}' is not in study {names['study']}{config.suggest(name, views)}")
-        return _cell(stage, names, exact=tuple(dict.fromkeys(self._view_inputs(study, views[name]))))
+        view = study.table(names["table"]) if stage.verb == "table" else study.figure(names["figure"])
+        return _cell(stage, names, exact=tuple(dict.fromkeys(self._view_inputs(study, view))))
 
-    def _view_inputs(self, study: Study, view: Table | Figure) -> Iterator[str]:
+    def _view_inputs(self, study: Params, view: Table | Figure) -> Iterator[str]:
         """Files that a table or figure shows."""
         kind = view.kind if isinstance(view, Figure) else "table"
         if isinstance(view, Figure) and kind == "errors":
-            for dataset, model, step in config.runs(self.params, view):
+            for dataset, model, step in config.runs(study, view):
                 for seed in study.seeds_of(model):
                     names = {"dataset": dataset, "model": model, "seed": str(seed), "step": str(step)}
                     yield self.cell("analyse", **names).outputs[0]
             return
         verb = "sample" if kind == "samples" else "evaluate"
-        for point in config.points(self.params, view):
+        for point in config.points(study, view):
             for seed in study.seeds_of(point.model):
                 yield self._point_cell(verb, point, seed).outputs[0]
                 if view.paper is not None:
@@ -241,7 +220,7 @@ class Grid:
 
     def _recipes_of(self, point: Point, seed: int) -> Iterator[str]:
         """What a figure is held against the paper's by: how it was measured, drawn, trained, and what with."""
-        made = "import" if self.is_imported(point.model) else "train"
+        made = "import" if self.is_imported(point.dataset, point.model) else "train"
         names = {"dataset": point.dataset, "model": point.model, "seed": str(seed), "step": str(point.step)}
         cells = [self._point_cell(verb, point, seed) for verb in ("evaluate", "sample")]
         cells += [self.cell(verb, **names) for verb in (made, "reference", "prepare")]
@@ -260,37 +239,35 @@ class Grid:
         )
 
     def _checked_steps(self, names: dict[str, str]) -> None:
-        self.params.family(names["dataset"], names["model"])
+        self.studies.of(names).family(names["dataset"], names["model"])
         for name in ("seed", "step"):
             if not re.fullmatch("0|[1-9][0-9]*", names[name]):
                 raise ConfigError(f"{name} is '{names[name]}'; expected a whole number, without leading zeros")
         if int(names["seed"]) >= 2**64:
             raise ConfigError(f"seed is {names['seed']}; use 0..2**64-1")
-        if wrong := config.step_problem(self.params, names["dataset"], names["model"], int(names["step"])):
+        params = self.studies.of(names)
+        if wrong := config.step_problem(params, names["dataset"], names["model"], int(names["step"])):
             raise ConfigError(f"step {wrong}")
 
-    def _check_trained(self, model: str) -> None:
-        if self.is_imported(model):
-            raise ConfigError(f"model {model} is imported, not trained; get its checkpoint with `ipdiff import`")
+    def _check_trained(self, names: dict[str, str]) -> None:
+        if self.is_imported(names["dataset"], names["model"]):
+            raise ConfigError(
+                f"model {names['model']} is imported, not trained; get its checkpoint with `ipdiff import`"
+            )
 
     def _checked_sampler(self, names: dict[str, str]) -> Sampler:
         try:
-            return config.sampler_of(self.params, names["dataset"], names["model"], names["sampler"])
+            return config.sampler_of(self.studies.of(names), names["dataset"], names["model"], names["sampler"])
         except ValueError as error:
             raise ConfigError(str(error)) from None
 
     def _family(self, names: dict[str, str]) -> str:
-        return self.params.model(names["model"]).family
+        return self.studies.of(names).model(names["model"]).family
 
     def _network(self, names: dict[str, str]) -> dict[str, str]:
         """What decides the code of a model's network and objective."""
-        model = self.params.model(names["model"])
+        model = self.studies.of(names).model(names["model"])
         return {"family": model.family, "target": model.target}
-
-    def _strength(self, names: dict[str, str]) -> str:
-        """The key of the strength that a model takes from its data set, or one that it has itself."""
-        borrowed = self.params.model(names["model"]).borrowed
-        return f"datasets.{names['dataset']}.strengths.{borrowed[0]}" if borrowed else f"models.{names['model']}.family"
 
     def study(self, name: str) -> list[Cell]:
         """Every cell of a study that an engine makes, makers before users, without repeats."""
@@ -332,9 +309,9 @@ class Grid:
                     last[run] = cell
         yield from last.values()
 
-    def is_imported(self, model: str) -> bool:
+    def is_imported(self, dataset: str, model: str) -> bool:
         """True for a model whose checkpoints come from `ipdiff import`."""
-        return self.params.model(model).imported
+        return self.studies.owner(dataset).model(model).imported
 
     def maker(self, path: str) -> Cell | None:
         """The cell that makes a file, or None for raw data."""
@@ -361,9 +338,45 @@ def _maker(grid: Grid, path: str) -> Cell | None:
             if brace:
                 names[name.rstrip("}")] = part[len(prefix) :]
         else:
-            if stage.verb not in ("train", IMPORT.verb) or grid.is_imported(names["model"]) == (stage is IMPORT):
+            if stage.verb not in ("train", IMPORT.verb) or grid.is_imported(names["dataset"], names["model"]) == (
+                stage is IMPORT
+            ):
                 return grid.cell(stage.verb, **names)
     return None
+
+
+def rows_of(params: Params, names: Mapping[str, str]) -> Rows:
+    """Of the registries, the rows that a cell of these names goes by."""
+    found: dict[str, set[str]] = {}
+    if "study" in names:
+        samplers, datasets, metrics = _shown(params, names)
+    else:
+        samplers, datasets = {names["sampler"]} if "sampler" in names else set(), {names["dataset"]}
+        more = params.dataset(names["dataset"]).metrics
+        metrics = {name for name, kind in METRICS.items() if kind.always or name in more}
+    kinds = {Sampler.parse(name).kind for name in samplers}
+    if "model" in names:
+        model = params.model(names["model"])
+        found["ipdiff.spec.FAMILIES"] = {model.family}
+        found["ipdiff.spec.OBJECTIVES"] = found["ipdiff.diffusion.TARGETS"] = {model.target}
+    found["ipdiff.sample_sets.spec.SAMPLERS"] = found["ipdiff.samplers.CHAINS"] = kinds
+    found["ipdiff.metrics.spec.METRICS"] = metrics
+    found["ipdiff.data.spec.READERS"] = {params.dataset(name).source.reader for name in datasets}
+    return tuple((registry, tuple(sorted(keys))) for registry, keys in sorted(found.items()))
+
+
+def _shown(params: Params, names: Mapping[str, str]) -> tuple[set[str], set[str], set[str]]:
+    """Samplers, data sets and metrics of a table or figure, or of all of a study's."""
+    views: list[Table | Figure] = [
+        view
+        for kind, known in (("table", params.tables), ("figure", params.figures))
+        for name, view in known.items()
+        if names.get(kind, name) == name and (kind in names or not {"table", "figure"} & names.keys())
+    ]
+    points = [point for view in views for point in config.points(params, view)]
+    datasets = {dataset for view in views for dataset in view.datasets} | {point.dataset for point in points}
+    metrics = {name for view in views for name in (view.metrics if isinstance(view, Table) else [view.metric])}
+    return {point.sampler for point in points}, datasets, metrics
 
 
 def _cell(stage: Stage, names: dict[str, str], exact: tuple[str, ...] = (), **more: str | None) -> Cell:
@@ -373,19 +386,6 @@ def _cell(stage: Stage, names: dict[str, str], exact: tuple[str, ...] = (), **mo
     return Cell(stage, tuple(filled.items()), exact)
 
 
-def load(path: Path = config.PARAMS) -> Grid:
-    """The grid of params.yaml."""
-    return Grid(config.load(path))
-
-
-def param_values(cell: Cell, raw: dict[str, Any]) -> dict[str, Any]:
-    """The cell's parameters as they stand in params.yaml: what both engines compare."""
-    values: dict[str, Any] = {}
-    for key in cell.params:
-        try:
-            values[key] = config.value_at(raw, key)
-        except (KeyError, TypeError):
-            raise UserError(
-                f"{config.PARAMS} {key}: write this key out, even where the default is wanted; both engines compare it"
-            ) from None
-    return values
+def load(root: Path = Path()) -> Grid:
+    """The grid of the project in this directory."""
+    return Grid(Studies(root))

@@ -13,8 +13,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from ipdiff.pipeline import grid
-from ipdiff.pipeline.grid import Cell
+from ipdiff.pipeline.grid import Cell, Grid
 from ipdiff.pipeline.stages import Stage
 from ipdiff.work.files import md5, write_whole
 
@@ -49,19 +48,14 @@ def digest(code: str, params: Mapping[str, Any]) -> str:
     return md5(text(code, params).encode())
 
 
-def texts(cells: Iterable[Cell], study: str, raw: dict[str, Any]) -> dict[str, str]:
+def texts(known: Grid, study: str) -> dict[str, str]:
     """Path -> content of all settings files of a study's cells, in the order of the paths.
-
-    Args:
-        cells: the study's.
-        study: its name.
-        raw: params.yaml, as it is written.
 
     Raises:
         UserError: params.yaml does not write out a key that a cell needs.
     """
-    of_each = {path_of(cell, study): cell for cell in cells}
-    return {path: text(cell.code, grid.param_values(cell, raw)) for path, cell in sorted(of_each.items())}
+    of_each = {path_of(cell, study): cell for cell in known.study(study)}
+    return {path: text(cell.code, known.param_values(cell)) for path, cell in sorted(of_each.items())}
 
 
 def keys(cells: Iterable[Cell]) -> list[str]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from ipdiff.errors import IntegrityError, UserError
-from ipdiff.pipeline import grid
 from ipdiff.pipeline.grid import Cell, Grid
 from ipdiff.pipeline.store import artifact, watched
 from ipdiff.work import recipes
@@ -31,9 +30,9 @@ class State(StrEnum):
 class Freshness:
     """The states of a grid's cells. Reads the recipes once: ask a new one after something was made."""
 
-    def __init__(self, known: Grid, raw: dict[str, Any]) -> None:
-        """Judge cells of this grid with the parameters of this file, as it is written."""
-        self.grid, self.raw = known, raw
+    def __init__(self, known: Grid) -> None:
+        """Judge cells of this grid."""
+        self.grid = known
         self._recipes: dict[str, dict[str, Any] | None] = {}
         self._own: dict[str, State] = {}
         self._tainted: dict[str, bool] = {}
@@ -80,7 +79,7 @@ class Freshness:
         return (
             recipe.get("code") == cell.code
             and recipe.get("command") == cell.command
-            and recipe.get("params") == grid.param_values(cell, self.raw)
+            and recipe.get("params") == self.grid.param_values(cell)
             and sorted(inputs) == sorted(set(cell.inputs))
             and all(self._digest(path) in (digest, None) for path, digest in inputs.items())
         )

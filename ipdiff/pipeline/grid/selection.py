@@ -11,21 +11,21 @@ from ipdiff.pipeline.grid import Cell, Grid
 from ipdiff.work.recipes import RECIPE
 
 
-def select(known: Grid, targets: Sequence[str], studies: Iterable[str]) -> dict[str, Cell]:
+def select(known: Grid, targets: Sequence[str], studies: Iterable[str] | None = None) -> dict[str, Cell]:
     """Output path -> its cell, makers before users.
 
     Args:
         known: the grid.
         targets: names of studies, `table:STUDY/NAME`, `figure:STUDY/NAME` (with all they were made from), outputs
             (with their recipe), artifacts' directories or folders of them; nothing means everything.
-        studies: those that "everything" and folders mean.
+        studies: those that "everything" and folders mean; all that can be read if None.
 
     Raises:
         UserError: a target is none of these.
     """
-    names = list(studies)
+    names = None if studies is None else list(studies)
     found: dict[str, Cell] = {}
-    for target in targets or names:
+    for target in targets or (known.studies.readable() if names is None else names):
         found |= _select_one(known, target, names)
     return found
 
@@ -40,8 +40,8 @@ def cells_of(selected: dict[str, Cell]) -> list[Cell]:
     return list({cell.directory: cell for cell in selected.values()}.values())
 
 
-def _select_one(known: Grid, target: str, studies: list[str]) -> dict[str, Cell]:
-    if target in known.params.studies:
+def _select_one(known: Grid, target: str, studies: list[str] | None) -> dict[str, Cell]:
+    if target in known.studies.names:
         return _outputs(_cells(known, target))
     kind, colon, name = target.partition(":")
     if colon and kind in ("table", "figure"):
@@ -51,7 +51,9 @@ def _select_one(known: Grid, target: str, studies: list[str]) -> dict[str, Cell]
         return dict.fromkeys((path, cell.outputs[-1]), cell)
     if cell := known.maker(f"{path}/{RECIPE}"):
         return _outputs([cell])
-    cells = [cell for study in studies for cell in _cells(known, study)]
+    cells = [
+        cell for study in (known.studies.readable() if studies is None else studies) for cell in _cells(known, study)
+    ]
     if inside := [cell for cell in cells if path == os.curdir or cell.directory.startswith(f"{path}/")]:
         return _outputs(inside)
     raise UserError(_unknown(known, target, cells))
@@ -76,9 +78,9 @@ def _unknown(known: Grid, target: str, cells: list[Cell]) -> str:
     """A line about a target that is nothing."""
     views = [
         f"{kind}:{study}/{name}"
-        for study, settings in known.params.studies.items()
-        for kind, names in (("table", settings.tables), ("figure", settings.figures))
+        for study in known.studies.readable()
+        for kind, names in (("table", known.studies.load(study).tables), ("figure", known.studies.load(study).figures))
         for name in names
     ]
-    near = config.nearest(target, [*known.params.studies, *views, *(cell.directory for cell in cells)])
+    near = config.nearest(target, [*known.studies.names, *views, *(cell.directory for cell in cells)])
     return f"'{target}' is no study, table:STUDY/NAME, figure:STUDY/NAME, output or folder of outputs{near}"

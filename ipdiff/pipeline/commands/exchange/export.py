@@ -75,11 +75,12 @@ def _folder(source: str) -> Path:
     if match is None:
         raise UserError(f"'{source}' is no folder of a checkpoint here, nor DATASET/MODEL[/sSEED[/STEP]]")
     dataset, model, seed, step = match.groups()
-    params = config.load()
+    known = grid.load()
+    params = known.studies.owner(dataset)
     params.family(dataset, model)
     step = step or str(params.dataset(dataset).last_step(model))
     verb = "import" if params.model(model).imported else "train"
-    cell = grid.Grid(params).cell(verb, dataset=dataset, model=model, seed=seed or "0", step=step)
+    cell = known.cell(verb, dataset=dataset, model=model, seed=seed or "0", step=step)
     return Path(cell.directory)
 
 
@@ -87,7 +88,7 @@ def _clips(recipe: dict[str, Any], spec: RunSpec) -> bool:
     """Whether the project clamps x0 while sampling from the run; its family's default where it does not know it."""
     parts = str(recipe.get("cell")).split("/")
     try:
-        return config.load().family(parts[1], parts[2]).clip_denoised
+        return config.Studies().owner(parts[1]).family(parts[1], parts[2]).clip_denoised
     except (ConfigError, IndexError):
         return family_record(spec.family).clip_denoised
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ipdiff.errors import ConfigError, IntegrityError, UserError
 from ipdiff.pipeline import config, grid
-from ipdiff.pipeline.config import PARAMS, Params
+from ipdiff.pipeline.config import Params, Studies
 from ipdiff.pipeline.grid import Cell
 from ipdiff.pipeline.store import artifact
 from ipdiff.work import recipes
@@ -63,8 +63,9 @@ def import_checkpoint(path: Path, run: str, *, seed: int = 0, step: int | None =
     from ipdiff.interop import checking, reading
     from ipdiff.pipeline.engines import sync
 
-    params = config.load()
-    dataset, model = _names(params, run)
+    known = grid.load()
+    dataset, model = _names(known.studies, run)
+    params = known.studies.owner(dataset)
     spec = params.run_spec(dataset, model, seed)
     found = reading.read(path)
     checking.check(found.tensors, spec, str(path), run)
@@ -73,7 +74,7 @@ def import_checkpoint(path: Path, run: str, *, seed: int = 0, step: int | None =
             f"{path}: its name does not say the training step, as ema_0.9999_460000.pt and model460000.pt do; give it "
             f"with --step N (tables read step {params.dataset(dataset).last_step(model)} of {model})"
         )
-    cell = grid.Grid(params).cell("import", dataset=dataset, model=model, seed=str(seed), step=str(step))
+    cell = known.cell("import", dataset=dataset, model=model, seed=str(seed), step=str(step))
     source = {
         "name": path.name,
         "format": found.format,
@@ -119,23 +120,25 @@ def named_step(name: str) -> int | None:
 def _unread(params: Params, dataset: str, model: str, step: int) -> str:
     read = params.dataset(dataset).last_step(model)
     key = f"datasets.{dataset}.final_step.{model}: {step}"
-    return "" if read == step else f"; tables read step {read} of it, unless they name one: write {key} in {PARAMS}"
+    return (
+        "" if read == step else f"; tables read step {read} of it, unless they name one: write {key} in {params.path}"
+    )
 
 
-def _names(params: Params, run: str) -> tuple[str, str]:
+def _names(studies: Studies, run: str) -> tuple[str, str]:
     """Data set and model of DATASET/MODEL, one to import."""
     dataset, slash, model = run.partition("/")
     if not slash or not model or "/" in model:
         raise UserError(f"--as is '{run}'; write DATASET/MODEL, e.g. cifar10/adm-ip-official")
-    params.dataset(dataset)
+    params = studies.owner(dataset)
     if model not in params.models:
         line = f"{model}: {{family: adm, imported: true}}"
         near = config.nearest(model, [name for name, known in params.models.items() if known.imported])
-        raise ConfigError(f"model '{model}' is not in {PARAMS}{near or ';'} to import one, add to models: {line}")
+        raise ConfigError(f"model '{model}' is not in {params.path}{near or ';'} to import one, add to models: {line}")
     if not params.models[model].imported:
         known = params.models[model]
         raise ConfigError(
-            f"model {model} is trained here; give the imported one a key of its own, e.g. add to {PARAMS} models: "
+            f"model {model} is trained here; give the imported one a key of its own, e.g. add to {params.path} models: "
             f"{model}-official: {{family: {known.family}, imported: true}}"
         )
     return dataset, model

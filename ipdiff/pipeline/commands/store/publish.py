@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ipdiff.errors import UserError
-from ipdiff.pipeline import config, grid
+from ipdiff.pipeline import grid
 from ipdiff.pipeline.engines import dvc_files
 from ipdiff.pipeline.grid import Cell
 from ipdiff.pipeline.grid.freshness import Freshness, State
@@ -29,7 +29,7 @@ def publish(study: str) -> list[Path]:
     Raises:
         UserError: a cell of the study does not hold, or is not what dvc.lock records.
     """
-    fresh = Freshness(grid.load(), config.load_raw())
+    fresh = Freshness(grid.load())
     cells = fresh.grid.study(study)
     _check(study, cells, fresh)
     folder = PUBLISHED / study

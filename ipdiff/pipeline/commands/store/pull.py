@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ipdiff.errors import UserError
-from ipdiff.pipeline import config, grid
+from ipdiff.pipeline import grid
 from ipdiff.pipeline.commands.store import verify
 from ipdiff.pipeline.commands.store.verify import Problem, Verified, bytes_text, count
 from ipdiff.pipeline.engines import dvc_files, sync
@@ -67,7 +67,7 @@ def pull(
     """
     known = grid.load()
     recorded = _recorded(known)
-    selected = selection.select(known, names, known.params.studies)
+    selected = selection.select(known, names)
     if metrics_only:
         selected = selection.results(selected)
     wanted = _wanted(selected, recorded, names)
@@ -92,7 +92,7 @@ def pull(
 def _recorded(known: Grid) -> dict[str, str]:
     if (why := sync.obstacle()) is not None:
         raise UserError(f"nothing can be pulled: {why}")
-    recorded = dvc_files.recorded(known.params.studies)
+    recorded = dvc_files.recorded(known.studies.names)
     if not recorded:
         raise UserError("there is no dvc.lock here: nothing has been recorded at this commit, so nothing can be pulled")
     return recorded
@@ -110,14 +110,8 @@ def _wanted(selected: dict[str, Cell], recorded: dict[str, str], names: Sequence
 
 def _settings(known: Grid, wanted: dict[str, Cell], recorded: dict[str, str]) -> list[str]:
     """Write the settings of the studies of these cells, on which DVC's stages depend; returns those recorded so."""
-    pulled, raw = {cell.directory for cell in wanted.values()}, config.load_raw()
-    studies = {study: known.study(study) for study in known.params.studies}
-    paths = [
-        path
-        for study, cells in studies.items()
-        if any(cell.directory in pulled for cell in cells)
-        for path in cache_keys.write(cache_keys.texts(cells, study, raw))
-    ]
+    studies = dict.fromkeys(known.of(cell).study for cell in wanted.values())
+    paths = [path for study in studies for path in cache_keys.write(cache_keys.texts(known, study))]
     return [str(path) for path in paths if artifact.file_digest(path) == recorded.get(str(path))]
 
 

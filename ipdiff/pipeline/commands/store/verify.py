@@ -254,7 +254,7 @@ def verify(
 
     Args:
         names: targets (see `targets.select`); nothing means all, and then missing artifacts are no problem.
-        studies: studies whose artifacts to look at; all of params.yaml if None.
+        studies: studies whose artifacts to look at; all that can be read if None.
         cache: also hash DVC's cache (of the named artifacts alone, if any are named).
         selected: the outputs to look at, instead of `names`.
 
@@ -264,7 +264,7 @@ def verify(
     known = grid.load()
     names_of_studies = _studies(known, studies)
     outputs = selection.select(known, names, names_of_studies) if selected is None else selected
-    recorded = dvc_files.recorded(known.params.studies)
+    recorded = dvc_files.recorded(known.studies.names)
     some = bool(names) or selected is not None
     wanted = [recorded[path] for path in outputs if path in recorded] if some else None
     cached = _cached(dvc_cache.root(), wanted) if cache else {}
@@ -280,9 +280,11 @@ def verify(
 
 
 def _studies(known: Grid, studies: Iterable[str] | None) -> list[str]:
-    names = list(known.params.studies if studies is None else studies)
+    if studies is None:
+        return known.studies.readable()
+    names = list(studies)
     for name in names:
-        known.params.study(name)
+        known.studies.load(name)
     return names
 
 
@@ -373,7 +375,7 @@ def against(revision: str, names: Sequence[str] = (), *, studies: Iterable[str] 
     some = bool(names) or studies is not None
     there = {
         path: digest
-        for path, digest in _recorded_at(revision, known.params.studies).items()
+        for path, digest in _recorded_at(revision, known.studies.names).items()
         if path in outputs or not (some or path.startswith(f"{cache_keys.FOLDER}/"))
     }
     here = _hash([path for path in outputs if os.path.exists(path)])
@@ -383,7 +385,7 @@ def against(revision: str, names: Sequence[str] = (), *, studies: Iterable[str] 
         folders.setdefault(os.path.dirname(path), []).append(path)
     for folder, paths in folders.items():
         _compare(folder, paths, here, there, compared)
-    compared.machines = _machines(revision, known.params.studies, {os.path.dirname(path) for path in here})
+    compared.machines = _machines(revision, known.studies.names, {os.path.dirname(path) for path in here})
     return compared
 
 

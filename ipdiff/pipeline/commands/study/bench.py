@@ -78,8 +78,8 @@ def run(dataset: str, model: str | None, seconds: float) -> list[Measured]:
     """Training and sampling of a data set's configuration.
 
     Args:
-        dataset: key of params.yaml datasets.
-        model: key of params.yaml models; None = the first that the data set's families train.
+        dataset: a data set of any study.
+        model: a model of its study; None = the first that the data set's families train.
         seconds: time to measure.
 
     Raises:
@@ -87,11 +87,11 @@ def run(dataset: str, model: str | None, seconds: float) -> list[Measured]:
     """
     if not seconds > 0:
         raise UserError(f"--seconds is {seconds:g}; use more than 0")
-    params = config.load()
+    params = config.Studies().owner(dataset)
     settings = params.dataset(dataset)
     trained = [name for name, entry in params.models.items() if getattr(settings.families, entry.family) is not None]
     if model is None and not trained:
-        raise UserError(f"no model of params.yaml is trained on {dataset}; name one with --model")
+        raise UserError(f"no model of {params.path} is trained on {dataset}; name one with --model")
     spec = params.run_spec(dataset, model or trained[0], 0)
     name = f"{dataset} {model or trained[0]}"
     return measure(name, spec, settings.sampling.batch_size, seconds, settings.sampling_compute)

@@ -61,21 +61,28 @@ def examine(study: str | None = None) -> list[Finding]:
         UserError: there is no such study.
     """
     findings = [*_itself(), *_python(), *_torch(), *_cpu(), *_packages(), *_git_state(), *_disk()]
+    study, studies = study or config.DEFAULT, config.Studies()
     try:
-        params = config.load()
+        broken = studies.broken()
     except UserError as error:
-        return [*findings, Finding(WRONG, "params.yaml", str(error).removeprefix("params.yaml "))]
-    text = f"{len(params.datasets)} data sets; studies {', '.join(params.studies)}"
-    findings += [Finding(FINE, "params.yaml", text), *_store(params)]
-    needed = set(params.study(study or dvc_files.DEFAULT_STUDY).datasets)
+        return [*findings, Finding(WRONG, "studies", str(error))]
+    if study not in studies.names:
+        studies.load(study)  # says so
+    read = [studies.load(name) for name in studies.names if name not in broken]
+    text = f"{', '.join(params.study for params in read)}: {sum(len(params.datasets) for params in read)} data sets"
+    findings += [Finding(FINE, "studies", text)] if read else []
+    findings += [Finding(WRONG if name == study else NOTE, "studies", line) for name, line in broken.items()]
+    findings += _store(studies)
     networks: dict[Inception, list[Finding]] = {}
     found: list[Finding] = []
-    for name, dataset in params.datasets.items():
-        found += _data(params, name)
-        if dataset.features == "inception":
-            if dataset.inception not in networks:
-                networks[dataset.inception] = list(_network(dataset.inception))
-            found += [replace(finding, about=name) for finding in networks[dataset.inception]]
+    for params in read:
+        for name, dataset in params.datasets.items():
+            found += _data(params, name)
+            if dataset.features == "inception":
+                if dataset.inception not in networks:
+                    networks[dataset.inception] = list(_network(dataset.inception))
+                found += [replace(finding, about=name) for finding in networks[dataset.inception]]
+    needed = {name for params in read if params.study == study for name in params.datasets}
     return [*findings, *_together(replace(one, mark=_mark(one, one.about in needed)) for one in found)]
 
 
@@ -185,12 +192,12 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _store(params: config.Params) -> Iterator[Finding]:
+def _store(studies: config.Studies) -> Iterator[Finding]:
     if not Path(".dvc").is_dir():
         yield Finding(WRONG, "store", "no .dvc here: run this in the project's root, or dvc init")
         return
     try:
-        recorded = dvc_files.recorded(params.studies)
+        recorded = dvc_files.recorded(studies.names)
     except UserError as error:
         yield Finding(WRONG, "store", str(error))
         return

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ipdiff.errors import UserError
-from ipdiff.pipeline import config, grid
+from ipdiff.pipeline import grid
 from ipdiff.pipeline.grid import Cell, selection
 from ipdiff.pipeline.grid.freshness import Freshness, State
 from ipdiff.pipeline.stages import IMPORT, STAGES
@@ -146,7 +146,7 @@ class Planner:
 
     def __init__(self, fresh: Freshness, speed: Speed | None = None) -> None:
         """`fresh`: the grid and what holds of it; `speed`: of one data set, for the hours."""
-        self.fresh, self.params, self.speed = fresh, fresh.grid.params, speed
+        self.fresh, self.studies, self.speed = fresh, fresh.grid.studies, speed
         self.unknown: set[str] = set()
 
     def plan(self, names: Sequence[str]) -> Plan:
@@ -155,7 +155,7 @@ class Planner:
         Raises:
             UserError: a target is unknown (see `targets.select`).
         """
-        chosen = selection.cells_of(selection.select(self.fresh.grid, names, self.params.studies))
+        chosen = selection.cells_of(selection.select(self.fresh.grid, names))
         cells = {cell.directory: cell for target in chosen for cell in self.fresh.grid.needed(target)}
         verbs: dict[str, Cost] = {verb: Cost() for verb in (*STAGES, IMPORT.verb)}
         for cell in cells.values():
@@ -167,8 +167,8 @@ class Planner:
         if self.speed is None:
             return []
         names = sorted({cell.bindings["dataset"] for cell in cells if cell.stage.verb == "sample"})
-        known = self.params.dataset(self.speed.dataset).sampling_compute.precision
-        return [name for name in names if self.params.dataset(name).sampling_compute.precision != known]
+        known = self.studies.dataset(self.speed.dataset).sampling_compute.precision
+        return [name for name in names if self.studies.dataset(name).sampling_compute.precision != known]
 
     def _cost(self, cell: Cell) -> Cost:
         missing = self.fresh.state(cell) is not State.HOLDS
@@ -184,7 +184,7 @@ class Planner:
 
     def _reference(self, cell: Cell) -> Cost:
         name = cell.bindings["dataset"]
-        return self._features(name, self.params.dataset(name).reference.images or self._count(name))
+        return self._features(name, self.studies.dataset(name).reference.images or self._count(name))
 
     def _neighbours(self, cell: Cell) -> Cost:
         name, cost = cell.bindings["dataset"], self._reference(cell)
@@ -198,7 +198,7 @@ class Planner:
         return Cost(flops=flops, seconds=self._seconds(1, flops, "sample"))
 
     def _width(self, name: str) -> int:
-        settings = self.params.dataset(name)
+        settings = self.studies.dataset(name)
         return INCEPTION_WIDTH if settings.features == "inception" else settings.classifier.features
 
     def _train(self, cell: Cell) -> Cost:
@@ -231,24 +231,24 @@ class Planner:
 
     def _evaluate(self, cell: Cell) -> Cost:
         name, drawn = cell.bindings["dataset"], self._drawn(cell)
-        cost, reference = self._features(name, drawn), self.params.dataset(name).reference
+        cost, reference = self._features(name, drawn), self.studies.dataset(name).reference
         if reference.neighbours:
             cost.add(self._distances(name, drawn * (drawn + (reference.images or self._count(name)))))
         return cost
 
     def _drawn(self, cell: Cell) -> int:
         sampler = Sampler.parse(cell.bindings["sampler"])
-        return self.params.dataset(cell.bindings["dataset"]).sampling.count(sampler)
+        return self.studies.dataset(cell.bindings["dataset"]).sampling.count(sampler)
 
     def _analyse(self, cell: Cell) -> Cost:
-        spec, settings = self._spec(cell), self.params.dataset(cell.bindings["dataset"]).analysis
+        spec, settings = self._spec(cell), self.studies.dataset(cell.bindings["dataset"]).analysis
         images = settings.images if settings else 0
         evaluations = images * (settings.timesteps if settings else 0)
         flops = self._network(spec)[0]
         return Cost(0, 0, images, evaluations, evaluations * flops, self._seconds(evaluations, flops, "sample"))
 
     def _features(self, dataset: str, images: int) -> Cost:
-        flops = INCEPTION_FLOPS if self.params.dataset(dataset).features == "inception" else 0
+        flops = INCEPTION_FLOPS if self.studies.dataset(dataset).features == "inception" else 0
         return Cost(images=images, flops=images * flops, seconds=self._seconds(images if flops else 0, flops, "sample"))
 
     def _seconds(self, work: float, flops: float, kind: str) -> float:
@@ -256,28 +256,29 @@ class Planner:
         if self.speed is None or not work:
             return 0.0
         name = self.speed.dataset
-        dataset = self.params.dataset(name)
+        dataset = self.studies.dataset(name)
         family = next(kind for kind in FAMILIES if getattr(dataset.families, kind) is not None)
-        model = next(key for key, model in self.params.models.items() if model.family == family)
-        known = self._network(self.params.run_spec(name, model, 0))[0]
+        params = self.studies.owner(name)
+        model = next(key for key, model in params.models.items() if model.family == family)
+        known = self._network(params.run_spec(name, model, 0))[0]
         return work * flops / (known * (self.speed.train if kind == "train" else self.speed.sample))
 
     def _states(self, cells: Iterable[Cell]) -> int:
         """Bytes of the train states in work/ once every run is trained."""
         runs = {cell.directory.rpartition("/")[0]: cell for cell in cells if cell.stage.verb == "train"}
-        sizes = [self._network(self._spec(cell))[1] * WEIGHT_BYTES * STATE_COPIES for cell in runs.values()]
-        return sum(sizes) * self.params.work.states_kept
+        kept = [(self._spec(cell), self.fresh.grid.of(cell).work.states_kept) for cell in runs.values()]
+        return sum(self._network(spec)[1] * WEIGHT_BYTES * STATE_COPIES * count for spec, count in kept)
 
     def _spec(self, cell: Cell) -> RunSpec:
         names = cell.bindings
-        return self.params.run_spec(names["dataset"], names["model"], 0)
+        return self.studies.of(names).run_spec(names["dataset"], names["model"], 0)
 
     def _network(self, spec: RunSpec) -> tuple[int, int]:
         shape = {**spec.to_json(), "objective": {"gamma": 0, "target": "eps", "gp_weight": 0, "weight_decay": 0}}
         return network(json.dumps(shape, sort_keys=True))
 
     def _pixels(self, name: str) -> int:
-        source = self.params.dataset(name).source
+        source = self.studies.dataset(name).source
         return source.image_size**2 * source.channels
 
     def _count(self, name: str) -> int:
@@ -287,7 +288,7 @@ class Planner:
             from ipdiff.data.images import load_images
 
             return len(load_images(made))
-        if (known := self.params.dataset(name).source.expected_images) is None:
+        if (known := self.studies.dataset(name).source.expected_images) is None:
             self.unknown.add(name)
         return known or 0
 
@@ -338,9 +339,9 @@ def _size(size: int) -> str:
 
 def run(names: Sequence[str], speed: Speed | None) -> tuple[Plan, dict[str, Any]]:
     """The plan of these targets, and as plain data."""
-    fresh = Freshness(grid.load(), config.load_raw())
+    fresh = Freshness(grid.load())
     if speed is not None:
-        fresh.grid.params.dataset(speed.dataset)
+        fresh.grid.studies.owner(speed.dataset)
     plan = Planner(fresh, speed).plan(names)
     data = {verb: vars(cost) for verb, cost in {**plan.verbs, "total": plan.total}.items()}
     return plan, {

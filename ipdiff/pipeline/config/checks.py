@@ -1,0 +1,163 @@
+"""What types cannot say of a params.yaml: names exist and fit into paths, networks fit, every T' and step is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ipdiff.errors import ConfigError
+from ipdiff.metrics.spec import METRICS
+from ipdiff.pipeline.config.naming import NAME, nearest, project_path, suggest
+from ipdiff.pipeline.config.params import Params, points, runs, sampler_of, step_problem
+from ipdiff.pipeline.config.spec import ADMFamily, Dataset, DDPMFamily
+from ipdiff.report.spec import Figure, Point, Table
+from ipdiff.sample_sets.spec import Sampler
+from ipdiff.schedule import make_betas
+from ipdiff.spec import FAMILIES
+
+
+class _Wrong(Exception):
+    """What is wrong with a key, without the file's path."""
+
+
+def check(params: Params) -> None:
+    """Raise ConfigError, with one line, for the first thing that is wrong."""
+    try:
+        _check(params)
+    except _Wrong as error:
+        raise ConfigError(f"{params.path} {error}") from None
+
+
+def _check(params: Params) -> None:
+    for kind in ("datasets", "models", "tables", "figures"):
+        _well_formed(kind, getattr(params, kind))
+    for name, dataset in params.datasets.items():
+        _check_dataset(params, name, dataset)
+    for model, seeds in params.seeds.items():
+        if model != "default":
+            _known("seeds", model, params.models)
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise _Wrong(f"seeds.{model}: found {seeds}; expected one seed or more, without repeats")
+    for kind, views in (("tables", params.tables), ("figures", params.figures)):
+        for name, view in views.items():
+            _check_view(params, f"{kind}.{name}", view)
+
+
+def _check_dataset(params: Params, name: str, dataset: Dataset) -> None:
+    for model in sorted(set(dataset.final_step) - {"default"}):
+        _known(f"datasets.{name}.final_step", model, params.models)
+        if wrong := step_problem(params, name, model, dataset.final_step[model]):
+            raise _Wrong(f"datasets.{name}.final_step.{model}: {wrong}")
+    for file in dataset.source.archives:
+        said = params.downloads.get(file)
+        if said is None or not (said.url or said.how):
+            raise _Wrong(
+                f"datasets.{name}.source.archives: how is {file} got? Give downloads a key '{file}' with "
+                f"url or how{nearest(file, params.downloads)}"
+            )
+    _check_families(name, dataset)
+    for key, path in (("source.raw", dataset.source.raw), ("inception.raw", dataset.inception.raw)):
+        if path is not None and (not path or set(project_path(path)) <= {".", "/"}):
+            raise _Wrong(
+                f"datasets.{name}.{key}: '{path}' holds the project itself; name a file or a directory of its own"
+            )
+
+
+def _check_families(name: str, dataset: Dataset) -> None:
+    """Networks that no image of this size fits, and schedules that leave no signal, before anything is trained."""
+    for kind in FAMILIES:
+        family: ADMFamily | DDPMFamily | None = getattr(dataset.families, kind)
+        if family is None:
+            continue
+        where = f"datasets.{name}.families.{kind}"
+        try:
+            family.network.check(dataset.source.image_size)
+        except ValueError as error:
+            raise _Wrong(f"{where}.network: {error}") from None
+        try:
+            make_betas(family.diffusion.schedule, family.diffusion.T)
+        except ValueError as error:
+            raise _Wrong(f"{where}.diffusion: {error}") from None
+
+
+def _well_formed(where: str, names: Iterable[str]) -> None:
+    for name in names:
+        if not NAME.fullmatch(name):
+            raise _Wrong(f"{where}: '{name}' cannot be part of a path; use letters, digits, '_' and '-'")
+
+
+def _known(where: str, name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        raise _Wrong(f"{where}: unknown name '{name}'{suggest(name, known)}")
+
+
+def _check_view(params: Params, where: str, view: Table | Figure) -> None:
+    if isinstance(view, Table):
+        axes = [*view.rows, *view.columns]
+        if len(set(axes)) != len(axes):
+            raise _Wrong(f"{where}: an axis stands twice in rows {view.rows} and columns {view.columns}")
+        if not view.metrics:
+            raise _Wrong(f"{where}.metrics: found nothing; expected one metric or more")
+    asked = view.points if isinstance(view, Table) else []
+    for dataset in [*view.datasets, *(point.dataset for point in asked)]:
+        _known(f"{where}.datasets", dataset, params.datasets)
+    for model in [*view.models, *(point.model for point in asked)]:
+        _known(f"{where}.models", model, params.models)
+    for model, last in view.until.items():
+        _known(f"{where}.until", model, view.models)
+        if view.steps and last < min(view.steps):
+            raise _Wrong(f"{where}.until.{model}: {last} is before the first of steps {view.steps}")
+    if isinstance(view, Figure) and view.kind == "errors":
+        _check_errors(params, where, view)
+        return
+    found = points(params, view)
+    if not found:
+        raise _Wrong(f"{where}: no cell; name datasets, models and samplers, or points")
+    if isinstance(view, Table):
+        for pair in view.compare.items():
+            for model in pair:
+                _known(f"{where}.compare", model, dict.fromkeys(point.model for point in found))
+    for point in found:
+        _check_point(params, where, point)
+        if isinstance(view, Figure) and view.kind == "samples":
+            count = params.dataset(point.dataset).sampling.count(Sampler.parse(point.sampler))
+            if view.images > count:
+                raise _Wrong(f"{where}.images: {view.images} of the {count} that {point.dataset} draws")
+    metrics = view.metrics if isinstance(view, Table) else [view.metric] if view.kind == "lines" else []
+    for dataset in dict.fromkeys(point.dataset for point in found):
+        _check_metrics(params.dataset(dataset), dataset, where, metrics)
+
+
+def _check_metrics(dataset: Dataset, name: str, where: str, metrics: Iterable[str]) -> None:
+    for metric in metrics:
+        kind = METRICS[metric]
+        if kind.needs == "logits" and dataset.features != "inception":
+            raise _Wrong(f"{where}: {metric} needs datasets.{name}.features: inception, found {dataset.features}")
+        if kind.needs == "neighbours" and not dataset.reference.neighbours:
+            raise _Wrong(f"{where}: {metric} needs datasets.{name}.reference.neighbours: true")
+        if not kind.always and metric not in dataset.metrics:
+            raise _Wrong(f"{where}: {metric} is measured where datasets.{name}.metrics names it")
+
+
+def _check_errors(params: Params, where: str, figure: Figure) -> None:
+    if figure.samplers:
+        raise _Wrong(f"{where}.samplers: found {figure.samplers}; prediction errors need no sampler")
+    if not runs(params, figure):
+        raise _Wrong(f"{where}: no cell; name datasets and models")
+    for dataset, model, step in runs(params, figure):
+        params.family(dataset, model)
+        if params.dataset(dataset).analysis is None:
+            raise _Wrong(f"datasets.{dataset}.analysis: missing key; {where} needs it")
+        _check_step(params, where, dataset, model, step)
+
+
+def _check_point(params: Params, where: str, point: Point) -> None:
+    try:
+        sampler_of(params, point.dataset, point.model, point.sampler)
+    except ValueError as error:
+        raise _Wrong(f"{where}.samplers: {error}") from None
+    _check_step(params, where, point.dataset, point.model, point.step)
+
+
+def _check_step(params: Params, where: str, dataset: str, model: str, step: int | None) -> None:
+    if step is not None and (wrong := step_problem(params, dataset, model, step)):
+        raise _Wrong(f"{where}.steps: {wrong}")

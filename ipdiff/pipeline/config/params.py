@@ -1,0 +1,169 @@
+"""A study's parameters: what its params.yaml says, looked up."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ipdiff.data.spec import Archive, Download, Source
+from ipdiff.errors import ConfigError, UserError
+from ipdiff.pipeline.config.naming import suggest
+from ipdiff.pipeline.config.spec import ADMFamily, Dataset, DDPMFamily, Model, StudyParams
+from ipdiff.report.spec import Figure, Point, Table, wanted
+from ipdiff.sample_sets.spec import Sampler, kept
+from ipdiff.spec import RunSpec
+
+_V = TypeVar("_V")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Params(StudyParams):
+    """One study's parameters.
+
+    Attributes:
+        study: the study's name.
+        path: the params.yaml that was read.
+        raw: the same as plain data, as it is written: the values that both engines compare.
+    """
+
+    study: str
+    path: Path
+    raw: dict[str, Any]
+
+    def dataset(self, name: str) -> Dataset:
+        """A data set; ConfigError with the nearest names if there is none."""
+        return self._look_up(self.datasets, "dataset", name)
+
+    def model(self, name: str) -> Model:
+        """A model; ConfigError with the nearest names if there is none."""
+        return self._look_up(self.models, "model", name)
+
+    def table(self, name: str) -> Table:
+        """A table; ConfigError with the nearest names if there is none."""
+        return self._look_up(self.tables, "table", name)
+
+    def figure(self, name: str) -> Figure:
+        """A figure; ConfigError with the nearest names if there is none."""
+        return self._look_up(self.figures, "figure", name)
+
+    def _look_up(self, known: Mapping[str, _V], kind: str, name: str) -> _V:
+        if name not in known:
+            raise ConfigError(f"{kind} '{name}' is not in {self.path}{suggest(name, known)}")
+        return known[name]
+
+    def values(self, keys: Iterable[str]) -> dict[str, Any]:
+        """The values of dotted keys, as they are written.
+
+        Raises:
+            UserError: the file does not write one out.
+        """
+        found: dict[str, Any] = {}
+        for key in keys:
+            try:
+                found[key] = value_at(self.raw, key)
+            except (KeyError, TypeError):
+                raise UserError(
+                    f"{self.path} {key}: write this key out, even where the default is wanted; both engines compare it"
+                ) from None
+        return found
+
+    def archives(self, source: Source) -> list[Archive]:
+        """The published files a data set is read from; none if it has `raw` or is embedded."""
+        return [self.archive(file, digest) for file, digest in source.archives.items()]
+
+    def archive(self, file: str, sha256: str | None) -> Archive:
+        """A published file, with what `downloads` says of it."""
+        return Archive(file=file, sha256=sha256, **dataclasses.asdict(self.downloads.get(file, Download())))
+
+    def family(self, dataset: str, model: str) -> ADMFamily | DDPMFamily:
+        """How `model` is built and trained on `dataset`."""
+        name = self.model(model).family
+        found = getattr(self.dataset(dataset).families, name)
+        if found is None:
+            raise ConfigError(f"{self.path} datasets.{dataset}.families.{name}: missing; model {model} needs it")
+        return found
+
+    def run_spec(self, dataset: str, model: str, seed: int) -> RunSpec:
+        """Everything that decides the bytes of a training run."""
+        family, source = self.family(dataset, model), self.dataset(dataset).source
+        return RunSpec(
+            family=self.model(model).family,
+            network=family.network,
+            diffusion=family.diffusion,
+            training=family.training,
+            objective=self.model(model).objective(self.dataset(dataset).strengths),
+            compute=self.dataset(dataset).compute,
+            image_size=source.image_size,
+            channels=source.channels,
+            seed=seed,
+        )
+
+
+def value_at(raw: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key of a params.yaml, as DVC looks it up."""
+    value: Any = raw
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def step_problem(params: Params, dataset: str, model: str, step: int) -> str | None:
+    """What is wrong with a checkpoint's step, or None. Imported checkpoints have the steps they came with."""
+    if params.model(model).imported:
+        return None if step >= 1 else f"{step} is no training step; use 1 or more"
+    steps = params.dataset(dataset).checkpoints
+    return None if step in steps else f"{step} is not one of datasets.{dataset}.checkpoints {steps}"
+
+
+def sampler_of(params: Params, dataset: str, model: str, name: str) -> Sampler:
+    """The sampler of this name, held against the chain that the model was trained on.
+
+    Raises:
+        ConfigError: the data set or model is unknown, or the one does not train the other.
+        ValueError: no such sampler, or one with a grid that the chain does not have.
+    """
+    T = params.family(dataset, model).diffusion.T
+    sampler = Sampler.parse(name)
+    if sampler.name != name:
+        raise ValueError(f"sampler '{name}': write it as '{sampler.name}' (one name, one artifact)")
+    kept(sampler, T, f" of {dataset}/{model}")
+    return sampler
+
+
+def shown(params: Params) -> list[str]:
+    """Names of the data sets that a table or figure shows, in the order of the study."""
+    views = (*params.tables.values(), *params.figures.values())
+    named = {name for view in views for name in view.datasets}
+    named |= {point.dataset for table in params.tables.values() for point in table.points}
+    return [name for name in params.datasets if name in named]
+
+
+def points(params: Params, view: Table | Figure) -> list[Point]:
+    """The points a table or figure asks for, in its order, each with its training step."""
+    if isinstance(view, Table) and view.points:
+        asked = view.points
+    else:
+        asked = [
+            Point(dataset, model, sampler, step)
+            for dataset in view.datasets
+            for model in view.models
+            for step in (wanted(view.steps, view.until, model) or [None])
+            for sampler in view.samplers
+        ]
+    return [
+        p if p.step is not None else dataclasses.replace(p, step=params.dataset(p.dataset).last_step(p.model))
+        for p in asked
+    ]
+
+
+def runs(params: Params, figure: Figure) -> list[tuple[str, str, int]]:
+    """The checkpoints (data set, model, training step) that a figure of prediction errors asks for, in its order."""
+    return [
+        (dataset, model, step)
+        for dataset in figure.datasets
+        for model in figure.models
+        for step in (wanted(figure.steps, figure.until, model) or [params.dataset(dataset).last_step(model)])
+    ]
