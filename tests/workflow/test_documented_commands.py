@@ -38,7 +38,11 @@ from ipdiff.pipeline.stages import STAGES
 
 pytestmark = pytest.mark.workflow
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "config/README.md"]
+DOCUMENTS = [
+    path
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "config/README.md")
+    if path.name != "extending.md"  # test_extending.py runs it
+]
 PROGRAMS = ("ipdiff", "snakemake", "dvc", "make", "python -m")
 COMMANDS = ("", "sh", "bash", "console")
 """Languages of fences that hold commands, a line each."""
