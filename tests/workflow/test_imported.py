@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from workflow.conftest import make_project
+from workflow.conftest import copied_project, make_project
 from workflow.engines import MINI, outputs, planned, run, stale
 
 from ipdiff.interop import checking
@@ -57,7 +57,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sampled(imported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The study as Snakemake made it from the imported checkpoint. To be read only."""
-    project = Path(shutil.copytree(imported, tmp_path_factory.mktemp("sampled") / "project", symlinks=True))
+    project = copied_project(imported, tmp_path_factory.mktemp("sampled") / "project")
     run(project, "snakemake", "--cores", "2", "mini")
     return project
 

@@ -21,7 +21,8 @@ pytestmark = pytest.mark.workflow
 
 KILLED_WHILE_PUBLISHING = """
 import os, signal, sys
-from ipdiff import artifact, cli
+from ipdiff import cli
+from ipdiff.pipeline.store import artifact
 
 def move(path, final):
     if path.name == "recipe.json" and "table3" in sys.argv:
