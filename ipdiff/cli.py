@@ -1,4 +1,4 @@
-"""`ipdiff VERB ...`: one verb a stage, and the verbs that look after the project.
+"""The command line: one verb a stage, and the verbs that look after the project.
 
 Exit codes: 0 done, 2 bad input, 3 integrity, 75 preempted (run me again).
 """

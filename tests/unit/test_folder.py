@@ -408,8 +408,8 @@ def test_files_of_too_many_bytes_are_not_read(tmp_path):
 LARGEST = """
 import sys
 from pathlib import Path
-from ipdiff.data import decode
-from ipdiff.spec import Source
+from ipdiff.data.formats import decode
+from ipdiff.data.spec import Source
 source = Source("folder", 8, 3, "x", preprocessing="center-crop", modes="convert")
 decode.own(Path(sys.argv[1]).read_bytes(), source)
 for line in Path("/proc/self/status").read_text().splitlines():
