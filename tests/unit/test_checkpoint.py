@@ -533,7 +533,7 @@ def test_exported_safetensors_carry_their_run_in_one_key(project: Path) -> None:
     ("spec", "form", "said"),
     [
         (ADM, "guided-diffusion", "guided-diffusion's norms have 32 groups, this network's 2"),
-        (DDIM, "guided-diffusion", "this is the DDIM code's network"),
+        (DDIM, "guided-diffusion", "this network's is ddpm"),
         (change(ADM, channel_mult=[2, 4]), "diffusers", "channel_mult starts with 2"),
         (change(ADM, num_head_channels=None, attention_resolutions=[4], num_heads=2), "diffusers", "num_heads is 2"),
         (ADM, "onnx", "--format is 'onnx'; use safetensors, guided-diffusion, diffusers"),

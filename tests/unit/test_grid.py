@@ -40,8 +40,8 @@ EXPOSED = {**RUN, "sampler": "exposure-10"}
 RUN_PATH = "runs/tiny/adm-ip/s1"
 SET_PATH = "tiny/adm-ip/s1/8/ancestral-5"
 RUN_PARAMS = (
-    "models.adm-ip",
     "datasets.tiny.strengths.gamma",
+    "models.adm-ip",
     "datasets.tiny.families.adm.network",
     "datasets.tiny.families.adm.diffusion",
     "datasets.tiny.families.adm.training",

@@ -186,7 +186,7 @@ EXAMPLES = [text for path in DOCUMENTS for language, text in fences(path) if lan
 
 
 def test_every_fence_is_of_a_kind_that_is_checked() -> None:
-    assert {language for path in DOCUMENTS for language, _ in fences(path)} <= {*COMMANDS, "python", "yaml"}
+    assert {language for path in DOCUMENTS for language, _ in fences(path)} <= {*COMMANDS, "python", "yaml", "text"}
     assert FENCED
     assert EXAMPLES
 

@@ -254,9 +254,8 @@ class Planner:
         if self.speed is None or not work:
             return 0.0
         name = self.speed.dataset
-        dataset = self.studies.dataset(name)
+        dataset, params = self.studies.dataset(name), self.studies.owner(name)
         family = next(kind for kind in FAMILIES if getattr(dataset.families, kind) is not None)
-        params = self.studies.owner(name)
         model = next(key for key, model in params.models.items() if model.family == family)
         known = self._network(params.run_spec(name, model, 0))[0]
         return work * flops / (known * (self.speed.train if kind == "train" else self.speed.sample))
