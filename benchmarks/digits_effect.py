@@ -146,7 +146,8 @@ def metrics(samples: np.ndarray, folder: str) -> dict[str, float]:
     """FID, sFID and pixel distance of a sample set against the references in `folder`."""
     from ipdiff.data.arrays import load_npz
     from ipdiff.metrics import evaluate
-    from ipdiff.metrics.features.extractors import ClassifierFeatures, Statistics, show
+    from ipdiff.metrics.features.classifier_features import ClassifierFeatures
+    from ipdiff.metrics.features.extractors import Statistics, show
     from ipdiff.metrics.spec import METRICS, Measured
 
     dataset = config.load().dataset("digits")
@@ -169,7 +170,7 @@ def references(folder: Path) -> None:
     if not (folder / "stats.npz").exists():
         prepare.run(dataset.source, folder)
         classifier.run(dataset.classifier, dataset.compute, folder / "images.npy", folder / "labels.npy", folder)
-        network = Network(folder / "classifier.safetensors", dataset.classifier)
+        network = Network("classifier", folder / "classifier.safetensors", dataset.classifier)
         reference.run(dataset.reference, network, dataset.compute, folder / "images.npy", folder)
 
 

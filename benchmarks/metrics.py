@@ -209,8 +209,8 @@ def classifier(budget: str) -> dict[str, Any]:
     import torch
 
     from ipdiff.data.images import to_network
+    from ipdiff.metrics.features.classifier_features import ClassifierFeatures
     from ipdiff.metrics.features.classifier_net import FeatureNet, initialise, save
-    from ipdiff.metrics.features.extractors import ClassifierFeatures
     from ipdiff.pipeline import config
 
     dataset = config.load(ROOT / "params.yaml").dataset("digits")

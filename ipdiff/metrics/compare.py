@@ -21,7 +21,7 @@ from ipdiff.metrics.features.extractors import Extractor, Network
 from ipdiff.metrics.features.inception_file import obtain
 from ipdiff.metrics.overlap import K
 from ipdiff.metrics.sets import measure
-from ipdiff.metrics.spec import METRICS, Classifier, Inception, Measured
+from ipdiff.metrics.spec import FEATURES, METRICS, Classifier, Inception, Measured, with_logits
 from ipdiff.work import recipes
 from ipdiff.work.recipes import RECIPE
 
@@ -146,25 +146,26 @@ def _about(file: Npz) -> dict[str, NDArray[Any]]:
 
 
 def network_of(features: str) -> Network:
-    """The network that `--features` names: `inception`, a classifier.safetensors, or another TorchScript file.
+    """The network that `--features` names: one of `FEATURES` by name, a classifier.safetensors, or a TorchScript file.
 
     Raises:
         UserError: there is no such file, or no recipe beside a classifier says how it was built.
     """
-    if features == "inception":
-        spec = Inception()
-        return Network(obtain(spec), sha256=spec.sha256)
+    named = [name for name, kind in FEATURES.items() if kind.file != "stage"]
+    if features in named:
+        published = Inception() if FEATURES[features].file == "published" else None
+        return Network(features, published and obtain(published), published)
     path = Path(features)
     if not path.is_file():
-        raise UserError(f"--features {features}: no such file; use inception, or a path of a network")
+        raise UserError(f"--features {features}: no such file; use {' or '.join(named)}, or a path of a network")
     if path.suffix != ".safetensors":
-        return Network(path)
+        return Network("inception", path, Inception(raw=features))
     params = recipes.read(path.parent / RECIPE).get("params", {})
     found = [value for key, value in params.items() if key.endswith(".classifier")]
     if not found:
         raise UserError(f"{path.parent / RECIPE}: not the recipe of a classifier")
     try:
-        return Network(path, Classifier(**found[0]))
+        return Network("classifier", path, Classifier(**found[0]))
     except TypeError as error:
         raise UserError(f"{path.parent / RECIPE}: not the recipe of a classifier: {brief(error)}") from None
 
@@ -292,5 +293,5 @@ def _needs(metric: str) -> str:
     if METRICS[metric].needs == "neighbours":
         return f"it needs the images of both (arr_0), {K + 1} or more"
     if METRICS[metric].needs == "logits":
-        return "it needs the samples' images (arr_0) and features inception"
+        return f"it needs the samples' images (arr_0) and features {with_logits()}"
     return f"both need {' and '.join(MOMENTS[metric])}, or images (arr_0)"

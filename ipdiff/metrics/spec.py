@@ -71,6 +71,57 @@ class Reference(Record):
 
 
 @dataclass(frozen=True)
+class FeatureKind:
+    """A network whose activations are compared. Its settings are the key of its name in a data set, if there is one.
+
+    Attributes:
+        open: what opens it: module:function, (file or None, settings or None, compute) -> Extractor.
+        file: "stage": what the stage of its name makes first; "published": where its settings say, an `Inception`
+            record; "none": it needs no file.
+        params: keys of a data set that decide it.
+        logits: whether its features have logits, of which the Inception Score is taken.
+        width: of its pooled features, or the key of its settings that says it.
+        flops: arithmetic of one image; 0 where that is little.
+    """
+
+    open: str
+    file: Literal["stage", "published", "none"] = "none"
+    params: tuple[str, ...] = ()
+    logits: bool = False
+    width: int | str = 0
+    flops: int = 0
+
+
+FEATURES = {
+    "classifier": FeatureKind(
+        "ipdiff.metrics.features.classifier_features:ClassifierFeatures",
+        file="stage",
+        params=("classifier",),
+        width="features",
+    ),
+    "inception": FeatureKind(
+        "ipdiff.metrics.features.inception:open_network",
+        file="published",
+        params=("inception.sha256",),
+        logits=True,
+        width=2048,
+        flops=11_440_000_000,  # at 299x299: 5.72 G multiply-adds, two operations each
+    ),
+}
+"""Feature networks by name; a new one is a row here and what opens it."""
+
+if TYPE_CHECKING:
+    FeatureName = str
+else:
+    FeatureName = Literal[tuple(FEATURES)]
+
+
+def with_logits() -> str:
+    """The networks whose features have logits, for a message."""
+    return " or ".join(name for name, kind in FEATURES.items() if kind.logits)
+
+
+@dataclass(frozen=True)
 class MetricKind:
     """What there is to know of a metric.
 
@@ -78,7 +129,7 @@ class MetricKind:
         label: how tables name it.
         function: what computes it, with others of the same function: (samples, reference, names, compute) -> values by
             name, see `Measured`.
-        needs: "moments" of both sets; "logits" of the samples, which only Inception has; "neighbours", the pooled
+        needs: "moments" of both sets; "logits" of the samples, which not every network has; "neighbours", the pooled
             features of both sets and the real images' distances to each other.
         ending: of the names of the moments that it compares: mu, sigma (pooled features); mu_s, sigma_s (spatial); ...
         higher: whether more is better.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ipdiff.errors import IntegrityError, UserError
+from ipdiff.metrics.spec import FEATURES
 from ipdiff.pipeline import config, grid
 from ipdiff.pipeline.config.spec import Dataset
 from ipdiff.pipeline.grid import Cell
@@ -68,12 +69,10 @@ class Job:
         from ipdiff.metrics.features import inception_file
         from ipdiff.metrics.features.extractors import Network
 
-        dataset = self.dataset
-        if dataset.features == "classifier":
-            return Network(self.path("classifier.safetensors"), dataset.classifier)
-        return Network(
-            inception_file.obtain(dataset.inception), sha256=None if dataset.inception.raw else dataset.inception.sha256
-        )
+        name, settings = self.dataset.features, self.dataset.feature_settings
+        file = FEATURES[name].file
+        made = self.path(STAGES[name].files[0]) if file == "stage" else None
+        return Network(name, inception_file.obtain(settings) if file == "published" else made, settings)
 
     def run_spec(self) -> RunSpec:
         """The training run of the cell's names."""

@@ -24,14 +24,14 @@ from unit.tiny import ADM, DDIM, change, flip_bit
 from ipdiff import cli
 from ipdiff.device import compute
 from ipdiff.errors import ConfigError, IntegrityError, UserError
-from ipdiff.interop import checking, diffusers
+from ipdiff.interop import checking, diffusers, writing
 from ipdiff.nets import build
 from ipdiff.pipeline import config, grid, jobs
 from ipdiff.pipeline.commands.exchange import export, import_
 from ipdiff.pipeline.commands.study import plan
 from ipdiff.pipeline.store import artifact
 from ipdiff.schedule import make_betas, respace
-from ipdiff.spec import RunSpec
+from ipdiff.spec import Network, RunSpec
 from ipdiff.work import recipes
 
 IP = "tiny/official"
@@ -653,6 +653,18 @@ def test_diffusers_computes_the_same(name: str, library: Any, project: Path) -> 
         expected, got = ours.eval()(x, t), theirs.eval()(x, t).sample
     assert expected.std() > 0.1
     assert float((expected - got).abs().max()) < 1e-5
+
+
+def test_what_diffusers_has_no_word_for_is_refused() -> None:
+    spec = next(iter(MAPPED.values()))
+    objective = dataclasses.replace(spec.objective, target="v")
+    with pytest.raises(UserError, match="no word for target v; use safetensors"):
+        diffusers.scheduler_config(dataclasses.replace(spec, objective=objective), True)
+    other = dataclasses.replace(spec, family="mlp", network=Network(model_channels=8))
+    with pytest.raises(UserError, match="for families adm and ddpm, not mlp; use safetensors"):
+        diffusers.unet_config(other)
+    with pytest.raises(UserError, match="for family adm; this network's is mlp"):
+        writing.write_guided_diffusion(Path("net.pt"), {}, other)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "celeba64", "ffhq128"])

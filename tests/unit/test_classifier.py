@@ -13,8 +13,10 @@ from ipdiff.device.compute import configure
 from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError
 from ipdiff.metrics.features import classifier
+from ipdiff.metrics.features.classifier_features import ClassifierFeatures
 from ipdiff.metrics.features.classifier_net import FeatureNet, load, save
-from ipdiff.metrics.features.extractors import ClassifierFeatures, Statistics, pixels, show
+from ipdiff.metrics.features.extractors import Statistics, show
+from ipdiff.metrics.features.pixels import pixels
 from ipdiff.metrics.spec import Classifier
 
 CPU = Compute()

@@ -12,6 +12,7 @@ from ipdiff.data.arrays import save_npz
 from ipdiff.device.spec import Compute
 from ipdiff.metrics import evaluate
 from ipdiff.metrics.features.extractors import Network
+from ipdiff.metrics.spec import Inception
 
 CPU = Compute()
 RNG = np.random.default_rng(0)
@@ -21,7 +22,7 @@ RNG = np.random.default_rng(0)
 def folder(tmp_path_factory):
     """Two sets of images in every form, and a network."""
     out = tmp_path_factory.mktemp("files")
-    extractor = Network(write_inception(out / "net.pt", seed=1)).open(CPU)
+    extractor = Network("inception", write_inception(out / "net.pt", seed=1), Inception(raw="net.pt")).open(CPU)
     real = RNG.integers(0, 80, (24, 8, 8, 3), dtype=np.uint8)
     drawn = RNG.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
     for name, images in (("real", real), ("drawn", drawn)):

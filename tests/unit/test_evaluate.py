@@ -16,6 +16,7 @@ from ipdiff.device.spec import Compute
 from ipdiff.errors import Preempted, UserError
 from ipdiff.metrics import evaluate, neighbours, reference
 from ipdiff.metrics.features import classifier, extractors
+from ipdiff.metrics.features.classifier_features import ClassifierFeatures
 from ipdiff.metrics.features.extractors import Network
 from ipdiff.metrics.spec import Classifier, Reference
 from ipdiff.work.shards import Shards
@@ -25,7 +26,7 @@ ALL = Reference()
 
 
 def network(pipeline):
-    return Network(pipeline / "classifier.safetensors", SPEC)
+    return Network("classifier", pipeline / "classifier.safetensors", SPEC)
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +205,7 @@ def test_any_number_of_processes_makes_the_same_files(pipeline, images, tmp_path
 
 @pytest.mark.usefixtures("small_units")
 def test_a_signal_and_a_damaged_unit_cost_one_unit_each(pipeline, tmp_path, monkeypatch):
-    calls, real = [], extractors.ClassifierFeatures.__call__
+    calls, real = [], ClassifierFeatures.__call__
 
     def counted(extractor, images):
         calls.append(len(images))
@@ -212,7 +213,7 @@ def test_a_signal_and_a_damaged_unit_cost_one_unit_each(pipeline, tmp_path, monk
             os.kill(os.getpid(), signal.SIGTERM)
         return real(extractor, images)
 
-    monkeypatch.setattr(extractors.ClassifierFeatures, "__call__", counted)
+    monkeypatch.setattr(ClassifierFeatures, "__call__", counted)
     shards = Shards(tmp_path / "shards")
     arguments = (ALL, network(pipeline), CPU, pipeline / "images.npy", tmp_path, shards)
     with pytest.raises(Preempted, match="what was finished is saved"):

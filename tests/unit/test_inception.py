@@ -109,9 +109,9 @@ def test_the_same_bytes_every_time(extractor, path):
 
 def test_a_network_of_another_digest_is_refused(path):
     with pytest.raises(IntegrityError, match=f"expected sha256 {INCEPTION_SHA256}"):
-        Network(path, sha256=INCEPTION_SHA256).open(CPU)
+        Network("inception", path, Inception(INCEPTION_SHA256)).open(CPU)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert Network(path, sha256=digest).open(CPU).digest == digest
+    assert Network("inception", path, Inception(digest)).open(CPU).digest == digest
 
 
 class Nested(torch.nn.Module):

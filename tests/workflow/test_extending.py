@@ -114,7 +114,8 @@ def small(*additions: dict[str, Any]) -> dict[str, Any]:
     for addition in additions:
         for name in addition.get("datasets", {}):
             if name not in raw["datasets"]:
-                raw["datasets"][name] = {**json.loads(json.dumps(raw["datasets"]["tiny"])), "source": {}}
+                known = json.loads(json.dumps(raw["datasets"]["tiny"]))
+                raw["datasets"][name] = known | ({"source": {}} if "source" in addition["datasets"][name] else {})
         merge(raw, addition)
     return raw
 
@@ -144,7 +145,8 @@ def touched(project: Path) -> list[str]:
 def test_the_page_has_an_example_of_each_kind_and_says_what_it_costs() -> None:
     stated = {title.partition(" ")[2]: example.stated for title, example in EXAMPLES.items()}
     assert stated == {
-        "sampler": 2, "metric": 2, "objective": 2, "reader": 2, "network family": 3, "stage": 3, "table": 0,
+        "sampler": 2, "metric": 2, "feature network": 2, "objective": 2, "reader": 2, "network family": 3, "stage": 3,
+        "table": 0,
     }  # fmt: skip
     table = dict(re.findall(r"^\| \[([^]]+)\].*\| (\d)[^|]*\|$", PAGE.read_text(), re.M))
     assert {name: int(count) for name, count in table.items()} == {
@@ -159,6 +161,8 @@ def test_an_example_touches_so_many_files_and_runs(title: str, base: Path, copy:
     example.apply(project)
     assert len(touched(project)) == example.stated, touched(project)
     assert stale(project, "small") == {}
+    run(project, "ruff", "check", "--ignore=I001", "ipdiff")
+    run(project, "ruff", "format", "--check", "ipdiff")
     params_factory.write(project, small(example.params))
     assert example.commands
     for command in example.commands:
@@ -198,7 +202,16 @@ def test_both_engines_make_what_all_the_rows_give(extended: Path) -> None:
     for command in EXAMPLES["A reader"].commands[:-1]:
         run(extended, "sh", "-c", command)
     run(extended, "ipdiff", "grid", "--write")
-    run(extended, "snakemake", "--cores", "2", "small", "counts/tiny/count.json", "data/grey/images.npy")
+    run(
+        extended,
+        "snakemake",
+        "--cores",
+        "2",
+        "small",
+        "counts/tiny/count.json",
+        "data/grey/images.npy",
+        "reference/thumbs/stats.npz",
+    )
     assert {path: path.read_bytes() for path in train} == train
     assert stale(extended, "small") == {}
     assert "up to date" in run(extended, "dvc", "status", "studies/small/dvc.yaml").stdout

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from ipdiff.data.images import to_network
-from ipdiff.device.compute import configure
 from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError
-from ipdiff.metrics.features import classifier_net
-from ipdiff.metrics.features.inception import InceptionFeatures
-from ipdiff.metrics.features.pixels import Features, pixels
+from ipdiff.metrics.features.pixels import Features
 from ipdiff.metrics.frechet import Moments
-from ipdiff.metrics.spec import Classifier
+from ipdiff.metrics.spec import FEATURES
+from ipdiff.parameters import resolve
 from ipdiff.work import signals
 from ipdiff.work.shards import Shards, cut
 
@@ -53,47 +48,21 @@ class Extractor(Protocol):
 
 @dataclass(frozen=True)
 class Network:
-    """A feature network's file and how to open it.
+    """A feature network and how to open it.
 
     Attributes:
-        path: the file.
-        classifier: how the pipeline's own classifier was built; None for the Inception network.
-        sha256: what the Inception file's digest must be; anything if None.
+        kind: a key of `FEATURES`.
+        path: its file; None where it needs none.
+        settings: how it was built, or which file it must be; None where it has none.
     """
 
-    path: Path
-    classifier: Classifier | None = None
-    sha256: str | None = None
+    kind: str
+    path: Path | None = None
+    settings: Any = None
 
     def open(self, compute: Compute) -> Extractor:
         """Load it. Raises UserError or IntegrityError where the file is not that network."""
-        if self.classifier is None:
-            return InceptionFeatures(self.path, compute, self.sha256)
-        return ClassifierFeatures(self.path, self.classifier, compute)
-
-
-class ClassifierFeatures:
-    """Features of the pipeline's own classifier."""
-
-    name = "classifier"
-    batch_size = 500
-
-    def __init__(self, path: Path, spec: Classifier, compute: Compute) -> None:
-        """Load the net. Raises UserError where the file is not a net of `spec`, or the device is absent."""
-        self._device = configure(compute)
-        self._net = classifier_net.load(path, spec).to(self._device)
-        self.digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-
-    @torch.no_grad()
-    def __call__(self, images: NDArray[np.uint8]) -> Features:
-        """See `Extractor`. Raises UserError for images of another shape than the net was trained on."""
-        expected = (self._net.image_size, self._net.image_size, self._net.channels)
-        if images.shape[1:] != expected:
-            raise UserError(
-                f"images are {list(images.shape[1:])} [H, W, C]; the classifier was trained on {list(expected)}"
-            )
-        pool, spatial = self._net.features(to_network(images).to(self._device))
-        return {"pool": pool.cpu().numpy(), "spatial": spatial.cpu().numpy(), "pixel": pixels(images)}
+        return resolve(FEATURES[self.kind].open)(self.path, self.settings, compute)
 
 
 Observer = Callable[[Features], None]

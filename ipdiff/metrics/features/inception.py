@@ -24,7 +24,7 @@ from ipdiff.device.compute import configure
 from ipdiff.device.spec import Compute
 from ipdiff.errors import IntegrityError, UserError, brief
 from ipdiff.metrics.features.pixels import Features, pixels
-from ipdiff.metrics.spec import INCEPTION_SHA256
+from ipdiff.metrics.spec import INCEPTION_SHA256, Inception
 
 SIZE = 299
 """Side of the images that the layers take."""
@@ -114,6 +114,11 @@ class InceptionFeatures:
                 "gives; it is not the Inception network of 2015-12-05"
             )
         F.linear(pool, self._network.output.weight)
+
+
+def open_network(path: Path, settings: Inception, compute: Compute) -> InceptionFeatures:
+    """The network of these settings; one that `settings.raw` names may be any."""
+    return InceptionFeatures(path, compute, None if settings.raw else settings.sha256)
 
 
 def resize(x: Tensor) -> Tensor:

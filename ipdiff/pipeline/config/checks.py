@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ipdiff.errors import ConfigError
-from ipdiff.metrics.spec import METRICS
+from ipdiff.metrics.spec import FEATURES, METRICS, with_logits
 from ipdiff.pipeline.config.naming import NAME, nearest, project_path, suggest
 from ipdiff.pipeline.config.params import Params, points, runs, sampler_of, step_problem
 from ipdiff.pipeline.config.spec import ADMFamily, Dataset, DDPMFamily
@@ -130,8 +130,8 @@ def _check_view(params: Params, where: str, view: Table | Figure) -> None:
 def _check_metrics(dataset: Dataset, name: str, where: str, metrics: Iterable[str]) -> None:
     for metric in metrics:
         kind = METRICS[metric]
-        if kind.needs == "logits" and dataset.features != "inception":
-            raise _Wrong(f"{where}: {metric} needs datasets.{name}.features: inception, found {dataset.features}")
+        if kind.needs == "logits" and not FEATURES[dataset.features].logits:
+            raise _Wrong(f"{where}: {metric} needs datasets.{name}.features: {with_logits()}, found {dataset.features}")
         if kind.needs == "neighbours" and not dataset.reference.neighbours:
             raise _Wrong(f"{where}: {metric} needs datasets.{name}.reference.neighbours: true")
         if not kind.always and metric not in dataset.metrics:

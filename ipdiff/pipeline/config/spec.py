@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 
 from ipdiff.data.spec import Download, Quantise, Source
 from ipdiff.device.spec import Compute
-from ipdiff.metrics.spec import Classifier, Inception, Metric, Reference
+from ipdiff.metrics.spec import Classifier, FeatureName, Inception, Metric, Reference
 from ipdiff.parameters import FORBID, Range, Record, check
 from ipdiff.report.spec import Study
 from ipdiff.sample_sets.spec import Analysis, Sampling
@@ -83,9 +83,9 @@ class Dataset(Record):
     checkpoints: Annotated[list[int], "training steps that publish a checkpoint, ascending", Range(1)]
     final_step: Annotated[dict[str, int], "the checkpoint a table means, by model; `default` for the others", Range(1)]
     strengths: Strengths = field(default_factory=Strengths)
-    features: Annotated[
-        Literal["classifier", "inception"], "the network whose activations are compared; the paper's is inception"
-    ] = "classifier"
+    features: Annotated[FeatureName, "the network whose activations are compared; the paper's is inception"] = (
+        "classifier"
+    )
     metrics: Annotated[list[Metric], "measured besides those that always are"] = field(default_factory=list)
     classifier: Classifier = field(default_factory=Classifier)
     inception: Inception = field(default_factory=Inception)
@@ -117,6 +117,11 @@ class Dataset(Record):
             f"sampling.precision is float16 with device {self.compute.device}; float16 needs cuda, use bfloat16 or "
             "float32",
         )
+
+    @property
+    def feature_settings(self) -> Any:
+        """Settings of its feature network: the key of that name, or None."""
+        return getattr(self, self.features, None)
 
     @property
     def sampling_compute(self) -> Compute:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ipdiff.errors import ConfigError
-from ipdiff.metrics.spec import METRICS
+from ipdiff.metrics.spec import FEATURES, METRICS
 from ipdiff.pipeline import config
 from ipdiff.pipeline.config import Params, Studies
 from ipdiff.pipeline.config.spec import Dataset
-from ipdiff.pipeline.stages import CLASSIFIER, IMAGES, IMPORT, NEIGHBOURS, RUN, SETTINGS, STAGES, Stage
+from ipdiff.pipeline.stages import IMAGES, IMPORT, NEIGHBOURS, RUN, SETTINGS, STAGES, Stage
 from ipdiff.pipeline.store.code_digests import Rows, code_digest
 from ipdiff.report.spec import Figure, Point, Table
 from ipdiff.sample_sets.spec import Sampler
@@ -133,11 +133,13 @@ class Grid:
     def _measuring(self, stage: Stage, names: dict[str, str]) -> Cell:
         """The cell of a stage that looks at images through the data set's feature network."""
         dataset = self._dataset(names)
-        if dataset.features == "classifier":
-            return _cell(stage.reading(stage.name, (CLASSIFIER,), (f"{SETTINGS}.classifier",)), names)
-        if (raw := dataset.inception.raw) is not None:
-            return _cell(stage.reading(f"{stage.name}_raw_inception", ("{raw}",)), names, raw=raw)
-        return _cell(stage.reading(f"{stage.name}_inception", params=(f"{SETTINGS}.inception.sha256",)), names)
+        name, kind = dataset.features, FEATURES[dataset.features]
+        keys = tuple(f"{SETTINGS}.{key}" for key in kind.params)
+        if kind.file == "stage":
+            return _cell(stage.reading(stage.name, STAGES[name].outputs[:1], keys), names)
+        if kind.file == "published" and (raw := dataset.feature_settings.raw) is not None:
+            return _cell(stage.reading(f"{stage.name}_raw_{name}", ("{raw}",)), names, raw=raw)
+        return _cell(stage.reading(f"{stage.name}_{name}", params=keys), names)
 
     def _plain(self, stage: Stage, names: dict[str, str]) -> Cell:
         """The cell of a stage whose inputs and parameters follow from its names alone."""
@@ -361,6 +363,7 @@ def rows_of(params: Params, names: Mapping[str, str]) -> Rows:
         found["ipdiff.spec.OBJECTIVES"] = found["ipdiff.diffusion.TARGETS"] = {model.target}
     found["ipdiff.sample_sets.spec.SAMPLERS"] = found["ipdiff.samplers.CHAINS"] = kinds
     found["ipdiff.metrics.spec.METRICS"] = metrics
+    found["ipdiff.metrics.spec.FEATURES"] = {params.dataset(name).features for name in datasets}
     found["ipdiff.data.spec.READERS"] = {params.dataset(name).source.reader for name in datasets}
     return tuple((registry, tuple(sorted(keys))) for registry, keys in sorted(found.items()))
 

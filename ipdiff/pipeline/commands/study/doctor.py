@@ -21,7 +21,7 @@ from ipdiff.data.download import place
 from ipdiff.data.spec import Archive
 from ipdiff.errors import UserError
 from ipdiff.metrics.features import inception_file
-from ipdiff.metrics.spec import Inception
+from ipdiff.metrics.spec import FEATURES, Inception
 from ipdiff.pipeline import config
 from ipdiff.pipeline.engines import dvc_files
 
@@ -78,10 +78,11 @@ def examine(study: str | None = None) -> list[Finding]:
     for params in read:
         for name, dataset in params.datasets.items():
             found += _data(params, name)
-            if dataset.features == "inception":
-                if dataset.inception not in networks:
-                    networks[dataset.inception] = list(_network(dataset.inception))
-                found += [replace(finding, about=name) for finding in networks[dataset.inception]]
+            if FEATURES[dataset.features].file == "published":
+                settings = dataset.feature_settings
+                if settings not in networks:
+                    networks[settings] = list(_network(settings))
+                found += [replace(finding, about=name) for finding in networks[settings]]
     needed = {name for params in read if params.study == study for name in params.datasets}
     return [*findings, *_together(replace(one, mark=_mark(one, one.about in needed)) for one in found)]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ipdiff.errors import UserError
+from ipdiff.metrics.spec import FEATURES
 from ipdiff.pipeline import grid
 from ipdiff.pipeline.grid import Cell, selection
 from ipdiff.pipeline.grid.freshness import Freshness, State
@@ -25,10 +26,6 @@ TRAIN_FACTOR = 3
 """Arithmetic of an update's forward and backward pass, in forward passes."""
 PENALTY_FACTOR = 9
 """The same with the gradient penalty, which differentiates twice: an estimate, not a count."""
-INCEPTION_FLOPS = 11_440_000_000
-"""Arithmetic of the Inception network's forward pass at 299x299 (5.72 G multiply-adds, two operations each)."""
-INCEPTION_WIDTH = 2048
-"""Its pooled features."""
 WEIGHT_BYTES = 4
 WIDTHS = (7, 9, 17, 19, 13, 12, 11)
 """Of the columns of numbers."""
@@ -199,7 +196,8 @@ class Planner:
 
     def _width(self, name: str) -> int:
         settings = self.studies.dataset(name)
-        return INCEPTION_WIDTH if settings.features == "inception" else settings.classifier.features
+        width = FEATURES[settings.features].width
+        return width if isinstance(width, int) else getattr(settings.feature_settings, width)
 
     def _train(self, cell: Cell) -> Cost:
         from ipdiff.nets import build
@@ -248,7 +246,7 @@ class Planner:
         return Cost(0, 0, images, evaluations, evaluations * flops, self._seconds(evaluations, flops, "sample"))
 
     def _features(self, dataset: str, images: int) -> Cost:
-        flops = INCEPTION_FLOPS if self.studies.dataset(dataset).features == "inception" else 0
+        flops = FEATURES[self.studies.dataset(dataset).features].flops
         return Cost(images=images, flops=images * flops, seconds=self._seconds(images if flops else 0, flops, "sample"))
 
     def _seconds(self, work: float, flops: float, kind: str) -> float:
