@@ -58,3 +58,12 @@ def test_two_collections_are_equal_whatever_the_clock_the_hash_seed_and_the_orde
     second = collected("backwards", "2")
     assert len(first) > 1000
     assert [(one, two) for one, two in zip(first, second, strict=True) if one != two] == []
+
+
+def test_past_the_hour_the_longest_tests_are_left_out_by_name() -> None:
+    path = "tests/workflow/test_paper.py"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", path, "-m", "slow"]
+    environment = {**os.environ, "IPDIFF_TESTS_UNTIL": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert f"{path}::test_the_miniature_runs_from_archives_to_tables: left out" in done.stdout
