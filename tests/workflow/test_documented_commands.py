@@ -95,7 +95,7 @@ RULES = [
     Rule("dvc repro studies/mini/dvc.yaml", "mini"),
     Rule("dvc repro", "digits"),
     Rule("dvc exp", "mini"),
-    Rule("ipdiff bench --dataset cifar10", None, "minutes on a CPU; test_bench.py measures a small network"),
+    Rule("ipdiff bench --dataset", None, "minutes on a CPU; test_bench.py measures a small network"),
     Rule("ipdiff doctor", "project", codes=(0, 2)),  # 2: what it asks for is lacking here
     Rule("ipdiff export cifar10/", "mini", replaced=MINI),
     Rule("ipdiff grid", "project"),
