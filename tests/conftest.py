@@ -18,10 +18,11 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
 
 
 LONGEST = (
-    "tests/workflow/test_dvc_views.py",
-    "tests/workflow/test_paper.py",
     "tests/workflow/test_raw_folder.py",
     "tests/workflow/test_repair.py",
+    "tests/workflow/test_dvc_views.py",
+    "tests/workflow/test_documented_commands.py",
+    "tests/workflow/test_paper.py",
     "tests/workflow/test_slurm.py",
 )
 """Where slow tests take minutes each, the longest last. They come after all others; past `$IPDIFF_TESTS_UNTIL` (seconds
