@@ -194,6 +194,7 @@ def test_a_new_row_of_each_kind_makes_no_cell_stale_in_either_engine(extended: P
     assert codes(extended) != codes(ROOT), "a module that counts whole"
 
 
+@pytest.mark.slow
 def test_both_engines_make_what_all_the_rows_give(extended: Path) -> None:
     """Snakemake makes it, DVC has nothing left to do; what was there stays, but for what a metric more changes."""
     train = {path: path.read_bytes() for path in extended.glob("runs/tiny/adm/s0/*/recipe.json")}
