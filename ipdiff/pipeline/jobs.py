@@ -29,7 +29,9 @@ from ipdiff.work.shards import Shards
 from ipdiff.work.train_states import States
 
 if TYPE_CHECKING:
+    from ipdiff.device.spec import Compute
     from ipdiff.metrics.features.extractors import Network
+    from ipdiff.metrics.spec import Reference
     from ipdiff.sample_sets.sample import ImageSampler
 
 WORK = Path("work")
@@ -161,19 +163,19 @@ def _classifier(job: Job, made: Publication) -> None:
 def _reference(job: Job, made: Publication) -> None:
     from ipdiff.metrics import reference
 
-    dataset = job.dataset
-    reference.run(
-        dataset.reference, job.network(), dataset.compute, job.path("images.npy"), made.staging, job.shared(made)
-    )
+    reference.run(*_real_images(job, made))
 
 
 def _neighbours(job: Job, made: Publication) -> None:
     from ipdiff.metrics import neighbours
 
+    neighbours.run(*_real_images(job, made))
+
+
+def _real_images(job: Job, made: Publication) -> tuple[Reference, Network, Compute, Path, Path, Shards]:
+    """What a stage takes that looks at a data set's own images."""
     dataset = job.dataset
-    neighbours.run(
-        dataset.reference, job.network(), dataset.compute, job.path("images.npy"), made.staging, job.shared(made)
-    )
+    return dataset.reference, job.network(), dataset.compute, job.path("images.npy"), made.staging, job.shared(made)
 
 
 def _train(job: Job, made: Publication) -> None:
