@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
+from string import Formatter
 
 from ipdiff.work.recipes import RECIPE
 
@@ -58,6 +60,11 @@ class Stage:
     def name(self) -> str:
         """The verb, or the variant's name: stages of one name have equal templates."""
         return self.variant or self.verb
+
+    @cached_property
+    def named(self) -> frozenset[str]:
+        """The names that its keys of params.yaml are spelt with."""
+        return frozenset(name for key in self.params for _, name, _, _ in Formatter().parse(key) if name)
 
     @property
     def outputs(self) -> tuple[str, ...]:

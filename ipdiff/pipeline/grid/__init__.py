@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -103,8 +103,14 @@ class Grid:
         stage = IMPORT if verb == IMPORT.verb else STAGES[verb]
         names = {name: str(wildcards[name]) for name in stage.wildcards}
         params = self.studies.of(names)
+        if "step" in names:
+            self._check_step(names)
+        if "sampler" in names:
+            self._check_sampler(names)
+        wanted = {*stage.named, *stage.decided_by} - names.keys()
+        filled = names | {name: found(params, names) for name, found in _DERIVED.items() if name in wanted}
         view = verb in ("table", "figure", "report")
-        cell = self._view_cell(stage, names) if view else getattr(self, f"_{verb}", self._plain)(stage, names)
+        cell = self._view_cell(stage, filled) if view else getattr(self, f"_{verb}", _cell)(stage, filled)
         return dataclasses.replace(cell, rows=rows_of(params, names))
 
     def _dataset(self, names: dict[str, str]) -> Dataset:
@@ -141,16 +147,7 @@ class Grid:
             return _cell(stage.reading(f"{stage.name}_raw_{name}", ("{raw}",)), names, raw=raw)
         return _cell(stage.reading(f"{stage.name}_{name}", params=keys), names)
 
-    def _plain(self, stage: Stage, names: dict[str, str]) -> Cell:
-        """The cell of a stage whose inputs and parameters follow from its names alone."""
-        if "step" in names:
-            self._checked_steps(names)
-        if "sampler" in names:
-            self._checked_sampler(names)
-        return _cell(stage, names)
-
     def _train(self, stage: Stage, names: dict[str, str]) -> Cell:
-        self._checked_steps(names)
         self._check_trained(names)
         steps = self._dataset(names).checkpoints
         earlier = [step for step in steps if step < int(names["step"])]
@@ -158,27 +155,17 @@ class Grid:
             stage = stage.reading("continue", (f"{RUN}/{{previous}}/{RECIPE}",))
         borrowed = self.studies.of(names).model(names["model"]).borrowed
         stage = stage.reading(stage.name, params=tuple(f"{SETTINGS}.strengths.{key}" for key in borrowed))
-        return _cell(
-            stage,
-            names,
-            family=self._family(names),
-            previous=str(earlier[-1]) if earlier else None,
-        )
+        return _cell(stage, names, previous=str(earlier[-1]) if earlier else None)
 
     def _resume(self, stage: Stage, names: dict[str, str]) -> Cell:
-        self._checked_steps(names)
         self._check_trained(names)
-        return _cell(stage, names, (), **self._network(names))
+        return _cell(stage, names)
 
     def _sample(self, stage: Stage, names: dict[str, str]) -> Cell:
-        self._checked_steps(names)
-        sampler = self._checked_sampler(names)
-        stage = stage.reading("expose", (IMAGES,)) if sampler.row.from_images else stage
-        return _cell(stage, names, family=self._family(names), kind=sampler.kind)
+        exposed = Sampler.parse(names["sampler"]).row.from_images
+        return _cell(stage.reading("expose", (IMAGES,)) if exposed else stage, names)
 
     def _evaluate(self, stage: Stage, names: dict[str, str]) -> Cell:
-        self._checked_steps(names)
-        self._checked_sampler(names)
         if self._dataset(names).reference.neighbours:
             near = tuple(f"{NEIGHBOURS}/{name}" for name in ("features.npy", "radii.npy"))
             stage = stage.reading("evaluate_neighbours", near)
@@ -187,11 +174,10 @@ class Grid:
         return self._measuring(stage, names)
 
     def _analyse(self, stage: Stage, names: dict[str, str]) -> Cell:
-        self._checked_steps(names)
         if self._dataset(names).analysis is None:
             path = self.studies.of(names).path
             raise ConfigError(f"{path} datasets.{names['dataset']}.analysis: missing key; analyse needs it")
-        return _cell(stage, names, (), **self._network(names))
+        return _cell(stage, names)
 
     def _view_cell(self, stage: Stage, names: dict[str, str]) -> Cell:
         study = self.studies.load(names["study"])
@@ -240,7 +226,7 @@ class Grid:
             verb, dataset=point.dataset, model=point.model, seed=str(seed), step=str(point.step), sampler=point.sampler
         )
 
-    def _checked_steps(self, names: dict[str, str]) -> None:
+    def _check_step(self, names: dict[str, str]) -> None:
         self.studies.of(names).family(names["dataset"], names["model"])
         for name in ("seed", "step"):
             if not re.fullmatch("0|[1-9][0-9]*", names[name]):
@@ -257,19 +243,11 @@ class Grid:
                 f"model {names['model']} is imported, not trained; get its checkpoint with `ipdiff import`"
             )
 
-    def _checked_sampler(self, names: dict[str, str]) -> Sampler:
+    def _check_sampler(self, names: dict[str, str]) -> None:
         try:
-            return config.sampler_of(self.studies.of(names), names["dataset"], names["model"], names["sampler"])
+            config.sampler_of(self.studies.of(names), names["dataset"], names["model"], names["sampler"])
         except ValueError as error:
             raise ConfigError(str(error)) from None
-
-    def _family(self, names: dict[str, str]) -> str:
-        return self.studies.of(names).model(names["model"]).family
-
-    def _network(self, names: dict[str, str]) -> dict[str, str]:
-        """What decides the code of a model's network and objective."""
-        model = self.studies.of(names).model(names["model"])
-        return {"family": model.family, "target": model.target}
 
     def study(self, name: str) -> list[Cell]:
         """Every cell of a study that an engine makes, makers before users, without repeats."""
@@ -322,6 +300,14 @@ class Grid:
     def targets(self, study: str) -> list[str]:
         """Files that stand for a whole study: its report and its runs' last states."""
         return [cell.outputs[0] for cell in self.study(study) if cell.stage.verb in ("report", "resume")]
+
+
+_DERIVED: dict[str, Callable[[Params, Mapping[str, str]], str]] = {
+    "family": lambda params, names: params.model(names["model"]).family,
+    "target": lambda params, names: params.model(names["model"]).target,
+    "kind": lambda params, names: Sampler.parse(names["sampler"]).kind,
+}
+"""What a row may name besides its wildcards, and where it comes from."""
 
 
 @lru_cache(maxsize=100_000)

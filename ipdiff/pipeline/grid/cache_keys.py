@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from string import Formatter
 from typing import Any
 
 from ipdiff.pipeline.grid import Cell, Grid
@@ -25,7 +24,7 @@ def template(stage: Stage, study: str) -> str:
 
     One file for each study, because DVC allows an output in one dvc.yaml only.
     """
-    named = {name for key in stage.params for _, name, _, _ in Formatter().parse(key) if name}
+    named = set(stage.named)
     if named - set(stage.wildcards):
         named.add("model")  # it decides the rest: its family, its strength
     names = [name for name in stage.wildcards if name in named and name != "study"]
