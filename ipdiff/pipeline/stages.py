@@ -66,6 +66,11 @@ class Stage:
         """The names that its keys of params.yaml are spelt with."""
         return frozenset(name for key in self.params for _, name, _, _ in Formatter().parse(key) if name)
 
+    @cached_property
+    def derived(self) -> frozenset[str]:
+        """Names besides its wildcards that decide its cells."""
+        return self.named.union(self.decided_by).difference(self.wildcards)
+
     @property
     def outputs(self) -> tuple[str, ...]:
         """Every declared output, the recipe last."""

@@ -107,8 +107,7 @@ class Grid:
             self._check_step(names)
         if "sampler" in names:
             self._check_sampler(names)
-        wanted = {*stage.named, *stage.decided_by} - names.keys()
-        filled = names | {name: found(params, names) for name, found in _DERIVED.items() if name in wanted}
+        filled = names | {name: _DERIVED[name](params, names) for name in _DERIVED if name in stage.derived}
         view = verb in ("table", "figure", "report")
         cell = self._view_cell(stage, filled) if view else getattr(self, f"_{verb}", _cell)(stage, filled)
         return dataclasses.replace(cell, rows=rows_of(params, names))
