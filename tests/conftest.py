@@ -8,8 +8,11 @@ import time
 import hypothesis
 import pytest
 
-hypothesis.settings.register_profile("unhurried", deadline=None)  # an example may take long on a busy machine
-hypothesis.settings.load_profile("unhurried")
+# an example may take long on a busy machine
+hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("searching", deadline=None)
+hypothesis.settings.load_profile("same")
+"""The same examples each time: no test fails by chance. `pytest --hypothesis-profile searching` looks for new ones."""
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:

@@ -171,7 +171,8 @@ def _opened(data: bytes, formats: tuple[str, ...]) -> Image:
             raise Unusable("is damaged", detail="its header") from None
         what = kind.words if kind.name != "unknown" else "of no known format"
         expected = "" if kind.stand_in else f", not {' or '.join(formats[:3])}"
-        raise Unusable(f"is {what}{expected}") from None
+        reason, _, detail = f"is {what}{expected}".partition(": ")
+        raise Unusable(reason, detail=detail) from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise Unusable(f"has more than {MAX_PIXELS} pixels") from None
     except Unusable:

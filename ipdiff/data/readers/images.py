@@ -21,7 +21,9 @@ NOT_READ = frozenset(
 )
 """Ends of the names of images that are not: refused, not passed over."""
 NAMED = 10
-"""Images that a refusal names."""
+"""Images that a refusal names, fewer where each has another reason."""
+REASONS = 90
+"""Characters that the reasons of such a refusal may take together; the first is given whatever its length."""
 CELEBA_SIZE = (178, 218)
 """Width and height of the aligned CelebA images."""
 
@@ -179,14 +181,22 @@ def _complaint(faults: Sequence[tuple[str, decode.Unusable]], looked: int, sourc
         name, fault = faults[0]
         said = f"{files.shown(name)}: {fault}"
     else:
-        reasons: dict[str, list[str]] = {}
-        for name, fault in faults[:NAMED]:
-            reasons.setdefault(fault.reason, []).append(files.shown(name, 40))
-        said = f"{len(faults)} of {looked} images cannot be used: "
-        said += "; ".join(f"{', '.join(names)} {reason}" for reason, names in reasons.items())
-        if len(faults) > NAMED:
-            said += f"; and {len(faults) - NAMED} more"
+        named, reasons = _first(faults)
+        said = f"{len(faults)} of {looked} images cannot be used: {reasons}"
+        if len(faults) > named:
+            said += f"; and {len(faults) - named} more"
     return "; ".join([said, *_remedies({fault.fault for _, fault in faults}, source)])
+
+
+def _first(faults: Sequence[tuple[str, decode.Unusable]]) -> tuple[int, str]:
+    """How many of the images are named, and their names by reason."""
+    reasons: dict[str, list[str]] = {}
+    for name, fault in faults[:NAMED]:
+        if reasons and len("".join({*reasons, fault.reason})) > REASONS:
+            break
+        reasons.setdefault(fault.reason, []).append(files.shown(name, 40))
+    said = "; ".join(f"{', '.join(names)} {reason}" for reason, names in reasons.items())
+    return sum(map(len, reasons.values())), said
 
 
 def _remedies(kinds: set[str], source: Source) -> Iterator[str]:
