@@ -14,7 +14,7 @@ from PIL import Image
 from ipdiff.data.formats.resize import PREPROCESS, linear
 from ipdiff.data.spec import READERS
 
-GOLDEN = Path(__file__).parents[1] / "parity" / "golden" / "opencv_linear.npz"
+GOLDEN = Path(__file__).parents[2] / "parity" / "golden" / "opencv_linear.npz"
 
 
 @pytest.mark.parametrize("name", ["218x178_64", "218x178_32", "50x40_64", "97x96_48"])

@@ -32,7 +32,7 @@ from ipdiff.training.timesteps import LossSecondMoment
 from ipdiff.work.spec import Work
 from ipdiff.work.train_states import States, tensors_of
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def advanced(spec, steps, state=None):

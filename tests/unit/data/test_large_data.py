@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "prepare_memory.py"
+SCRIPT = Path(__file__).parents[3] / "benchmarks" / "prepare_memory.py"
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from ipdiff.pipeline.engines import dvc_files
 from ipdiff.pipeline.grid import Cell, Grid, cache_keys
 from ipdiff.pipeline.store.code_digests import code_files
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 VIEWS = {"table", "figure", "report"}
 
 

@@ -16,7 +16,7 @@ from ipdiff.errors import ConfigError
 from ipdiff.pipeline import config, grid
 from ipdiff.pipeline.config import schema
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STUDIES = config.Studies(ROOT)
 
 

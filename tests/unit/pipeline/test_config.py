@@ -21,7 +21,7 @@ from ipdiff.pipeline.config.spec import StudyParams
 from ipdiff.sample_sets.spec import Sampler
 from ipdiff.spec import ADMNetwork, DDPMNetwork, Objective, RunSpec
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def refusal(tmp_path: Path, raw: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from ipdiff.pipeline.stages import STAGES
 from ipdiff.pipeline.store import code_digests
 from ipdiff.pipeline.store.code_digests import code_files
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ALL = set(STAGES)
 PRINT = """
 import json, sys

@@ -19,7 +19,7 @@ from ipdiff.pipeline import grid
 from ipdiff.report.figures import figure
 from ipdiff.report.tables import entries, table
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 IMAGES = {"cifar10": 50_000, "imagenet32": 1_281_167, "lsun_tower64": 50_000, "celeba64": 202_599, "ffhq128": 70_000}
 
 

@@ -14,7 +14,7 @@ from unit.tiny import flip_bit
 from ipdiff.pipeline import grid, jobs
 from ipdiff.work.train_states import States, state_digest, tensors_of
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def tensors(value):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
-from unit.test_nets import ADMUNet, DDPMUNet, batch, filled
+from unit.nets.test_nets import ADMUNet, DDPMUNet, batch, filled
 from unit.tiny import ADM, IMAGES, RUNS, advance, change
 
 from ipdiff.device import compute
