@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ipdiff.schedule import FloatArray, IntArray
+from ipdiff.schedule import FloatArray, IntArray, half_log_snr
 
 Index = int | Tensor
 """One step for the whole batch (int, the fast path) or one for each image ([N] int64)."""
@@ -73,6 +73,54 @@ class Coefficients:
 
     def _eps_coef(self, i: Index, x_t: Tensor) -> float | Tensor:
         return at(np.sqrt(1 / self.alphas_cumprod - 1), i, x_t)
+
+    @property
+    def half_log_snr(self) -> FloatArray:
+        """Of each step log(sqrt(alpha-bar) / sqrt(1 - alpha-bar)), decreasing: lambda of arXiv:2206.00927 section 3."""
+        return half_log_snr(self.alphas_cumprod)
+
+    def multistep_predictor(self) -> tuple[FloatArray, ...]:
+        """Weights of x_i, x0_i and x0_{i+1} in x_{i-1}: the second-order step of a data-prediction solver.
+
+        x0_i is what the network predicts at step i. The first step of the chain has none before it and is of first
+        order; so is the last, whose x_{-1} is x0_0.
+
+        Source: DPM-Solver++(2M), arXiv:2211.01095 Alg. 2; UniP-2 with B(h) = e^h - 1, arXiv:2302.04867, is the same.
+        """
+        h = np.append(np.inf, -np.diff(self.half_log_snr))
+        of_x = np.sqrt((1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod))
+        of_x0 = -np.sqrt(self.alphas_cumprod_prev) * np.expm1(-h)
+        share = np.zeros_like(h)
+        share[1:-1] = h[1:-1] / (2 * h[2:])
+        return of_x, of_x0 * (1 + share), -of_x0 * share
+
+    def multistep_corrector(self) -> tuple[FloatArray, ...]:
+        """Weights of x_i, x_{i+1}, x0_{i+1}, x0_{i+2} and x0_i in the corrected x_i, once the network has seen x_i.
+
+        The first step of the chain corrects nothing, the second is of first order.
+
+        Source: UniC-2 with B(h) = e^h - 1, data prediction, arXiv:2302.04867 Alg. 5 and Eq. 9.
+        """
+        K = len(self.betas)
+        weights = np.zeros((5, K))
+        weights[0, -1] = 1
+        if K == 1:
+            return tuple(weights)
+        at_i, before = self.alphas_cumprod[:-1], self.alphas_cumprod[1:]  # of steps i and i+1, i = 0..K-2
+        h = -np.diff(self.half_log_snr)
+        phi = -np.sqrt(at_i) * np.expm1(-h)
+        weights[1, :-1] = np.sqrt((1 - at_i) / (1 - before))
+        # The two conditions of order 2 for r = -h_{i+1} / h_i and 1; the first corrected step keeps the last alone.
+        r = -h[1:] / h[:-1]
+        e, hh = np.expm1(-h[:-1]), -h[:-1]
+        first = (e / hh - 1) / e
+        second = 2 * ((e / hh - 1) / hh - 0.5) / e
+        of_earlier = np.append((first - second) / (1 - r) / r, 0.0)
+        of_new = np.append(first - (first - second) / (1 - r), 0.5)
+        weights[2, :-1] = phi * (1 - of_earlier - of_new)
+        weights[3, :-1] = phi * of_earlier
+        weights[4, :-1] = phi * of_new
+        return tuple(weights)
 
     def posterior_mean(self, x0: Tensor, x_t: Tensor, i: Index) -> Tensor:
         """Mean of q(x_{i-1} | x_i, x0) (DDPM Eq. 7)."""
@@ -134,6 +182,31 @@ def checked_timesteps(timesteps: Sequence[int] | IntArray | None, T: int) -> Int
     if array[0] < 0 or array[-1] >= T or (np.diff(array) <= 0).any():
         raise ValueError(f"timesteps run from {array[0]} to {array[-1]}, expected increasing within 0..{T - 1}")
     return array.astype(np.int64)
+
+
+def given(name: str, noise: Tensor | None) -> Tensor:
+    """A noise that is needed; ValueError where there is none."""
+    if noise is None:
+        raise ValueError(f"{name} is None but needed here; give standard normal noise of the images' shape")
+    return noise
+
+
+def checked_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """One of the choices; ValueError for anything else."""
+    if value not in choices:
+        raise ValueError(f"unknown {name} {value!r}; use {' or '.join(map(repr, choices))}")
+    return value
+
+
+def checked_table(name: str, values: npt.ArrayLike, size: int, least: float = 0.0) -> FloatArray:
+    """A number for each of `size` steps, or one for all, as [size] float64; ValueError below `least` or not finite."""
+    array = np.array(values, dtype=np.float64)
+    if array.shape not in ((), (size,)):
+        raise ValueError(f"{name} has shape {array.shape}, expected one number or {size} of them")
+    bad = np.flatnonzero(~(np.isfinite(array) & (array >= least)))
+    if bad.size:
+        raise ValueError(f"{name}={array.flat[bad[0]]:g}: expected a finite value {'> 0' if least else '>= 0'}")
+    return np.broadcast_to(array, (size,)).copy()
 
 
 def normal_kl(mean1: Tensor, log_variance1: float | Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:

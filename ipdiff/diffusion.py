@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -24,13 +25,16 @@ from ipdiff.coefficients import (
     at,
     check_index,
     checked_betas,
+    checked_choice,
+    checked_table,
     checked_timesteps,
     decoder_log_likelihood,
+    given,
     normal_kl,
     on_device,
     per_image,
 )
-from ipdiff.schedule import FloatArray, IntArray
+from ipdiff.schedule import IntArray
 
 Model = Callable[[Tensor, Tensor], Tensor]
 """model(x [N,C,H,W], t [N] int64) -> [N,C,H,W], or [N,2C,H,W] with learned sigma."""
@@ -99,6 +103,7 @@ class GaussianDiffusion:
         num_steps: number of steps K of the sampling chain.
         timesteps: [K] int64, the original t of each step.
         gamma: [T] float64.
+        chain: coefficients of the sampling chain.
 
     Raises:
         ValueError: an argument outside the range given above.
@@ -124,13 +129,14 @@ class GaussianDiffusion:
         self.timesteps = checked_timesteps(timesteps, self.T)
         self.num_steps = len(self.timesteps)
         self.learn_sigma = learn_sigma
-        self.gamma = _checked_gamma(gamma, self.T)
-        self.target = _checked_choice("target", target, tuple(TARGETS))
-        self.fixed_variance = _checked_choice("fixed_variance", fixed_variance, ("small", "large"))
-        self.loss_reduction = _checked_choice("loss_reduction", loss_reduction, ("mean", "sum"))
+        self.gamma = checked_table("gamma", gamma, self.T)
+        self.target = checked_choice("target", target, tuple(TARGETS))
+        self.fixed_variance = checked_choice("fixed_variance", fixed_variance, ("small", "large"))
+        self.loss_reduction = checked_choice("loss_reduction", loss_reduction, ("mean", "sum"))
         self.gp_weight = self._checked_gp_weight(gp_weight)
         self._full = Coefficients.build(betas, np.cumprod(1 - betas, dtype=np.float64))
-        self._chain = self._full.respaced(self.timesteps)
+        self.chain = self._full.respaced(self.timesteps)
+        self._eps_scale = np.ones(self.num_steps)
 
     @property
     def needs_xi(self) -> bool:
@@ -141,6 +147,22 @@ class GaussianDiffusion:
     def needs_probe(self) -> bool:
         """Whether the training loss holds the gradient penalty: a direction to look in, and second derivatives."""
         return self.gp_weight > 0
+
+    def with_eps_scale(self, eps_scale: npt.ArrayLike) -> GaussianDiffusion:
+        """The same process, whose reverse steps divide the predicted eps by a number (epsilon scaling).
+
+        Args:
+            eps_scale: > 0, one number or [num_steps], one for each step of the sampling chain. Training losses do not
+                know it.
+
+        Raises:
+            ValueError: another shape, or a number that is not positive.
+
+        Source: arXiv:2308.15321 section 4; lambda(t) = k t + b there counts the steps of the respaced chain.
+        """
+        scaled = copy(self)
+        scaled._eps_scale = checked_table("eps_scale", eps_scale, self.num_steps, least=np.nextafter(0, 1))
+        return scaled
 
     def q_sample(self, x0: Tensor, t: Index, eps: Tensor) -> Tensor:
         """Diffuse images to train step t.
@@ -258,7 +280,19 @@ class GaussianDiffusion:
 
         Source: arXiv:2006.11239 Eq. 7 and 11; arXiv:2102.09672 Eq. 15 (learned sigma).
         """
-        return self._reverse(self._chain, self._predict(model, x_t, i), x_t, i, clip_denoised)
+        return self._reverse(self.chain, self._predict(model, x_t, i), x_t, i, clip_denoised)
+
+    def prediction(self, model: Model, x_t: Tensor, i: Index, clip_denoised: bool = True) -> tuple[Tensor, Tensor]:
+        """The predicted x0 and eps, each [N,C,H,W]; arguments and errors as `p_mean_variance`.
+
+        Where x0 is clipped, eps is derived anew from it, as guided-diffusion does.
+        """
+        eps = self._predict(model, x_t, i).eps
+        x0 = self.chain.x0_from_eps(x_t, i, eps)
+        if clip_denoised:
+            x0 = x0.clamp(-1, 1)
+            eps = self.chain.eps_from_x0(x_t, i, x0)
+        return x0, eps
 
     def ancestral_step(
         self, model: Model, x_t: Tensor, i: Index, noise: Tensor | None, clip_denoised: bool = True
@@ -284,7 +318,7 @@ class GaussianDiffusion:
         if not isinstance(i, Tensor) and i == 0:
             return p["mean"]
         # Alg. 2: x_{t-1} = mean + sigma_t z, with z = 0 in the last step
-        scaled = torch.exp(0.5 * p["log_variance"]) * _given("noise", noise)
+        scaled = torch.exp(0.5 * p["log_variance"]) * given("noise", noise)
         return p["mean"] + (torch.where(per_image(i > 0, x_t), scaled, 0.0) if isinstance(i, Tensor) else scaled)
 
     def ddim_step(
@@ -318,20 +352,16 @@ class GaussianDiffusion:
         """
         if not 0 <= eta <= 1:
             raise ValueError(f"eta={eta}: expected a value in [0, 1]; use 0 for the deterministic sampler")
-        eps = self._predict(model, x_t, i).eps
-        x0 = self._chain.x0_from_eps(x_t, i, eps)
-        if clip_denoised:
-            x0 = x0.clamp(-1, 1)
-            eps = self._chain.eps_from_x0(x_t, i, x0)
+        x0, eps = self.prediction(model, x_t, i, clip_denoised)
         # DDIM Eq. 16: sigma(eta)^2 = eta^2 beta tilde
-        variance = eta**2 * self._chain.posterior_variance
-        previous = self._chain.alphas_cumprod_prev
+        variance = eta**2 * self.chain.posterior_variance
+        previous = self.chain.alphas_cumprod_prev
         # DDIM Eq. 12; max() takes away a rounding error below zero
         towards_x_t = np.sqrt(np.maximum(1 - previous - variance, 0))
         mean = at(np.sqrt(previous), i, x_t) * x0 + at(towards_x_t, i, x_t) * eps
         if eta == 0 or (not isinstance(i, Tensor) and i == 0):
             return mean
-        return mean + at(np.sqrt(variance), i, x_t) * _given("noise", noise)
+        return mean + at(np.sqrt(variance), i, x_t) * given("noise", noise)
 
     def _checked_gp_weight(self, gp_weight: float) -> float:
         if not 0 <= gp_weight < math.inf:
@@ -347,7 +377,7 @@ class GaussianDiffusion:
         if not self.needs_xi:
             return eps
         # Eq. 6: eps + gamma_t xi
-        return eps + at(self.gamma, t, eps) * _given("xi", xi)
+        return eps + at(self.gamma, t, eps) * given("xi", xi)
 
     def _reduce(self, squared: Tensor) -> Tensor:
         return squared.flatten(1).sum(1) if self.loss_reduction == "sum" else _image_mean(squared)
@@ -372,7 +402,10 @@ class GaussianDiffusion:
             one = torch.full((1,), int(self.timesteps[i]), dtype=torch.int64, device=x_t.device)
             t = one.expand(x_t.shape[0])  # a network that sees this computes what depends on t once
         said, v = self._split(model(x_t, t), x_t)
-        return _Output(TARGETS[self.target].eps(self._chain, x_t, i, said), v)
+        eps = TARGETS[self.target].eps(self.chain, x_t, i, said)
+        if (self._eps_scale != 1).any():
+            eps = eps / at(self._eps_scale, i, x_t)
+        return _Output(eps, v)
 
     def _reverse(
         self, chain: Coefficients, output: _Output, x_t: Tensor, i: Index, clip_denoised: bool
@@ -414,25 +447,3 @@ def _vjp(eps: Tensor, x_t: Tensor, probe: Tensor) -> Tensor:
 
 def _image_mean(values: Tensor) -> Tensor:
     return values.flatten(1).mean(1)
-
-
-def _given(name: str, noise: Tensor | None) -> Tensor:
-    if noise is None:
-        raise ValueError(f"{name} is None but needed here; give standard normal noise of the images' shape")
-    return noise
-
-
-def _checked_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise ValueError(f"unknown {name} {value!r}; use {' or '.join(map(repr, choices))}")
-    return value
-
-
-def _checked_gamma(gamma: npt.ArrayLike, T: int) -> FloatArray:
-    array = np.array(gamma, dtype=np.float64)
-    if array.shape not in ((), (T,)):
-        raise ValueError(f"gamma has shape {array.shape}, expected one number or T={T} of them")
-    bad = np.flatnonzero(~(np.isfinite(array) & (array >= 0)))
-    if bad.size:
-        raise ValueError(f"gamma={array.flat[bad[0]]:g}: expected a finite value >= 0; the paper uses 0.1 or 0.15")
-    return np.broadcast_to(array, (T,)).copy()

@@ -8,12 +8,14 @@ sampler knows no file, device or random stream.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ipdiff.coefficients import at
 from ipdiff.diffusion import GaussianDiffusion, Index, Model
 
 Noise = Callable[[Index], Tensor]
@@ -46,6 +48,7 @@ class Chain:
         noise: Noise,
         *,
         start: int | None = None,
+        eps_scale: npt.ArrayLike | None = None,
         callback: Callable[[dict[str, Any]], None] | None = None,
         **options: Any,
     ) -> Tensor:
@@ -57,6 +60,7 @@ class Chain:
             x: [N,C,H,W] float, where the chain begins: standard normal, or images diffused to step `start` - 1.
             noise: see `Noise`.
             start: steps to take; all of `diffusion.num_steps` if None.
+            eps_scale: see `GaussianDiffusion.with_eps_scale`; as `diffusion` has it if None.
             callback: called before each step with {"i": int, "x": x_i}; it may leave by raising.
             options: of the step, such as `clip_denoised` and `eta`.
 
@@ -66,6 +70,8 @@ class Chain:
         Raises:
             ValueError: as the step of `diffusion`.
         """
+        if eps_scale is not None:
+            diffusion = diffusion.with_eps_scale(eps_scale)
         memory = self.no_memory(x)
         for i in reversed(range(diffusion.num_steps if start is None else start)):
             if callback is not None:
@@ -116,9 +122,57 @@ def ddim(
     return diffusion.ddim_step(model, x, i, z, eta=eta, clip_denoised=clip_denoised), memory
 
 
+@partial(Chain, memory=1)
+def dpmpp2m(
+    diffusion: GaussianDiffusion,
+    model: Model,
+    x: Tensor,
+    i: Index,
+    noise: Noise,
+    memory: Memory,
+    *,
+    clip_denoised: bool = True,
+) -> tuple[Tensor, Memory]:
+    """DPM-Solver++(2M): deterministic, of second order; remembers the x0 of the step before.
+
+    Source: arXiv:2211.01095 Alg. 2.
+    """
+    (x0_before,) = memory
+    x0, _ = diffusion.prediction(model, x, i, clip_denoised)
+    of_x, of_x0, of_before = diffusion.chain.multistep_predictor()
+    return at(of_x, i, x) * x + at(of_x0, i, x) * x0 + at(of_before, i, x) * x0_before, (x0,)
+
+
+@partial(Chain, memory=3)
+def unipc(
+    diffusion: GaussianDiffusion,
+    model: Model,
+    x: Tensor,
+    i: Index,
+    noise: Noise,
+    memory: Memory,
+    *,
+    clip_denoised: bool = True,
+) -> tuple[Tensor, Memory]:
+    """UniPC-2: what the network says at x corrects x itself before the next step; no call more than DPM-Solver++(2M).
+
+    It remembers the corrected x and the x0 of the step before, and the x0 of the one before that. Source:
+    arXiv:2302.04867 Alg. 5 to 8 with B(h) = e^h - 1, data prediction.
+    """
+    x_before, x0_before, x0_earlier = memory
+    x0, _ = diffusion.prediction(model, x, i, clip_denoised)
+    tables = diffusion.chain.multistep_corrector()
+    parts = (x, x_before, x0_before, x0_earlier, x0)
+    x = sum((at(table, i, x) * part for table, part in zip(tables, parts, strict=True)), torch.zeros_like(x))
+    of_x, of_x0, of_before = diffusion.chain.multistep_predictor()
+    return at(of_x, i, x) * x + at(of_x0, i, x) * x0 + at(of_before, i, x) * x0_before, (x, x0, x0_before)
+
+
 CHAINS = {
     "ancestral": ancestral,
     "ddim": ddim,
+    "dpmpp2m": dpmpp2m,
+    "unipc": unipc,
     "exposure": ancestral,
 }
 """The chain of each kind of sampler (`ipdiff.sample_sets.spec.SAMPLERS`)."""

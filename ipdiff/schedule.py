@@ -16,8 +16,12 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-_SPEC: Final = re.compile(r"(?P<rule>ddim|uniform|quad)?(?P<counts>\d+(?:,\d+)*)")
+GRIDS: Final = ("ddim", "uniform", "quad", "logsnr", "karras")
+"""Rules of `respace` by name, beside guided-diffusion's sections, which have none."""
+_SPEC: Final = re.compile(rf"(?P<rule>{'|'.join(GRIDS)})?(?P<counts>\d+(?:,\d+)*)")
 _MAX_BETA: Final = 0.999
+_LEAST_HALF_LOG_SNR: Final = -5.1
+_RHO: Final = 7
 
 
 def make_betas(schedule: str, T: int) -> FloatArray:
@@ -60,7 +64,12 @@ def _linear_betas(T: int) -> FloatArray:
     return np.linspace(scale * 1e-4, scale * 0.02, T, dtype=np.float64)
 
 
-def respace(T: int, spec: str) -> IntArray:
+def half_log_snr(alphas_cumprod: FloatArray) -> FloatArray:
+    """log(sqrt(alpha-bar) / sqrt(1 - alpha-bar)): half the logarithm of the signal-to-noise ratio, float64."""
+    return (np.log(alphas_cumprod) - np.log1p(-alphas_cumprod)) / 2
+
+
+def respace(T: int, spec: str, alphas_cumprod: FloatArray | None = None) -> IntArray:
     """Choose which of the T train steps a shortened sampling chain keeps.
 
     | spec | rule |
@@ -70,28 +79,35 @@ def respace(T: int, spec: str) -> IntArray:
     | "ddim50" | 0, s, 2s, ... with the smallest integer s that gives exactly N steps |
     | "uniform50" | 0, s, 2s, ... below T with s = T // N; more than N steps where N does not divide T |
     | "quad50" | floor of N squares from 0 to 0.8 T; duplicates dropped, so possibly fewer than N steps |
+    | "logsnr20" | nearest to N logarithms of the signal-to-noise ratio at equal distances; duplicates dropped |
+    | "karras20" | nearest to N noise levels whose 7th roots are at equal distances; duplicates dropped |
+
+    The last two end at t = 0 and begin where half the log SNR is at least -5.1: before that a cosine schedule has next
+    to no signal, and its steps are far apart.
 
     Args:
         T: number of train steps, T >= 1.
         spec: one of the forms above, every N in 1..T.
+        alphas_cumprod: [T] float64, alpha-bar of the train steps; "logsnrN" and "karrasN" need it.
 
     Returns:
         kept timesteps: [K] int64, strictly increasing, in 0..T-1.
 
     Raises:
-        ValueError: unknown spec, N < 1, N > T, more steps than a section holds, or "ddimN" without an
-            integer stride.
+        ValueError: unknown spec, N < 1, N > T, more steps than a section holds, "ddimN" without an
+            integer stride, or alphas_cumprod missing.
 
     Source: guided-diffusion guided_diffusion/respace.py@22e0df8 ("100", "ddim50");
-        ermongroup/ddim runners/diffusion.py@e8df66c ("uniform50", "quad50", there for T=1000 only).
+        ermongroup/ddim runners/diffusion.py@e8df66c ("uniform50", "quad50", there for T=1000 only);
+        arXiv:2206.00927 section 3.3 and appendix D ("logsnr20"; the published code cuts the cosine schedule there);
+        arXiv:2206.00364 Eq. 5 with rho = 7 ("karras20").
     """
     if T < 1:
         raise ValueError(f"T={T}: expected at least 1 train step")
     match = _SPEC.fullmatch(spec)
     if match is None or (match["rule"] and "," in match["counts"]):
-        raise ValueError(
-            f"unknown respacing {spec!r}; use 'N', 'N,N,...', 'ddimN', 'uniformN' or 'quadN', such as '100'"
-        )
+        rules = " or ".join(f"'{grid}N'" for grid in GRIDS)
+        raise ValueError(f"unknown respacing {spec!r}; use 'N', 'N,N,...', {rules}, such as '100'")
     counts = [int(count) for count in match["counts"].split(",")]
     _check_counts(T, spec, counts)
     if match["rule"] == "ddim":
@@ -100,6 +116,10 @@ def respace(T: int, spec: str) -> IntArray:
         return np.arange(0, T, T // counts[0], dtype=np.int64)
     if match["rule"] == "quad":
         return _quadratic(T, counts[0])
+    if match["rule"] in ("logsnr", "karras"):
+        if alphas_cumprod is None:
+            raise ValueError(f"respacing {spec!r} needs alphas_cumprod")
+        return _by_noise(half_log_snr(alphas_cumprod), match["rule"], counts[0])
     return _sections(T, spec, counts)
 
 
@@ -120,6 +140,18 @@ def _integer_stride(T: int, spec: str, count: int) -> IntArray:
 def _quadratic(T: int, count: int) -> IntArray:
     roots = np.linspace(0, math.sqrt(0.8 * T), count)
     return np.unique((roots**2).astype(np.int64))
+
+
+def _by_noise(half_log_snrs: FloatArray, rule: str, count: int) -> IntArray:
+    """The steps nearest, in log SNR, to `count` of them between the noisiest that is used and t = 0."""
+    first, last = max(half_log_snrs[-1], _LEAST_HALF_LOG_SNR), half_log_snrs[0]
+    if rule == "logsnr":
+        wanted = np.linspace(first, last, count)
+    else:  # sigma / alpha = exp(-half log SNR)
+        wanted = -_RHO * np.log(np.linspace(math.exp(-first / _RHO), math.exp(-last / _RHO), count))
+    distances = np.abs(half_log_snrs[:, None] - wanted)
+    distances[half_log_snrs < first] = np.inf
+    return np.unique(distances.argmin(0)).astype(np.int64)
 
 
 def _sections(T: int, spec: str, counts: list[int]) -> IntArray:

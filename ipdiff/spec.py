@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import numpy as np
 
 from ipdiff.device.spec import Compute
 from ipdiff.parameters import FORBID, SEED, Range, Record, check
+from ipdiff.schedule import FloatArray, make_betas
 
 Strength = float | list[float]
 """A regulariser's strength: a constant, or values at equally spaced t from 0 to T-1 (linear in between)."""
@@ -125,6 +129,16 @@ class Diffusion(Record):
     T: Annotated[int, "length of the chain trained on", Range(2)]
     learn_sigma: Annotated[bool, "the network also outputs the interpolation of the log variance"] = False
     fixed_variance: Annotated[Literal["small", "large"], "beta tilde or beta, where sigma is not learned"] = "small"
+
+    def alphas_cumprod(self) -> FloatArray:
+        """Alpha-bar of the train steps, [T] float64."""
+        return _alphas_cumprod(self.schedule, self.T)
+
+
+@lru_cache
+def _alphas_cumprod(schedule: str, T: int) -> FloatArray:
+    alphas_cumprod: FloatArray = np.cumprod(1 - make_betas(schedule, T), dtype=np.float64)
+    return alphas_cumprod
 
 
 @dataclass(frozen=True)

@@ -63,10 +63,12 @@ class ImageSampler:
         if sampler.row.from_images and images is None:
             raise UserError(f"sampler {sampler.name} starts from real images; none were given")
         try:
-            self.timesteps = steps = kept(sampler, spec.diffusion.T)
+            self.timesteps = steps = kept(sampler, spec.diffusion)
         except ValueError as error:
             raise UserError(str(error)) from None
-        self.diffusion, self.nfe = build.diffusion(spec, steps), nfe(sampler, spec.diffusion.T)
+        diffusion, self.nfe = build.diffusion(spec, steps), nfe(sampler, spec.diffusion)
+        scale = sampler.eps_scale
+        self.diffusion = diffusion if scale is None else diffusion.with_eps_scale(scale.over(len(steps)))
         self.chain = CHAINS[sampler.kind]
         self.options = {"clip_denoised": clip_denoised, **dict(sampler.options)}
         net = build.network(spec)
@@ -160,7 +162,8 @@ class _Program:
             sampler.diffusion, sampler.model, self._x, i, self._noise, self._memory, **sampler.options
         )
         self._x.copy_(x)
-        for part, new in zip(self._memory, memory, strict=True):
+        kept = [new.clone() if any(new is part for part in self._memory) else new for new in memory]
+        for part, new in zip(self._memory, kept, strict=True):
             part.copy_(new)
         self._i.sub_(1).clamp_(min=0)  # warm-ups do not leave the chain
 

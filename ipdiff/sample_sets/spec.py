@@ -10,11 +10,11 @@ from string import Formatter
 from typing import Annotated, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ipdiff.device.spec import Precision
 from ipdiff.parameters import FORBID, Range, Record, check
-from ipdiff.schedule import respace
+from ipdiff.schedule import GRIDS, FloatArray, IntArray, respace
+from ipdiff.spec import Diffusion
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class SamplerKind:
 
     def match(self, text: str) -> re.Match[str] | None:
         """Read a name: groups are the fields of `name`."""
-        fields = {"steps": r"\d+", "grid": "uniform|quad|ddim|"}
+        fields = {"steps": r"\d+", "grid": "|".join((*GRIDS, ""))}
         parts = (
             re.escape(literal) + (f"(?P<{key}>{fields.get(key, NUMBER)})" if key else "")
             for literal, key, _, _ in Formatter().parse(self.name)
@@ -85,6 +85,7 @@ class SamplerKind:
 
 
 NUMBER = r"\d+(?:\.\d+)?"
+_SUFFIX = re.compile(rf"-es(?:({NUMBER})t\+)?({NUMBER})\Z")
 
 SAMPLERS = {
     "ancestral": SamplerKind(
@@ -99,6 +100,16 @@ SAMPLERS = {
         written="ddimETA-N, ddimETA-uniformN, ddimETA-quadN",
         options={"eta": Range(0, 1)},
     ),
+    "dpmpp2m": SamplerKind(
+        name="dpmpp2m-{grid}{steps}",
+        label="DPM-Solver++(2M), T' = {steps}{grid}",
+        written="dpmpp2m-N, dpmpp2m-logsnrN",
+    ),
+    "unipc": SamplerKind(
+        name="unipc-{grid}{steps}",
+        label="UniPC-2, T' = {steps}{grid}",
+        written="unipc-N, unipc-karrasN",
+    ),
     "exposure": SamplerKind(
         name="exposure-{steps}",
         label="{steps} reverse steps",
@@ -111,20 +122,50 @@ SAMPLERS = {
 
 
 @dataclass(frozen=True)
+class EpsScale(Record):
+    """Epsilon scaling: in step i of the sampling chain (0 the last) the predicted eps is divided by k i + b.
+
+    Source: arXiv:2308.15321 section 4; published values in `ipdiff/report/paper_values.yaml`.
+    """
+
+    k: Annotated[float, Range(0)]
+    b: Annotated[float, Range(above=0)]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check((self.k, self.b) != (0, 1), "eps is divided by 1; leave the suffix -es out")
+
+    @property
+    def name(self) -> str:
+        """Its one name: `es1.017`, `es0.0025t+1`."""
+        return f"es{plain(self.k)}t+{plain(self.b)}" if self.k else f"es{plain(self.b)}"
+
+    def label(self) -> str:
+        """How a table says it."""
+        return f"eps / ({plain(self.k)} t + {plain(self.b)})" if self.k else f"eps / {plain(self.b)}"
+
+    def over(self, steps: int) -> FloatArray:
+        """The divisors of a chain of so many steps, [steps] float64."""
+        return np.linspace(self.b, self.b + self.k * (steps - 1), steps)
+
+
+@dataclass(frozen=True)
 class Sampler(Record):
-    """A sampler as it stands in paths: `ancestral-100`, `ddim0.5-quad20`, `exposure-300`.
+    """A sampler as it stands in paths: `ancestral-100`, `ddim0.5-quad20`, `exposure-300`, `unipc-20-es1.01`.
 
     Attributes:
         kind: a key of `SAMPLERS`.
         steps: of the chain: the paper's T'.
         grid: which steps of the full chain are kept, by rule; see `schedule.respace`.
         options: what the chain's function takes besides, by name.
+        eps_scale: what the predicted eps is divided by; None leaves it as it is.
     """
 
     kind: str
     steps: Annotated[int, Range(1)]
     grid: str = ""
     options: tuple[tuple[str, float], ...] = ()
+    eps_scale: EpsScale | None = None
 
     @staticmethod
     def parse(text: str) -> Sampler:
@@ -133,19 +174,24 @@ class Sampler(Record):
         Raises:
             ValueError: no such name, an option out of range, or a second way to write the same sampler.
         """
+        chain, *suffix = _SUFFIX.split(text, maxsplit=1)
         for kind, row in SAMPLERS.items():
-            if match := row.match(text):
+            if match := row.match(chain):
                 found = match.groupdict()
                 options = tuple((key, float(found[key])) for key in row.options)
                 try:
                     for key, value in options:
                         allowed = row.options[key]
                         check(allowed.holds(value), f"{key} is {value:g}; use {allowed.text()}")
-                    return Sampler(kind, int(found["steps"]), found.get("grid", ""), options)
+                    scale = EpsScale(float(suffix[0] or 0), float(suffix[1])) if suffix else None
+                    return Sampler(kind, int(found["steps"]), found.get("grid", ""), options, scale)
                 except ValueError as error:
                     raise ValueError(f"sampler '{text}': {error}") from None
         ways = ", ".join(row.written for row in SAMPLERS.values())
-        raise ValueError(f"sampler '{text}' is unknown; use {ways}, e.g. ancestral-100 or ddim0.5-quad20")
+        raise ValueError(
+            f"sampler '{text}' is unknown; use {ways}, e.g. ancestral-100 or ddim0.5-quad20; -esB or -esKt+B "
+            "behind it divide eps by B or K t + B"
+        )
 
     @property
     def row(self) -> SamplerKind:
@@ -155,13 +201,9 @@ class Sampler(Record):
     @property
     def name(self) -> str:
         """Its one name: numbers without superfluous zeros."""
-        plain = {key: format(Decimal(repr(value)).normalize(), "f") for key, value in self.options}
-        return self.row.name.format(steps=self.steps, grid=self.grid, **plain)
-
-    @property
-    def spacing(self) -> str:
-        """The rule for `schedule.respace`."""
-        return f"{self.grid}{self.steps}"
+        numbers = {key: plain(value) for key, value in self.options}
+        chain = self.row.name.format(steps=self.steps, grid=self.grid, **numbers)
+        return f"{chain}-{self.eps_scale.name}" if self.eps_scale else chain
 
     @property
     def eta(self) -> float | None:
@@ -172,20 +214,29 @@ class Sampler(Record):
         """How a table names it: T' and, for DDIM, eta and the grid."""
         grid = f" ({self.grid})" if self.grid else ""
         numbers = {key: f"{value:g}" for key, value in self.options}
-        return self.row.label.format(steps=self.steps, grid=grid, **numbers)
+        chain = self.row.label.format(steps=self.steps, grid=grid, **numbers)
+        return f"{chain}, {self.eps_scale.label()}" if self.eps_scale else chain
 
 
-def kept(sampler: Sampler, T: int, of: str = "") -> NDArray[np.int64]:
-    """The timesteps of a chain of T steps that a sampler's own chain keeps, ascending.
+def plain(value: float) -> str:
+    """A number without exponent and superfluous zeros."""
+    return format(Decimal(repr(value)).normalize(), "f")
+
+
+def kept(sampler: Sampler, process: Diffusion, of: str = "") -> IntArray:
+    """The timesteps of a chain that a sampler's own chain keeps, ascending.
 
     Raises:
         ValueError: more steps than T, or a grid that this chain does not have; `of` says whose chain it is.
     """
+    T = process.T
     if sampler.steps > T:
         raise ValueError(f"sampler {sampler.name} asks for T' = {sampler.steps}, more than T = {T}{of}; use 1..{T}")
-    return np.arange(T) if sampler.row.from_images else respace(T, sampler.spacing)
+    if sampler.row.from_images:
+        return np.arange(T)
+    return respace(T, f"{sampler.grid}{sampler.steps}", process.alphas_cumprod())
 
 
-def nfe(sampler: Sampler, T: int) -> int:
+def nfe(sampler: Sampler, process: Diffusion) -> int:
     """Network evaluations an image."""
-    return sampler.steps if sampler.row.from_images else len(kept(sampler, T))
+    return sampler.steps if sampler.row.from_images else len(kept(sampler, process))

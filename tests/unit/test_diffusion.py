@@ -488,7 +488,7 @@ def fixed(**options):
         (lambda: fixed(timesteps=[3, 3]), "expected increasing"),
         (lambda: fixed(timesteps=[0, T]), r"0\.\.49"),
         (lambda: fixed(gamma=-0.1), "gamma=-0.1"),
-        (lambda: fixed(gamma=[0.1, 0.2]), "T=50"),
+        (lambda: fixed(gamma=[0.1, 0.2]), "50 of them"),
         (lambda: fixed(gamma=np.full(T, np.inf)), "gamma=inf"),
         (lambda: fixed(target="x0"), "target 'x0'"),
         (lambda: fixed(fixed_variance="medium"), "'medium'"),

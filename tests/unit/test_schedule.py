@@ -115,6 +115,31 @@ def test_grids_of_the_published_code():
     assert respace(1000, "60")[-2:].tolist() == [982, 999]
 
 
+@given(st.data())
+def test_grids_over_the_noise(data):
+    T = data.draw(st.integers(30, 1000))
+    N = data.draw(st.integers(1, T))
+    betas = make_betas(data.draw(st.sampled_from(["cosine", "linear"])), T)
+    alphas_cumprod = np.cumprod(1 - betas)
+    found = {rule: respace(T, f"{rule}{N}", alphas_cumprod) for rule in ("logsnr", "karras")}
+    half_log_snr = np.log(alphas_cumprod / (1 - alphas_cumprod)) / 2
+    for kept in found.values():
+        strictly_increasing_within(kept, T)
+        assert len(kept) <= N
+        assert (half_log_snr[kept] >= -5.1).all()
+        assert N == 1 or kept[0] == 0
+        assert kept[-1] == T - 1 or half_log_snr[kept[-1] + 1] < -5.1
+
+
+def test_grids_over_the_noise_have_equal_distances():
+    alphas_cumprod = np.cumprod(1 - make_betas("linear", 1000))
+    sigmas = np.sqrt(1 / alphas_cumprod - 1)
+    steps = np.diff(np.log(sigmas[respace(1000, "logsnr10", alphas_cumprod)]))
+    np.testing.assert_allclose(steps, steps.mean(), rtol=0.25)  # whole timesteps are coarse near t = 0
+    steps = np.diff(sigmas[respace(1000, "karras10", alphas_cumprod)] ** (1 / 7))
+    np.testing.assert_allclose(steps, steps.mean(), rtol=0.25)
+
+
 @pytest.mark.parametrize("spec", ["1000", "ddim1000", "uniform1000", "500,500"])
 def test_as_many_steps_as_there_are_keep_all(spec):
     np.testing.assert_array_equal(respace(1000, spec), np.arange(1000))
@@ -138,6 +163,7 @@ def test_as_many_steps_as_there_are_keep_all(spec):
         (1000, "600,10", "section 1 of 2 holds 500 steps"),
         (1000, "ddim60", "no integer stride"),
         (1000, "ddim300", "no integer stride"),
+        (1000, "logsnr20", "needs alphas_cumprod"),
         (0, "1", "T=0"),
     ],
 )

@@ -125,11 +125,11 @@ def sampler_of(params: Params, dataset: str, model: str, name: str) -> Sampler:
         ConfigError: the data set or model is unknown, or the one does not train the other.
         ValueError: no such sampler, or one with a grid that the chain does not have.
     """
-    T = params.family(dataset, model).diffusion.T
+    process = params.family(dataset, model).diffusion
     sampler = Sampler.parse(name)
     if sampler.name != name:
         raise ValueError(f"sampler '{name}': write it as '{sampler.name}' (one name, one artifact)")
-    kept(sampler, T, f" of {dataset}/{model}")
+    kept(sampler, process, f" of {dataset}/{model}")
     return sampler
 
 

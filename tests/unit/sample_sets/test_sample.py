@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import tempfile
 import tracemalloc
@@ -42,6 +43,12 @@ CHAINS = {
     "ddim0-ddim5": respace(T, "ddim5"),
     "ddim0-uniform6": respace(T, "uniform6"),
     "ddim0.5-quad5": respace(T, "quad5"),
+    "dpmpp2m-5": respace(T, "5"),
+    "dpmpp2m-1": [0],
+    "unipc-logsnr6": respace(T, "logsnr6", ALPHAS_CUMPROD),
+    "unipc-2": [0, 19],
+    "ancestral-5-es1.1": respace(T, "5"),
+    "unipc-karras5-es0.02t+0.9": respace(T, "karras5", ALPHAS_CUMPROD),
     "exposure-7": range(7),
     "exposure-1": range(1),
 }
@@ -233,14 +240,16 @@ def test_a_sampler_walks_its_chain(sampler, drawn, name):
     assert drawer.nfe == len(seen.t)
     counts = Counter(purpose for purpose, _, _ in drawn)
     start = Purpose.EXPOSURE_EPS if name.startswith("exposure") else Purpose.SAMPLE_START
-    noisy = 0 if name.startswith("ddim0-") else len(seen.t) - 1  # no noise in the last step
+    noisy = 0 if name.startswith(("ddim0-", "dpmpp2m-", "unipc-")) else len(seen.t) - 1  # no noise in the last step
     assert counts == Counter({start: 3, **({Purpose.SAMPLE_STEP: 3 * noisy} if noisy else {})})
     assert {step for purpose, _, step in drawn if purpose is Purpose.SAMPLE_STEP} == (
         set(map(int, CHAINS[name])) - {0} if noisy else set()
     )
 
 
-@pytest.mark.parametrize("name", ["ancestral-20", "ancestral-5", "ddim0-5", "ddim0.5-ddim5", "exposure-7"])
+@pytest.mark.parametrize(
+    "name", ["ancestral-20", "ancestral-5", "ddim0-5", "ddim0.5-ddim5", "dpmpp2m-8", "unipc-8", "exposure-7"]
+)
 def test_with_a_perfect_network_every_chain_ends_at_the_images(sampler, name):
     drawer = sampler(name)
     wanted = IMAGES[drawer_order(drawer)[:4]] if name.startswith("exposure") else IMAGES[:4]
@@ -350,9 +359,20 @@ def test_chains_that_do_not_fit_are_refused(sampler, name):
     assert name.partition("-")[2] in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["ancestral-0", "exposure-0", "ddim0-quad0", "ddim2-5"])
-def test_a_sampler_out_of_range_is_named(name):
-    with pytest.raises(ValueError, match=f"sampler '{name}': (steps is 0; use 1 or more|eta is 2; use 0..1)"):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("ancestral-0", "steps is 0; use 1 or more"),
+        ("exposure-0", "steps is 0; use 1 or more"),
+        ("ddim0-quad0", "steps is 0; use 1 or more"),
+        ("ddim2-5", "eta is 2; use 0..1"),
+        ("ancestral-5-es0", "b is 0.0; use more than 0"),
+        ("unipc-5-es1", "eps is divided by 1; leave the suffix -es out"),
+        ("dpmpp2m-5-es0t+1", "eps is divided by 1; leave the suffix -es out"),
+    ],
+)
+def test_a_sampler_out_of_range_is_named(name, reason):
+    with pytest.raises(ValueError, match=f"sampler '{re.escape(name)}': {re.escape(reason)}"):
         Sampler.parse(name)
 
 
@@ -426,7 +446,7 @@ def test_a_chain_that_counts_its_own_steps_draws_the_same_images(name, model, sa
         assert len(checks) == drawer.nfe
 
 
-@pytest.mark.parametrize("name", ["ancestral-5", "ddim0.5-quad5", "ddim0-5"])
+@pytest.mark.parametrize("name", ["ancestral-5-es1.1", "ddim0.5-quad5", "ddim0-5", "dpmpp2m-5", "unipc-5"])
 @torch.inference_mode()
 def test_a_step_of_a_chain_neither_looks_at_values_nor_sends_any(name, sampler, monkeypatch):
     """On the meta device, where there are none."""

@@ -217,7 +217,7 @@ class Planner:
 
     def _sample(self, cell: Cell) -> Cost:
         spec, sampler = self._spec(cell), Sampler.parse(cell.bindings["sampler"])
-        calls = nfe(sampler, spec.diffusion.T)
+        calls = nfe(sampler, spec.diffusion)
         images, flops = self._drawn(cell), self._network(spec)[0]
         return Cost(
             images=images,
