@@ -19,7 +19,7 @@ from ipdiff.pipeline.stages import IMPORT, STAGES
 from ipdiff.pipeline.store import artifact
 from ipdiff.pipeline.store.artifact import Publication
 from ipdiff.pipeline.store.code_digests import code_digest
-from ipdiff.sample_sets.spec import Sampler
+from ipdiff.sample_sets.spec import Analysis, Sampler
 from ipdiff.spec import RunSpec
 from ipdiff.work import launch, recipes
 from ipdiff.work.files import md5
@@ -49,6 +49,13 @@ class Job:
     def dataset(self) -> Dataset:
         """The cell's data set."""
         return self.params.dataset(self.names["dataset"])
+
+    @property
+    def analysis(self) -> Analysis:
+        """What the cell's data set says of analyses."""
+        if (settings := self.dataset.analysis) is None:
+            raise UserError(f"datasets.{self.names['dataset']}.analysis is missing")
+        return settings
 
     def path(self, name: str) -> Path:
         """The input file of this name."""
@@ -298,12 +305,17 @@ def _evaluate(job: Job, made: Publication) -> None:
     )
 
 
+def _drift(job: Job, made: Publication) -> None:
+    from ipdiff.sample_sets import drift
+
+    settings = job.analysis
+    drift.run(_image_sampler(job), job.path("images.npy"), settings, made.staging, _progress(settings.images, "images"))
+
+
 def _analyse(job: Job, made: Publication) -> None:
     from ipdiff.sample_sets import prediction_error
 
-    settings = job.dataset.analysis
-    if settings is None:
-        raise UserError(f"datasets.{job.names['dataset']}.analysis is missing")
+    settings = job.analysis
     spec = job.checkpoint_spec()
     about = {name: job.names[name] for name in ("dataset", "model")} | {
         name: int(job.names[name]) for name in ("seed", "step")
@@ -363,6 +375,7 @@ RUN: dict[str, Callable[[Job, Publication], None]] = {
     "sample": _sample,
     "evaluate": _evaluate,
     "analyse": _analyse,
+    "drift": _drift,
     "table": _table,
     "figure": _figure,
     "report": _report,

@@ -250,6 +250,23 @@ STAGES = {
             network=True,
         ),
         Stage(
+            verb="drift",
+            module="ipdiff.sample_sets.drift",
+            help="how far a sampling chain strays from diffused images",
+            directory="drift/{dataset}/{model}/s{seed}/{step}/{sampler}",
+            files=("drift.csv",),
+            wildcards=(*_OF_RUN, "sampler"),
+            inputs=(*_CHECKPOINT, IMAGES),
+            params=(
+                *(f"{SETTINGS}.{part}" for part in ("analysis", "sampling")),
+                f"{_FAMILY}.clip_denoised",
+                f"{SETTINGS}.compute",
+            ),
+            runs=("ipdiff.samplers.CHAINS", *_NETWORKS),
+            decided_by=("kind",),
+            network=True,
+        ),
+        Stage(
             verb="table",
             module="ipdiff.report.tables.table",
             help="make one table of a study",

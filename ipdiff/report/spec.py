@@ -57,12 +57,19 @@ class Table(Record):
     note: Annotated[str, "a sentence under the table"] = ""
 
 
+FIGURES = {"lines": "evaluate", "samples": "sample", "errors": "analyse", "drift": "drift"}
+"""Kinds of figures, and the stage whose first outputs each shows."""
+
+
 @dataclass(frozen=True)
 class Figure(Record):
-    """Lines over training steps or over T', a grid of sample images, or the prediction error over t."""
+    """Lines over training steps or over T', a grid of sample images, or what happens over t."""
 
     __pydantic_config__: ClassVar = FORBID
-    kind: Annotated[Literal["lines", "samples", "errors"], "curves of a metric, images, or prediction errors"]
+    kind: Annotated[
+        Literal["lines", "samples", "errors", "drift"],
+        "curves of a metric, images, prediction errors, or how far sampling chains stray from diffused images",
+    ]
     title: Annotated[str, "what the figure shows"]
     datasets: Annotated[list[str], "data sets: a panel each"]
     models: Annotated[list[str], "models: a line, or a block of images each"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,7 @@ def run(
 
 def _write(found: list[Error], T: int, n: int, settings: Analysis, about: Mapping[str, Any], out: Path) -> None:
     rows = ((e.t, f"{e.nu:.9g}", f"{e.mean:.9g}", f"{e.rejected:.9g}") for e in found)
-    _write_csv(out / "errors.csv", ("t", "nu", "mean", "rejected"), rows)
+    write_csv(out / "errors.csv", ("t", "nu", "mean", "rejected"), rows)
     nearest = sorted({min(found, key=lambda e: abs(e.t - share * T)).t for share in SHOWN})
     bins = (
         (e.t, f"{left:.1f}", f"{share:.9g}")
@@ -150,7 +150,7 @@ def _write(found: list[Error], T: int, n: int, settings: Analysis, about: Mappin
         if e.t in nearest
         for left, share in zip(EDGES[:-1], e.histogram, strict=True)
     )
-    _write_csv(out / "histogram.csv", ("t", "left", "share"), bins)
+    write_csv(out / "histogram.csv", ("t", "left", "share"), bins)
     summary = {
         **about,
         "n": n,
@@ -163,7 +163,8 @@ def _write(found: list[Error], T: int, n: int, settings: Analysis, about: Mappin
     (out / "analysis.json").write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n")
 
 
-def _write_csv(path: Path, header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write rows under a header line."""
     with path.open("w", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(header)

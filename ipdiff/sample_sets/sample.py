@@ -88,19 +88,16 @@ class ImageSampler:
         """
         if self.device.type == "cuda":
             return to_uint8(self.program(len(index)).run(self.begin(index), index, check), self.quantise)
-        return to_uint8(self.walk(index, check), self.quantise)
+        return to_uint8(self.walk(index, lambda at: check()), self.quantise)
 
-    def walk(self, index: range, check: Callable[[], None] = lambda: None) -> Tensor:
-        """The same images as [n,C,H,W] float32, step by step from the host."""
+    def walk(self, index: range, callback: Callable[[dict[str, Any]], None] | None = None) -> Tensor:
+        """The same images as [n,C,H,W] float32, step by step from the host; `callback` as that of a `Chain`."""
 
         def noise(i: Index) -> Tensor:
             return self.noise(index, int(self.timesteps[int(i)]))
 
-        def seen(at: dict[str, Any]) -> None:
-            check()
-
         x = self.begin(index)
-        return self.chain(self.diffusion, self.model, x, noise, start=self.nfe, callback=seen, **self.options)
+        return self.chain(self.diffusion, self.model, x, noise, start=self.nfe, callback=callback, **self.options)
 
     def program(self, count: int) -> _Program:
         """The chain of a batch of so many images, captured at its first use. Call it in inference mode."""

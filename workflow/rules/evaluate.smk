@@ -30,3 +30,20 @@ rule analyse:
         code=W.code("analyse"),
     shell:
         W.command("analyse")
+
+
+rule drift:
+    input:
+        W.inputs("drift"),
+    output:
+        **W.outputs("drift"),
+    log:
+        W.log("drift"),
+    threads: W.threads("drift")
+    resources:
+        gpu=W.gpus("drift"),
+    params:
+        values=W.params("drift"),
+        code=W.code("drift"),
+    shell:
+        W.command("drift")

@@ -118,6 +118,8 @@ def _check_view(params: Params, where: str, view: Table | Figure) -> None:
                 _known(f"{where}.compare", model, dict.fromkeys(point.model for point in found))
     for point in found:
         _check_point(params, where, point)
+        if isinstance(view, Figure) and view.kind == "drift":
+            _check_analysis(params, where, point.dataset)
         if isinstance(view, Figure) and view.kind == "samples":
             count = params.dataset(point.dataset).sampling.count(Sampler.parse(point.sampler))
             if view.images > count:
@@ -145,9 +147,13 @@ def _check_errors(params: Params, where: str, figure: Figure) -> None:
         raise _Wrong(f"{where}: no cell; name datasets and models")
     for dataset, model, step in runs(params, figure):
         params.family(dataset, model)
-        if params.dataset(dataset).analysis is None:
-            raise _Wrong(f"datasets.{dataset}.analysis: missing key; {where} needs it")
+        _check_analysis(params, where, dataset)
         _check_step(params, where, dataset, model, step)
+
+
+def _check_analysis(params: Params, where: str, dataset: str) -> None:
+    if params.dataset(dataset).analysis is None:
+        raise _Wrong(f"datasets.{dataset}.analysis: missing key; {where} needs it")
 
 
 def _check_point(params: Params, where: str, point: Point) -> None:

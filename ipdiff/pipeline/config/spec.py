@@ -91,7 +91,9 @@ class Dataset(Record):
     inception: Inception = field(default_factory=Inception)
     reference: Reference = field(default_factory=Reference)
     compute: Compute = field(default_factory=Compute)
-    analysis: Annotated[Analysis | None, "prediction-error statistics; needed by figures of kind errors"] = None
+    analysis: Annotated[Analysis | None, "prediction-error statistics; needed by figures of kind errors and drift"] = (
+        None
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

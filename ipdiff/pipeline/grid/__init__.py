@@ -21,7 +21,7 @@ from ipdiff.pipeline.config import Params, Studies
 from ipdiff.pipeline.config.spec import Dataset
 from ipdiff.pipeline.stages import IMAGES, IMPORT, NEIGHBOURS, RUN, SETTINGS, STAGES, Stage
 from ipdiff.pipeline.store.code_digests import Rows, code_digest
-from ipdiff.report.spec import Figure, Point, Table
+from ipdiff.report.spec import FIGURES, Figure, Point, Table
 from ipdiff.sample_sets.spec import Sampler
 from ipdiff.work.recipes import RECIPE
 
@@ -175,8 +175,10 @@ class Grid:
     def _analyse(self, stage: Stage, names: dict[str, str]) -> Cell:
         if self._dataset(names).analysis is None:
             path = self.studies.of(names).path
-            raise ConfigError(f"{path} datasets.{names['dataset']}.analysis: missing key; analyse needs it")
+            raise ConfigError(f"{path} datasets.{names['dataset']}.analysis: missing key; {stage.verb} needs it")
         return _cell(stage, names)
+
+    _drift = _analyse
 
     def _view_cell(self, stage: Stage, names: dict[str, str]) -> Cell:
         study = self.studies.load(names["study"])
@@ -191,14 +193,13 @@ class Grid:
 
     def _view_inputs(self, study: Params, view: Table | Figure) -> Iterator[str]:
         """Files that a table or figure shows."""
-        kind = view.kind if isinstance(view, Figure) else "table"
-        if isinstance(view, Figure) and kind == "errors":
+        verb = FIGURES[view.kind] if isinstance(view, Figure) else "evaluate"
+        if isinstance(view, Figure) and "sampler" not in STAGES[verb].wildcards:
             for dataset, model, step in config.runs(study, view):
                 for seed in study.seeds_of(model):
                     names = {"dataset": dataset, "model": model, "seed": str(seed), "step": str(step)}
-                    yield self.cell("analyse", **names).outputs[0]
+                    yield self.cell(verb, **names).outputs[0]
             return
-        verb = "sample" if kind == "samples" else "evaluate"
         for point in config.points(study, view):
             for seed in study.seeds_of(point.model):
                 yield self._point_cell(verb, point, seed).outputs[0]

@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from ipdiff.errors import UserError
 from ipdiff.report import labels, origin, paper
-from ipdiff.report.figures import canvas, error_curves, samples
+from ipdiff.report.figures import canvas, curves, samples
 from ipdiff.report.origin import Recipe
 from ipdiff.report.results import Record, Results, load
 from ipdiff.report.spec import Figure, Point, wanted
@@ -48,7 +48,7 @@ def run(name: str, figure: Figure, inputs: list[Path], out: Path, recipes: Seque
             found = load(inputs)
             _lines(name, figure, origin.attach(found, recipes) if recipes else found, out)
         else:
-            kind = samples if figure.kind == "samples" else error_curves
+            kind = samples if figure.kind == "samples" else curves
             kind.draw(name, figure, inputs, out)
 
 

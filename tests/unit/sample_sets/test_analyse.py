@@ -17,7 +17,7 @@ from ipdiff import rng
 from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError
 from ipdiff.nets import build
-from ipdiff.report.figures import error_curves
+from ipdiff.report.figures import curves
 from ipdiff.report.spec import Figure
 from ipdiff.rng import Purpose
 from ipdiff.sample_sets import prediction_error
@@ -131,7 +131,7 @@ def test_the_figure_shows_what_was_analysed(inputs: tuple[Path, Path], tmp_path:
     where.parent.mkdir(parents=True)
     analysed(inputs, where)
     figure = Figure("errors", "Errors", ["digits"], ["adm"])
-    error_curves.draw("errors", figure, [where / "errors.csv"], tmp_path)
+    curves.draw("errors", figure, [where / "errors.csv"], tmp_path)
     with (tmp_path / "figure.csv").open() as stream:
         drawn = list(csv.DictReader(stream))
     assert {(row["dataset"], row["model"], row["seed"], row["step"]) for row in drawn} == {("digits", "adm", "3", "8")}
@@ -145,4 +145,4 @@ def test_a_file_that_is_no_analysis_is_named(text: str, tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_text(text)
     with pytest.raises(UserError, match=r"errors\.csv: expected analysis/DATASET"):
-        error_curves.read(path)
+        curves.read(path, curves.KINDS["errors"])

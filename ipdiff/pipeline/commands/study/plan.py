@@ -245,6 +245,13 @@ class Planner:
         flops = self._network(spec)[0]
         return Cost(0, 0, images, evaluations, evaluations * flops, self._seconds(evaluations, flops, "sample"))
 
+    def _drift(self, cell: Cell) -> Cost:
+        spec, settings = self._spec(cell), self.studies.dataset(cell.bindings["dataset"]).analysis
+        images = settings.images if settings else 0
+        evaluations = 3 * images * nfe(Sampler.parse(cell.bindings["sampler"]), spec.diffusion)
+        flops = self._network(spec)[0]
+        return Cost(0, 0, images, evaluations, evaluations * flops, self._seconds(evaluations, flops, "sample"))
+
     def _features(self, dataset: str, images: int) -> Cost:
         flops = FEATURES[self.studies.dataset(dataset).features].flops
         return Cost(images=images, flops=images * flops, seconds=self._seconds(images if flops else 0, flops, "sample"))

@@ -1,0 +1,174 @@
+"""Figures of what happens over t: prediction errors, and how far sampling chains stray."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import ScalarFormatter
+
+from ipdiff.errors import UserError
+from ipdiff.report import labels
+from ipdiff.report.figures import canvas
+from ipdiff.report.spec import Figure
+from ipdiff.report.tables.entries import write_rows
+
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What one panel shows of a row.
+
+    Attributes:
+        text: its y axis.
+        value: of a row.
+        floor: what noise alone gives, drawn thin; None where nothing is known.
+        middle: the value that means nothing happens; the axis is around it. None: the axis begins at 0.
+        logarithmic: its y axis.
+    """
+
+    text: str
+    value: Callable[[Row], float]
+    floor: Callable[[Row], float] | None = None
+    middle: float | None = None
+    logarithmic: bool = False
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A kind of figure: the files it is made of and its panels.
+
+    Attributes:
+        path: of the files; names in capitals vary.
+        columns: of the files that are shown.
+        panels: of a data set.
+    """
+
+    path: str
+    columns: tuple[str, ...]
+    panels: tuple[Panel, ...]
+
+
+KINDS = {
+    "errors": Curves(
+        "analysis/DATASET/MODEL/sSEED/STEP/errors.csv",
+        ("t", "nu", "mean", "rejected"),
+        (
+            Panel("\N{GREEK SMALL LETTER NU}, error of the predicted x0", lambda row: row["nu"]),
+            Panel("share of pixels not normal", lambda row: row["rejected"]),
+        ),
+    ),
+    "drift": Curves(
+        "drift/DATASET/MODEL/sSEED/STEP/SAMPLER/drift.csv",
+        ("t", "eps_chain", "eps_chain_se", "eps_data", "eps_data_se", "delta", "delta_floor"),
+        (
+            Panel(
+                "length of predicted eps:\nin the chain / at diffused images",
+                lambda row: row["eps_chain"] / row["eps_data"],
+                middle=1.0,
+            ),
+            Panel(
+                "\N{GREEK SMALL LETTER DELTA}, squared difference of\nstandard deviations of x_t (thin: noise)",
+                lambda row: row["delta"],
+                lambda row: row["delta_floor"],
+                logarithmic=True,
+            ),
+        ),
+    ),
+}
+"""By the kind of a figure in params.yaml."""
+
+STYLES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
+"""Of lines: one a sampler."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One file's rows and what its path says it is; `sampler` is empty where none was used."""
+
+    dataset: str
+    model: str
+    seed: int
+    step: int
+    sampler: str
+    rows: tuple[Row, ...]
+
+
+def draw(name: str, figure: Figure, inputs: list[Path], out: Path) -> None:
+    """Write out/figure.png and out/figure.csv from files of the figure's kind.
+
+    Raises:
+        UserError: a file is malformed, or there is none.
+    """
+    kind = KINDS[figure.kind]
+    runs = [read(path, kind) for path in inputs]
+    if not runs:
+        raise UserError(f"figure '{name}' asks for no checkpoint; give datasets and models")
+    canvas.save(_draw(kind, runs), out)
+    several = ["sampler"] if "SAMPLER" in kind.path else []
+    rows = [
+        [run.dataset, run.model, run.seed, run.step, *([run.sampler] if several else []), f"{row['t']:g}"]
+        + [f"{row[key]:.9g}" for key in kind.columns[1:]]
+        for run in runs
+        for row in run.rows
+    ]
+    write_rows(out / "figure.csv", ("dataset", "model", "seed", "step", *several, *kind.columns), rows)
+
+
+def read(path: Path, kind: Curves) -> Run:
+    """One file; UserError where it is none of this kind."""
+    expected = kind.path.split("/")
+    parts = path.parts[-len(expected) :]
+    try:
+        with path.open(newline="") as stream:
+            rows = tuple({key: float(row[key]) for key in kind.columns} for row in csv.DictReader(stream))
+        if parts[0] != expected[0] or not rows or not all(math.isfinite(x) for row in rows for x in row.values()):
+            raise ValueError("it has no such rows")
+        return Run(parts[1], parts[2], int(parts[3][1:]), int(parts[4]), parts[5] if len(parts) > 6 else "", rows)
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(
+            f"{path}: expected {kind.path} with {', '.join(kind.columns)} ({error}); make it again"
+        ) from error
+
+
+def _draw(kind: Curves, runs: list[Run]) -> Canvas:
+    datasets = list(dict.fromkeys(run.dataset for run in runs))
+    samplers = list(dict.fromkeys(run.sampler for run in runs))
+    sheet = canvas.new(8.6, 3.2 * len(datasets) + 0.5, layout="constrained")
+    axes = sheet.subplots(len(datasets), len(kind.panels), squeeze=False)
+    for line, dataset in zip(axes, datasets, strict=True):
+        for axis, panel in zip(line, kind.panels, strict=True):
+            _panel(axis, panel, [run for run in runs if run.dataset == dataset], samplers)
+            axis.set_title(labels.dataset(dataset), loc="left")
+    handles, names = [], []
+    for model, step, sampler in dict.fromkeys((run.model, run.step, run.sampler) for run in runs):
+        style = STYLES[samplers.index(sampler) % len(STYLES)]
+        handles += axes[0][0].plot([], [], color=canvas.colour(model), linewidth=2, linestyle=style)
+        how = f", {labels.sampler(sampler)}" if sampler else ""
+        names.append(f"{labels.model(model)}{how}, {step:,} training steps")
+    sheet.legend(handles, names, loc="outside lower center", ncols=min(len(names), 2), fontsize=8)
+    return sheet
+
+
+def _panel(axis: Axes, panel: Panel, runs: list[Run], samplers: list[str]) -> None:
+    for run in runs:
+        t, style = [row["t"] for row in run.rows], STYLES[samplers.index(run.sampler) % len(STYLES)]
+        look = {"color": canvas.colour(run.model), "linestyle": style}
+        axis.plot(t, [panel.value(row) for row in run.rows], linewidth=1.4, alpha=0.9, **look)
+        if panel.floor is not None:
+            axis.plot(t, [panel.floor(row) for row in run.rows], linewidth=0.6, alpha=0.5, **look)
+    axis.set_xlabel("t")
+    axis.set_ylabel(panel.text)
+    if panel.logarithmic:
+        axis.set_yscale("log")
+    elif panel.middle is not None:
+        axis.axhline(panel.middle, color=canvas.SOFT, linewidth=0.8)
+        axis.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
+    else:
+        axis.set_ylim(bottom=0)
