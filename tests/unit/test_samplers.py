@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -161,3 +163,12 @@ def test_every_kind_of_sampler_has_its_chain_and_the_reverse():
     from ipdiff.sample_sets.spec import SAMPLERS
 
     assert set(CHAINS) == set(SAMPLERS)
+
+
+def test_the_code_of_the_manual_runs():
+    text = (Path(__file__).parents[2] / "docs" / "samplers.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {"model": toy}
+    exec(code.replace("randn(16, 3, 32, 32)", "randn(2, 3, 4, 4)"), names)
+    assert names["images"].shape == names["x_T"].shape == (2, 3, 4, 4)
+    assert bool(names["images"].isfinite().all())
