@@ -330,7 +330,7 @@ def sampler(weights: Path, name: str, **compute: object) -> ImageSampler:
     return ImageSampler(spec, weights, Sampler.parse(name), clip_denoised=True, compute=spec.compute, images=IMAGES)
 
 
-@pytest.mark.parametrize("name", ["ancestral-10", "ddim0-5", "ddim0.5-5", "exposure-6"])
+@pytest.mark.parametrize("name", ["ancestral-10", "ddim0-5", "ddim0.5-5", "unipc-6", "dpmpp2m-5-es1.1", "exposure-6"])
 @pytest.mark.parametrize("compute", [{}, {"precision": "bfloat16"}, {"precision": "bfloat16", "compile": True}])
 def test_a_captured_chain_draws_what_single_steps_draw(
     name: str, compute: dict[str, object], weights: Path, monkeypatch: pytest.MonkeyPatch
