@@ -91,12 +91,6 @@ def _known(where: str, name: str, known: Iterable[str]) -> None:
 
 
 def _check_view(params: Params, where: str, view: Table | Figure) -> None:
-    if isinstance(view, Table):
-        axes = [*view.rows, *view.columns]
-        if len(set(axes)) != len(axes):
-            raise _Wrong(f"{where}: an axis stands twice in rows {view.rows} and columns {view.columns}")
-        if not view.metrics:
-            raise _Wrong(f"{where}.metrics: found nothing; expected one metric or more")
     asked = view.points if isinstance(view, Table) else []
     for dataset in [*view.datasets, *(point.dataset for point in asked)]:
         _known(f"{where}.datasets", dataset, params.datasets)

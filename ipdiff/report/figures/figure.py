@@ -17,8 +17,8 @@ from ipdiff.errors import UserError
 from ipdiff.report import labels, origin, paper
 from ipdiff.report.figures import canvas, error_curves, samples
 from ipdiff.report.origin import Recipe
-from ipdiff.report.results import Record, Results, load
-from ipdiff.report.spec import Figure, Point, wanted
+from ipdiff.report.results import Result, Results, grouped, load
+from ipdiff.report.spec import Figure, product
 from ipdiff.report.tables.entries import Entry, value, write_csv
 from ipdiff.sample_sets.spec import Sampler
 
@@ -64,16 +64,10 @@ class Line:
         return labels.model(self.model) + (f", {self.part}" if parts > 1 and self.part else "")
 
 
-def _lines(name: str, figure: Figure, found: list[Record], out: Path) -> None:
+def _lines(name: str, figure: Figure, found: list[Result], out: Path) -> None:
     results = Results(f"figure '{name}'", found)
-    theirs = paper.select(figure.paper, paper.values())
-    made = [
-        value(results.get(Point(dataset, model, sampler, step)), figure.metric, theirs)
-        for dataset in figure.datasets
-        for model in figure.models
-        for sampler in figure.samplers
-        for step in (wanted(figure.steps, figure.until, model) or [None])
-    ]
+    theirs = paper.select(figure.paper)
+    made = [value(results.get(point), figure.metric, theirs) for point in product(figure)]
     if not made:
         raise UserError(f"figure '{name}' asks for no point; give datasets, models and samplers")
     _check_panels(name, made)
@@ -119,9 +113,7 @@ def _draw(figure: Figure, made: list[Entry], theirs: paper.PaperTable | None) ->
 
 
 def _panel(axis: Axes, figure: Figure, made: list[Entry], theirs: paper.PaperTable | None) -> None:
-    lines: dict[Line, list[Entry]] = {}
-    for entry in made:
-        lines.setdefault(Line(entry.model, _part(figure, entry)), []).append(entry)
+    lines = grouped(made, lambda entry: Line(entry.model, _part(figure, entry)))
     parts = list(dict.fromkeys(line.part for line in lines))
     several = any(entry.sd is not None for entry in made)
     unequal = len({entry.seeds for entry in made}) > 1

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ipdiff.errors import UserError
-from ipdiff.report import labels, paper
+from ipdiff.report import labels
 from ipdiff.report.pages import cards, page
 from ipdiff.report.pages.outcome import pairs
 from ipdiff.report.spec import Study
@@ -75,7 +75,7 @@ def _given(kind: str, name: str, folders: dict[str, Path]) -> Path:
 
 
 def _frame(name: str, study: Study, tables: dict[str, Path]) -> table.Frame:
-    return table.frame(study.tables[name], read_csv(_given("table", name, tables) / "table.csv"), paper.values())
+    return table.frame(study.tables[name], read_csv(_given("table", name, tables) / "table.csv"))
 
 
 def _picture(name: str, figures: dict[str, Path]) -> Picture:

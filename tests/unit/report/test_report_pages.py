@@ -17,7 +17,7 @@ from PIL import Image
 from unit.report_factory import cifar, recipes, write
 
 from ipdiff.errors import UserError
-from ipdiff.report import paper, results
+from ipdiff.report import labels, paper, results
 from ipdiff.report.figures import canvas, figure
 from ipdiff.report.pages import page
 from ipdiff.report.pages import report as pages
@@ -111,7 +111,7 @@ def test_the_papers_curve_stands_beside_comparable_ones_only(made: dict[str, Any
         LINES, datasets=["cifar10"], models=["adm"], x="step", steps=[460_000], samplers=["ancestral-100"]
     )
     view = dataclasses.replace(view, paper="ablation")
-    theirs = paper.select(view.paper, paper.values())
+    theirs = paper.select(view.paper)
     cells = results.Results("f", [cifar("adm", 460_000, made)])
     drawn = [figure.value(cells.get(Point("cifar10", "adm", "ancestral-100", 460_000)), "fid", theirs)]
     canvas = figure._draw(view, drawn, theirs)
@@ -135,7 +135,7 @@ def test_lines_over_different_seeds_say_so(tmp_path: Path, fewer: bool, names: l
 
 
 def test_a_model_has_one_colour() -> None:
-    assert len({canvas.colour(name) for name in canvas.COLOURS}) == len(canvas.COLOURS)
+    assert len({canvas.colour(name) for name in labels.MODELS}) == len(labels.MODELS)
     assert canvas.colour("adm-ip-g005") == canvas.colour("adm-ip-g005")
 
 
