@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -74,11 +75,6 @@ def sampler(name: str) -> str:
     return Sampler.parse(name).label()
 
 
-def sampler_steps(name: str) -> str:
-    """T' alone."""
-    return str(Sampler.parse(name).steps)
-
-
 class Axis(NamedTuple):
     """How a table calls an axis, and what stands on it."""
 
@@ -95,10 +91,12 @@ AXES = {
 }
 
 
-def sampler_axis(names: Iterable[str]) -> tuple[str, bool]:
-    """Header of a column of samplers, and whether the bare number of steps says which one is meant."""
+def sampler_axis(names: Iterable[str]) -> Axis:
+    """Of rows: the bare number of steps under its header, where that says which sampler is meant."""
     headers = {Sampler.parse(name).row.header for name in names}
-    return ("sampler", False) if len(headers) > 1 or "" in headers else (headers.pop(), True)
+    if len(headers) > 1 or "" in headers:
+        return AXES["sampler"]
+    return Axis(headers.pop(), lambda name: str(Sampler.parse(name).steps))
 
 
 def number(value: float, decimals: int, *, signed: bool = False) -> str:
@@ -119,3 +117,9 @@ def decimals(values: Iterable[float]) -> int:
     while needed < 5 and smallest * 10**needed < 100:
         needed += 1
     return needed
+
+
+def prose(text: str, plain: Callable[[str], str], code: Callable[[str], str]) -> str:
+    """A sentence in a markup: `code` writes what stands between backticks, `plain` the rest."""
+    parts = re.split("`([^`]+)`", text)
+    return "".join((code if place % 2 else plain)(part) for place, part in enumerate(parts))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ipdiff.data.spec import Source
@@ -23,6 +25,28 @@ class Link:
     directory: str
     file: str
     digest: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a file's path says it is of, and that path inside the project."""
+
+    dataset: str
+    model: str
+    seed: int
+    step: int
+    sampler: str
+    source: str
+
+
+def identify(path: Path, shape: str) -> Place:
+    """Read a path of a shape such as `analysis/DATASET/MODEL/sSEED/STEP/errors.csv`; UserError on any other."""
+    fields = re.sub("SEED|STEP", r"(\\d+)", re.sub("DATASET|MODEL|SAMPLER", "([^/]+)", shape))
+    found = re.search(f"(?:^|/)({fields})$", path.as_posix())
+    if found is None:
+        raise UserError(f"{path}: expected {shape}")
+    source, dataset, model, seed, step, *sampler = found.groups()
+    return Place(dataset, model, int(seed), int(step), "".join(sampler), source)
 
 
 def by_cell(recipes: Iterable[Recipe]) -> dict[str, Recipe]:

@@ -13,22 +13,21 @@ from matplotlib.figure import Figure as Canvas
 from ipdiff.errors import UserError
 from ipdiff.report import labels
 from ipdiff.report.figures import canvas
+from ipdiff.report.origin import Place, identify
 from ipdiff.report.spec import Figure
 from ipdiff.report.tables.entries import write_rows
 
 COLUMNS = ("dataset", "model", "seed", "step", "t", "nu", "mean", "rejected")
+SHAPE = "analysis/DATASET/MODEL/sSEED/STEP/errors.csv"
 STATISTICS = {"nu": "\N{GREEK SMALL LETTER NU}, error of the predicted x0", "rejected": "share of pixels not normal"}
 """What the two panels of a data set show."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One checkpoint's errors.csv and what its path says it is."""
+    """One checkpoint's errors.csv: whose it is, and its lines."""
 
-    dataset: str
-    model: str
-    seed: int
-    step: int
+    of: Place
     rows: tuple[dict[str, float], ...]
 
 
@@ -43,7 +42,14 @@ def draw(name: str, figure: Figure, inputs: list[Path], out: Path) -> None:
         raise UserError(f"figure '{name}' asks for no checkpoint; give datasets and models")
     canvas.save(_draw(figure, runs), out)
     rows = [
-        [run.dataset, run.model, run.seed, run.step, f"{row['t']:g}", *(f"{row[key]:.9g}" for key in COLUMNS[5:])]
+        [
+            run.of.dataset,
+            run.of.model,
+            run.of.seed,
+            run.of.step,
+            f"{row['t']:g}",
+            *(f"{row[key]:.9g}" for key in COLUMNS[5:]),
+        ]
         for run in runs
         for row in run.rows
     ]
@@ -52,29 +58,27 @@ def draw(name: str, figure: Figure, inputs: list[Path], out: Path) -> None:
 
 def read(path: Path) -> Run:
     """One file of the stage analyse; UserError where it is none."""
-    parts = path.parts[-6:]
+    of = identify(path, SHAPE)
     try:
         with path.open(newline="") as stream:
             rows = tuple({key: float(row[key]) for key in COLUMNS[4:]} for row in csv.DictReader(stream))
-        if parts[0] != "analysis" or not rows or not all(map(math.isfinite, (x for row in rows for x in row.values()))):
-            raise ValueError("no errors of a checkpoint")
-        return Run(parts[1], parts[2], int(parts[3][1:]), int(parts[4]), rows)
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(
-            f"{path}: expected analysis/DATASET/MODEL/sSEED/STEP/errors.csv with {', '.join(COLUMNS[4:])} ({error}); "
-            "make the analysis again"
-        ) from error
+        if not rows or not all(map(math.isfinite, (x for row in rows for x in row.values()))):
+            raise ValueError("no finite numbers")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        columns = ", ".join(COLUMNS[4:])
+        raise UserError(f"{path}: expected {SHAPE} with {columns} ({error}); make the analysis again") from error
+    return Run(of, rows)
 
 
 def _draw(figure: Figure, runs: list[Run]) -> Canvas:
-    datasets = list(dict.fromkeys(run.dataset for run in runs))
+    datasets = list(dict.fromkeys(run.of.dataset for run in runs))
     sheet = canvas.new(8.6, 3.2 * len(datasets) + 0.5, layout="constrained")
     axes = sheet.subplots(len(datasets), len(STATISTICS), squeeze=False)
     for line, dataset in zip(axes, datasets, strict=True):
         for axis, (key, text) in zip(line, STATISTICS.items(), strict=True):
-            _panel(axis, key, text, [run for run in runs if run.dataset == dataset])
+            _panel(axis, key, text, [run for run in runs if run.of.dataset == dataset])
             axis.set_title(labels.dataset(dataset), loc="left")
-    models = list(dict.fromkeys((run.model, run.step) for run in runs))
+    models = list(dict.fromkeys((run.of.model, run.of.step) for run in runs))
     handles = [axes[0][0].plot([], [], color=canvas.colour(model), linewidth=2)[0] for model, _ in models]
     names = [f"{labels.model(model)}, {step:,} training steps" for model, step in models]
     sheet.legend(handles, names, loc="outside lower center", ncols=min(len(names), 3), fontsize=8)
@@ -84,7 +88,7 @@ def _draw(figure: Figure, runs: list[Run]) -> Canvas:
 def _panel(axis: Axes, key: str, text: str, runs: list[Run]) -> None:
     for run in runs:
         t, values = [row["t"] for row in run.rows], [row[key] for row in run.rows]
-        axis.plot(t, values, color=canvas.colour(run.model), linewidth=1.4, alpha=0.9)
+        axis.plot(t, values, color=canvas.colour(run.of.model), linewidth=1.4, alpha=0.9)
     axis.set_xlabel("t")
     axis.set_ylabel(text)
     axis.set_ylim(bottom=0)

@@ -24,8 +24,12 @@ def write(name: str, out: Path, context: dict[str, Any]) -> None:
 
 def prose(text: str) -> Markup:
     """Escaped text with T' and eta set as mathematics."""
+    return Markup(labels.prose(text, _mathematics, lambda code: Markup("<code>{}</code>").format(code)))
+
+
+def _mathematics(text: str) -> str:
     safe = escape(re.sub(r"\bT'", "T\N{PRIME}", text))
-    return Markup(re.sub(r"\beta =", "<i>\N{GREEK SMALL LETTER ETA}</i> =", safe))
+    return re.sub(r"\beta =", "<i>\N{GREEK SMALL LETTER ETA}</i> =", safe)
 
 
 @cache

@@ -6,7 +6,7 @@ data sets with different features), the table is split into one panel for each p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, takewhile
 
@@ -92,12 +92,11 @@ def panels(table: Table, entries: list[Entry]) -> list[Panel]:
     """
     rows, columns = table.axes
     samplers = {name for entry in entries for name in (entry.sampler, entry.baseline_sampler) if name}
-    header, bare = labels.sampler_axis(samplers)
-    stubs = tuple(header if axis == "sampler" else labels.AXES[axis].header for axis in rows)
+    stubs = {**labels.AXES, "sampler": labels.sampler_axis(samplers)}
     places, best = decimals(entries), [entry for contest in contests(table, entries) for entry in contest.best()]
     cells = [
         _Cell(
-            tuple(label(entry, axis, bare) for axis in rows),
+            tuple(label(entry, axis, stubs) for axis in rows),
             tuple(label(entry, axis) for axis in columns),
             entry,
             _text(entry, places[entry.metric], entry in best),
@@ -107,14 +106,14 @@ def panels(table: Table, entries: list[Entry]) -> list[Panel]:
     groups = _groups(cells)
     captions = ["; ".join(dict.fromkeys(cell.entry.protocol.text() for cell in group)) for group in groups]
     return [
-        _panel(table, stubs, group, caption if len(groups) > 1 else "")
+        _panel(table, tuple(stubs[axis].header for axis in rows), group, caption if len(groups) > 1 else "")
         for group, caption in zip(groups, captions, strict=True)
     ]
 
 
-def label(entry: Entry, axis: str, bare: bool = False) -> str:
-    """What names an entry on an axis; both sides of a difference, where they differ; of a sampler its T' if `bare`."""
-    name = labels.sampler_steps if bare and axis == "sampler" else labels.AXES[axis].name
+def label(entry: Entry, axis: str, axes: Mapping[str, labels.Axis] = labels.AXES) -> str:
+    """What names an entry on an axis; of a difference both sides, where they differ."""
+    name = axes[axis].name
     ours = name(getattr(entry, axis))
     baseline = {"model": entry.baseline, "step": entry.baseline_step, "sampler": entry.baseline_sampler}
     if not entry.baseline or axis not in baseline:

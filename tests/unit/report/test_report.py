@@ -635,6 +635,15 @@ def test_tex_is_balanced_and_escaped(tmp_path: Path) -> None:
     assert text.isascii()
 
 
+def test_code_in_a_note_is_code() -> None:
+    note = r"Not `a_b: *T' = {5}*`, but a_b; a lone ` is a character."
+    frame = build(product(note=note, compare={}, models=["adm"]), records("digits", "adm", {0: 5.0}))
+    text = render.markdown("t", frame.panels, frame.notes)
+    assert r"Not `a_b: *T' = {5}*`, but a\_b; a lone \` is a character." in text
+    text = render.tex("t", "t", frame.panels, frame.notes)
+    assert r"Not \texttt{a\_b: *T' = \{5\}*}, but a\_b; a lone ` is a character." in text
+
+
 @pytest.mark.parametrize(
     ("name", "shown"),
     [

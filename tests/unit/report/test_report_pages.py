@@ -210,7 +210,7 @@ def report(tmp_path: Path) -> Path:
         ["adm", "adm-ip"],
         ["ancestral-10", "ancestral-100"],
         compare={"adm-ip": "adm"},
-        note="A <note>",
+        note="A <note> on `<T' = 5>`",
         paper="table3",
     )
     fast = Table(
@@ -248,7 +248,8 @@ def test_the_report_is_well_formed_and_escaped(report: Path) -> None:
     words = "".join(checker.words)
     assert "A <study>" in words
     assert "Synthetic & <b>bold</b>" in words
-    assert "A <note>" in words
+    assert "A <note> on <T' = 5>" in words
+    assert "<code>&lt;T&#39; = 5&gt;</code>" in text
     assert "<note>" not in text
     assert "<lines>" not in text
     assert "T\u2032 = 10" in words
