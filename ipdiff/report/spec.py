@@ -58,17 +58,17 @@ class Table(Record):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        axes = [*self.rows, *self.columns]
-        twice = f"an axis stands twice in rows {self.rows} and columns {self.columns}"
-        check(len(set(axes)) == len(axes), twice)
+        listed = self.datasets and self.models and self.samplers
+        check(bool(self.points or listed), "no cell; name datasets, models and samplers, or points")
         check(bool(self.metrics), "no metric; name one or more")
-        check(bool(self.points or product(self)), "no cell; name datasets, models and samplers, or points")
+        axes, where = [*self.rows, *self.columns], f"rows {self.rows} {{}} columns {self.columns}"
+        check(len(set(axes)) == len(axes), f"an axis stands twice in {where.format('and')}")
         asked_for = {"dataset": self.datasets, "model": self.models, "sampler": self.samplers, "step": self.steps}
         for name, asked in asked_for.items():
             check(
                 bool(self.points) or name in axes or len(asked) < 2,
-                f"{len(asked)} values of {name} are asked for, but neither rows {self.rows} nor columns {self.columns} "
-                f"tell them apart; add {name} to one of them",
+                f"{len(asked)} values of {name} are asked for, but neither {where.format('nor')} tell them apart; "
+                f"add {name} to one of them",
             )
 
     @property
@@ -110,6 +110,10 @@ class Figure(Record):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        errors = self.kind == "errors"
+        check(not (errors and self.samplers), f"samplers is {self.samplers}; prediction errors need no sampler")
+        listed = self.datasets and self.models and (errors or self.samplers)
+        check(bool(listed), f"no cell; name datasets{' and models' if errors else ', models and samplers'}")
         check(
             self.paper is None or (self.kind, self.x) == ("lines", "step"),
             f"paper is {self.paper}, but the paper's curves are over training steps; use kind: lines and x: step",

@@ -104,8 +104,6 @@ def _check_view(params: Params, where: str, view: Table | Figure) -> None:
         _check_errors(params, where, view)
         return
     found = points(params, view)
-    if not found:
-        raise _Wrong(f"{where}: no cell; name datasets, models and samplers, or points")
     if isinstance(view, Table):
         for pair in view.compare.items():
             for model in pair:
@@ -133,10 +131,6 @@ def _check_metrics(dataset: Dataset, name: str, where: str, metrics: Iterable[st
 
 
 def _check_errors(params: Params, where: str, figure: Figure) -> None:
-    if figure.samplers:
-        raise _Wrong(f"{where}.samplers: found {figure.samplers}; prediction errors need no sampler")
-    if not runs(params, figure):
-        raise _Wrong(f"{where}: no cell; name datasets and models")
     for dataset, model, step in runs(params, figure):
         params.family(dataset, model)
         if params.dataset(dataset).analysis is None:

@@ -14,7 +14,6 @@ from ipdiff.errors import UserError
 from ipdiff.report import labels
 from ipdiff.report.figures import canvas
 from ipdiff.report.origin import Place, identify
-from ipdiff.report.spec import Figure
 from ipdiff.report.tables.entries import write_rows
 
 COLUMNS = ("dataset", "model", "seed", "step", "t", "nu", "mean", "rejected")
@@ -31,25 +30,16 @@ class Run:
     rows: tuple[dict[str, float], ...]
 
 
-def draw(name: str, figure: Figure, inputs: list[Path], out: Path) -> None:
+def draw(inputs: list[Path], out: Path) -> None:
     """Write out/figure.png and out/figure.csv from analysis/{dataset}/{model}/s{seed}/{step}/errors.csv files.
 
     Raises:
-        UserError: a file is malformed, or there is none.
+        UserError: a file is malformed.
     """
     runs = [read(path) for path in inputs]
-    if not runs:
-        raise UserError(f"figure '{name}' asks for no checkpoint; give datasets and models")
-    canvas.save(_draw(figure, runs), out)
+    canvas.save(_draw(runs), out)
     rows = [
-        [
-            run.of.dataset,
-            run.of.model,
-            run.of.seed,
-            run.of.step,
-            f"{row['t']:g}",
-            *(f"{row[key]:.9g}" for key in COLUMNS[5:]),
-        ]
+        [*(getattr(run.of, key) for key in COLUMNS[:4]), f"{row['t']:g}", *(f"{row[key]:.9g}" for key in COLUMNS[5:])]
         for run in runs
         for row in run.rows
     ]
@@ -70,7 +60,7 @@ def read(path: Path) -> Run:
     return Run(of, rows)
 
 
-def _draw(figure: Figure, runs: list[Run]) -> Canvas:
+def _draw(runs: list[Run]) -> Canvas:
     datasets = list(dict.fromkeys(run.of.dataset for run in runs))
     sheet = canvas.new(8.6, 3.2 * len(datasets) + 0.5, layout="constrained")
     axes = sheet.subplots(len(datasets), len(STATISTICS), squeeze=False)

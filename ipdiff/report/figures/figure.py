@@ -46,17 +46,16 @@ def run(name: str, figure: Figure, inputs: list[Path], out: Path, recipes: Seque
         if figure.kind == "lines":
             found = load(inputs)
             _lines(name, figure, origin.attach(found, recipes) if recipes else found, out)
+        elif figure.kind == "samples":
+            samples.draw(inputs, figure.images, out)
         else:
-            kind = samples if figure.kind == "samples" else error_curves
-            kind.draw(name, figure, inputs, out)
+            error_curves.draw(inputs, out)
 
 
 def _lines(name: str, figure: Figure, found: list[Result], out: Path) -> None:
     results = Results(f"figure '{name}'", found)
     theirs = paper.select(figure.paper)
     made = [value(results.get(point), figure.metric, theirs) for point in product(figure)]
-    if not made:
-        raise UserError(f"figure '{name}' asks for no point; give datasets, models and samplers")
     _check_panels(name, made)
     canvas.save(_draw(figure, made, theirs), out)
     write_csv(made, out / "figure.csv")

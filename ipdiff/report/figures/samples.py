@@ -14,7 +14,6 @@ from ipdiff.errors import UserError
 from ipdiff.report import labels
 from ipdiff.report.figures import canvas
 from ipdiff.report.origin import Place, identify
-from ipdiff.report.spec import Figure
 from ipdiff.report.tables.entries import write_rows
 
 IMAGE_PIXELS = 64
@@ -22,19 +21,17 @@ IMAGE_PIXELS = 64
 COLUMNS = ("row", "dataset", "model", "seed", "step", "sampler", "first", "last", "source")
 
 
-def draw(name: str, figure: Figure, inputs: list[Path], out: Path) -> None:
-    """Write out/figure.png and out/figure.csv from samples.npz files, a row each.
+def draw(inputs: list[Path], images: int, out: Path) -> None:
+    """Write out/figure.png and out/figure.csv from samples.npz files, a row of so many `images` each.
 
     Raises:
-        UserError: a file is no sample set or holds too few images, or there is none.
+        UserError: a file is no sample set or holds too few images.
     """
     found = [identify(path, "samples/DATASET/MODEL/sSEED/STEP/SAMPLER/samples.npz") for path in inputs]
-    if not found:
-        raise UserError(f"figure '{name}' has no sample sets; give datasets, models and samplers")
-    blocks = [_tile(_images(path, figure.images)) for path in inputs]
+    blocks = [_tile(_images(path, images)) for path in inputs]
     canvas.save(_compose(blocks, [_row_label(item, found) for item in found]), out)
     rows = [
-        [row, one.dataset, one.model, one.seed, one.step, one.sampler, 0, figure.images - 1, one.source]
+        [row, one.dataset, one.model, one.seed, one.step, one.sampler, 0, images - 1, one.source]
         for row, one in enumerate(found)
     ]
     write_rows(out / "figure.csv", COLUMNS, rows)
