@@ -89,14 +89,14 @@ def get(directory: str, recipes: Mapping[str, Recipe]) -> Recipe:
     return recipes[directory]
 
 
-def attach(found: Iterable[Result], recipes: Iterable[Recipe]) -> list[Result]:
-    """Results of one seed that also say what they were made with.
+def attach(found: list[Result], recipes: Iterable[Recipe]) -> list[Result]:
+    """Results of one seed that also say what they were made with; as they are where no recipe is given.
 
     Raises:
         UserError: the recipe of one of the artifacts behind a result was not given.
     """
     known = by_cell(recipes)
-    return [replace(one, made_with=(_made_with(one, known),)) for one in found]
+    return [replace(one, made_with=(_made_with(one, known),)) for one in found] if known else found
 
 
 def _made_with(one: Result, recipes: Mapping[str, Recipe]) -> dict[str, Any]:

@@ -61,13 +61,13 @@ class Table(Record):
         listed = self.datasets and self.models and self.samplers
         check(bool(self.points or listed), "no cell; name datasets, models and samplers, or points")
         check(bool(self.metrics), "no metric; name one or more")
-        axes, where = [*self.rows, *self.columns], f"rows {self.rows} {{}} columns {self.columns}"
-        check(len(set(axes)) == len(axes), f"an axis stands twice in {where.format('and')}")
+        axes, rows, columns = [*self.rows, *self.columns], f"rows {self.rows}", f"columns {self.columns}"
+        check(len(set(axes)) == len(axes), f"an axis stands twice in {rows} and {columns}")
         asked_for = {"dataset": self.datasets, "model": self.models, "sampler": self.samplers, "step": self.steps}
         for name, asked in asked_for.items():
             check(
                 bool(self.points) or name in axes or len(asked) < 2,
-                f"{len(asked)} values of {name} are asked for, but neither {where.format('nor')} tell them apart; "
+                f"{len(asked)} values of {name} are asked for, but neither {rows} nor {columns} tell them apart; "
                 f"add {name} to one of them",
             )
 

@@ -44,8 +44,7 @@ def run(name: str, figure: Figure, inputs: list[Path], out: Path, recipes: Seque
         mpl.rcdefaults()
         mpl.rcParams.update(canvas.STYLE)
         if figure.kind == "lines":
-            found = load(inputs)
-            _lines(name, figure, origin.attach(found, recipes) if recipes else found, out)
+            _lines(name, figure, origin.attach(load(inputs), recipes), out)
         elif figure.kind == "samples":
             samples.draw(inputs, figure.images, out)
         else:

@@ -14,6 +14,7 @@ from pathlib import Path
 from ipdiff.report import origin
 from ipdiff.report.origin import CHAIN, Link, Recipe
 from ipdiff.report.pages import page
+from ipdiff.report.results import grouped
 from ipdiff.report.tables.entries import Entry
 
 LINKS = ("metrics", *CHAIN, "reference")
@@ -43,11 +44,8 @@ def run(title: str, entries: Iterable[Entry], recipes: Iterable[Recipe], out: Pa
         UserError: the recipe of a number, or of what it was made from, was not given.
     """
     read = origin.by_cell(recipes)
-    points: dict[str, dict[str, Entry]] = {}
-    for entry in entries:
-        if entry.kind == "value":
-            points.setdefault(entry.card, {})[entry.metric] = entry
-    cards = {at: list(metrics.values()) for at, metrics in points.items()}
+    points = grouped((entry for entry in entries if entry.kind == "value"), lambda entry: entry.card)
+    cards = {at: list({entry.metric: entry for entry in group}.values()) for at, group in points.items()}
     page.write(
         "cards", out, {"title": title, "points": cards, "names": LINKS, "seeds": lambda entry: _made(entry, read)}
     )

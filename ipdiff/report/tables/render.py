@@ -9,22 +9,16 @@ from ipdiff.report.labels import prose
 from ipdiff.report.tables.layout import Panel, Row, Text
 
 TEX = str.maketrans(
-    {
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {
         "\\": r"\textbackslash{}",
-        "&": r"\&",
-        "%": r"\%",
-        "$": r"\$",
-        "#": r"\#",
-        "_": r"\_",
-        "{": r"\{",
-        "}": r"\}",
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
         "<": r"\textless{}",
         ">": r"\textgreater{}",
+        "|": r"\textbar{}",
         "\N{MINUS SIGN}": "$-$",
         "\N{PLUS-MINUS SIGN}": r"$\pm$",
-        "|": r"\textbar{}",
     }
 )
 
@@ -58,9 +52,9 @@ def tex(name: str, title: str, panels: Sequence[Panel], notes: Sequence[str]) ->
         lines += [
             rf"\begin{{tabular}}{{{'l' * len(panel.stubs)}{'r' * len(panel.columns)}}}",
             r"\toprule",
-            *_tex_header(panel),
+            *(" & ".join(line) + r" \\" for line in _tex_header(panel)),
             r"\midrule",
-            *_tex_rows(panel.rows),
+            *(" & ".join(_tex_row(row)) + r" \\" for row in panel.rows),
             r"\bottomrule",
             r"\end{tabular}",
         ]
@@ -89,24 +83,18 @@ def _md_cell(cell: Text | None) -> str:
     return " ".join(part for part in (main, cell.verdict, f"\\[{cell.paper}\\]" if cell.paper else "") if part)
 
 
-def _tex_header(panel: Panel) -> list[str]:
+def _tex_header(panel: Panel) -> list[list[str]]:
     *upper, last = panel.header()
-    lines = [
-        [*("" for _ in panel.stubs), *(rf"\multicolumn{{{width}}}{{c}}{{{_tex(text)}}}" for text, width in line)]
-        for line in upper
+    blank = [""] * len(panel.stubs)
+    return [
+        *([*blank, *(rf"\multicolumn{{{width}}}{{c}}{{{_tex(text)}}}" for text, width in line)] for line in upper),
+        [*map(_tex, panel.stubs), *(_tex(text) for text, _ in last)],
     ]
-    lines.append([*map(_tex, panel.stubs), *(_tex(text) for text, _ in last)])
-    return [" & ".join(line) + r" \\" for line in lines]
 
 
-def _tex_rows(rows: Sequence[Row]) -> list[str]:
-    lines: list[str] = []
-    for row in rows:
-        fields = [*(_tex(label) for label in row.labels), *(_tex_cell(cell) for cell in row.cells)]
-        lines.append(
-            " & ".join(rf"\textit{{{field}}}" if row.difference and field else field for field in fields) + r" \\"
-        )
-    return lines
+def _tex_row(row: Row) -> list[str]:
+    fields = [*map(_tex, row.labels), *map(_tex_cell, row.cells)]
+    return [rf"\textit{{{field}}}" if row.difference and field else field for field in fields]
 
 
 def _tex_cell(cell: Text | None) -> str:
