@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -73,16 +74,17 @@ def _check_panels(name: str, made: list[Entry]) -> None:
 
 
 def _draw(figure: Figure, made: list[Entry], theirs: paper.PaperTable | None) -> Canvas:
-    datasets = list(dict.fromkeys(entry.dataset for entry in made))
-    columns = min(len(datasets), 3)
-    rows = math.ceil(len(datasets) / columns)
+    panels = list(grouped(made, lambda entry: entry.dataset).values())
+    columns = min(len(panels), 3)
+    rows = math.ceil(len(panels) / columns)
     width = 1.2 + 4.3 * columns if columns > 1 else 6.4
     sheet = canvas.new(width, 3.7 * rows + 0.5, layout="constrained")
     axes = sheet.subplots(rows, columns, squeeze=False).flat
-    for axis, dataset in zip(axes, datasets, strict=False):
-        _panel(axis, figure, [entry for entry in made if entry.dataset == dataset], theirs)
-    for axis in list(axes)[len(datasets) :]:
-        axis.set_visible(False)
+    for axis, entries in zip_longest(axes, panels):
+        if entries:
+            _panel(axis, figure, entries, theirs)
+        else:
+            axis.set_visible(False)
     handles: dict[str, Any] = {}
     for axis in sheet.axes:
         handles |= {str(label): handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}

@@ -58,7 +58,7 @@ class Entry:
 
     @property
     def kind(self) -> Literal["value", "difference"]:
-        """What it is."""
+        """A difference has a baseline."""
         return "difference" if self.baseline else "value"
 
     @property

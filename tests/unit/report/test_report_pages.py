@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jinja2 import UndefinedError
 from PIL import Image
-from unit.report_factory import cifar, recipes, write
+from unit.report_factory import cifar, recipes, record, write
 
 from ipdiff.errors import UserError
 from ipdiff.report import labels, paper, results
@@ -103,6 +103,14 @@ def test_one_panel_never_mixes_protocols(tmp_path: Path) -> None:
     ours = {key: fid for key, fid in FIDS.items() if key[0] == "adm-ip"}
     with pytest.raises(UserError, match="one panel holds one kind"):
         figure.run("f", LINES, metrics(tmp_path, adm) + metrics(tmp_path, ours, n=7), tmp_path / "a")
+
+
+def test_a_place_without_a_panel_stays_empty() -> None:
+    datasets = ["a", "b", "c", "d"]
+    view = dataclasses.replace(LINES, datasets=datasets, models=["adm"], samplers=["ancestral-100"])
+    cells = results.Results("f", [record(dataset=name) for name in datasets])
+    made = [figure.value(cells.get(Point(name, "adm", "ancestral-100")), "fid", None) for name in datasets]
+    assert [axis.get_visible() for axis in figure._draw(view, made, None).axes] == [True] * 4 + [False] * 2
 
 
 @pytest.mark.parametrize(("made", "curves"), [({}, 1), ({"batch_size": 64}, 0)])
