@@ -1,21 +1,33 @@
-"""How tables and figures name models, data sets, metrics and samplers."""
+"""How tables and figures name models, data sets, metrics and samplers, and draw models."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 from ipdiff.metrics.spec import METRICS
 from ipdiff.sample_sets.spec import Sampler
 
+
+class Model(NamedTuple):
+    """How a model is named and drawn."""
+
+    label: str
+    colour: str
+    marker: str
+
+
 MODELS = {
-    "adm": "ADM",
-    "adm-ip": "ADM-IP",
-    "adm-gp": "ADM-GP",
-    "adm-wd": "ADM-WD",
-    "ddpm-y": "DDPM-y",
-    "ddim": "DDIM",
-    "ddim-ip": "DDIM-IP",
+    "adm": Model("ADM", "#0072B2", "o"),
+    "adm-ip": Model("ADM-IP", "#D55E00", "s"),
+    "adm-gp": Model("ADM-GP", "#009E73", "^"),
+    "adm-wd": Model("ADM-WD", "#CC79A7", "D"),
+    "ddpm-y": Model("DDPM-y", "#B8860B", "v"),
+    "ddim": Model("DDIM", "#56B4E9", "P"),
+    "ddim-ip": Model("DDIM-IP", "#000000", "X"),
 }
+"""The paper's models, in Okabe and Ito's colours (told apart with any colour vision)."""
 DATASETS = {
     "cifar10": "CIFAR-10",
     "fashion_mnist": "Fashion-MNIST",
@@ -25,7 +37,6 @@ DATASETS = {
     "ffhq128": "FFHQ 128",
 }
 
-AXES = {"dataset": "data set", "model": "model", "step": "training steps", "metric": "metric"}
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -35,7 +46,7 @@ def model(name: str) -> str:
     if not known:
         return name
     key = max(known, key=len)
-    return MODELS[key] + (f" ({name[len(key) + 1 :]})" if name != key else "")
+    return MODELS[key].label + (f" ({name[len(key) + 1 :]})" if name != key else "")
 
 
 def dataset(name: str) -> str:
@@ -45,7 +56,7 @@ def dataset(name: str) -> str:
 
 def metric(name: str) -> str:
     """FID for fid, and so on."""
-    return METRICS[name].label if name in METRICS else name
+    return METRICS[name].label
 
 
 def better(metrics: Iterable[str]) -> str:
@@ -64,10 +75,28 @@ def sampler(name: str) -> str:
     return Sampler.parse(name).label()
 
 
-def sampler_axis(names: Iterable[str]) -> tuple[str, bool]:
-    """Header of a column of samplers, and whether the bare number of steps says which one is meant."""
+class Axis(NamedTuple):
+    """How a table calls an axis, and what stands on it."""
+
+    header: str
+    name: Callable[[Any], str]
+
+
+AXES = {
+    "dataset": Axis("data set", dataset),
+    "model": Axis("model", model),
+    "step": Axis("training steps", "{:,}".format),
+    "sampler": Axis("sampler", sampler),
+    "metric": Axis("metric", metric),
+}
+
+
+def sampler_axis(names: Iterable[str]) -> Axis:
+    """Of rows: the bare number of steps under its header, where that says which sampler is meant."""
     headers = {Sampler.parse(name).row.header for name in names}
-    return ("sampler", False) if len(headers) > 1 or "" in headers else (headers.pop(), True)
+    if len(headers) > 1 or "" in headers:
+        return AXES["sampler"]
+    return Axis(headers.pop(), lambda name: str(Sampler.parse(name).steps))
 
 
 def number(value: float, decimals: int, *, signed: bool = False) -> str:
@@ -88,3 +117,9 @@ def decimals(values: Iterable[float]) -> int:
     while needed < 5 and smallest * 10**needed < 100:
         needed += 1
     return needed
+
+
+def prose(text: str, plain: Callable[[str], str], code: Callable[[str], str]) -> str:
+    """A sentence in a markup: `code` writes what stands between backticks, `plain` the rest."""
+    parts = re.split("`([^`]+)`", text)
+    return "".join((code if place % 2 else plain)(part) for place, part in enumerate(parts))

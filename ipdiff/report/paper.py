@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,16 +36,14 @@ CONDITIONS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One cell the paper reports. A sampler kind or step of None is one the paper does not state.
+    """One cell the paper reports. A sampler or step of None is one the paper does not state.
 
     `made_with` holds a value or UNKNOWN for each of CONDITIONS.
     """
 
     dataset: str
     model: str
-    kind: str | None
-    eta: float | None
-    sample_steps: int | None
+    sampler: Sampler | None
     step: int | None
     metrics: dict[str, float]
     made_with: Mapping[str, Any]
@@ -55,18 +53,17 @@ class Entry:
         """What the paper does not say of it, and is not compared."""
         names = [CONDITIONS[key] for key, value in self.made_with.items() if value == UNKNOWN]
         names += ["training steps"] if self.step is None else []
-        return (*names, *(["grid of timesteps"] if self.kind == "ddim" else []))
+        return (*names, *(["grid of timesteps"] if self.sampler and "{grid}" in self.sampler.row.name else []))
 
     def same_sampler(self, sampler: Sampler) -> bool:
         """Whether it was drawn by this kind of sampler with this T' (and eta); the grid is not compared."""
-        return (self.kind, self.eta, self.sample_steps) == (sampler.kind, sampler.eta, sampler.steps)
+        return self.sampler == replace(sampler, grid="")
 
 
 @dataclass(frozen=True)
 class PaperTable:
     """One of the paper's tables or figures, with a caveat to all of it and others to some data sets' figures."""
 
-    key: str
     source: str
     caveat: str
     caveats: Mapping[str, str]
@@ -85,27 +82,22 @@ class Match:
     unknown: tuple[str, ...] = ()
 
 
-def load(path: Path = FILE) -> dict[str, PaperTable]:
-    """Read the paper's figures by table key; UserError if the file is malformed."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        made_with = data.pop("made_with")
-        return {key: _table(key, value, made_with) for key, value in data.items()}
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not a file of the paper's figures ({type(error).__name__}: {error})") from error
-
-
 @cache
 def values() -> dict[str, PaperTable]:
-    """The figures shipped with the package, read once."""
-    return load()
+    """The paper's figures by table key, read once; UserError if the file is malformed."""
+    try:
+        data = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+        made_with = data.pop("made_with")
+        return {key: _table(value, made_with) for key, value in data.items()}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{FILE}: not a file of the paper's figures ({type(error).__name__}: {error})") from error
 
 
-def select(key: str | None, tables: dict[str, PaperTable]) -> PaperTable | None:
+def select(key: str | None) -> PaperTable | None:
     """The paper's table of that key; UserError names the known ones."""
-    if key is not None and key not in tables:
-        raise UserError(f"paper: '{key}' is no table of the paper's figures; use one of {', '.join(tables)}")
-    return tables[key] if key is not None else None
+    if key is not None and key not in values():
+        raise UserError(f"paper: '{key}' is no table of the paper's figures; use one of {', '.join(values())}")
+    return None if key is None else values()[key]
 
 
 def match(table: PaperTable | None, result: Result, metric: str) -> Match:
@@ -120,20 +112,19 @@ def match(table: PaperTable | None, result: Result, metric: str) -> Match:
     """
     if table is None:
         return Match(None, False, "no table of the paper was named")
-    found = [entry for entry in table.entries if entry.dataset == result.dataset]
-    if not found:
-        return Match(None, False, f"the paper has no figure for the data set {labels.dataset(result.dataset)}")
-    found = [entry for entry in found if entry.model == result.model]
-    if not found:
-        return Match(None, False, f"the paper has no figure for {labels.model(result.model)} on this data set")
-    if all(entry.sample_steps is None for entry in found):
-        return Match(None, False, "the paper does not say with which T' it was drawn")
-    found = [entry for entry in found if entry.same_sampler(Sampler.parse(result.sampler))]
-    if not found:
-        return Match(None, False, f"the paper has no figure for this sampler ({labels.sampler(result.sampler)})")
-    found = [entry for entry in found if metric in entry.metrics]
-    if not found:
-        return Match(None, False, f"the paper does not report {labels.metric(metric)} here")
+    sampler = Sampler.parse(result.sampler)
+    asked: tuple[tuple[Callable[[Entry], bool], str], ...] = (
+        (lambda e: e.dataset == result.dataset, f"has no figure for the data set {labels.dataset(result.dataset)}"),
+        (lambda e: e.model == result.model, f"has no figure for {labels.model(result.model)} on this data set"),
+        (lambda e: e.sampler is not None, "does not say with which T' it was drawn"),
+        (lambda e: e.same_sampler(sampler), f"has no figure for this sampler ({sampler.label()})"),
+        (lambda e: metric in e.metrics, f"does not report {labels.metric(metric)} here"),
+    )
+    found = list(table.entries)
+    for holds, otherwise in asked:
+        found = [entry for entry in found if holds(entry)]
+        if not found:
+            return Match(None, False, f"the paper {otherwise}")
     entry = next((entry for entry in found if entry.step in (None, result.step)), None)
     if entry is None and len(found) > 1:
         return Match(None, False, f"the paper has no figure at {result.step:,} training steps")
@@ -162,38 +153,20 @@ def _text(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _table(key: str, data: dict[str, Any], made_with: dict[str, Any]) -> PaperTable:
+def _table(data: dict[str, Any], made_with: dict[str, Any]) -> PaperTable:
     protocol = data["protocol"]
-    own = data.get("made_with", {})
-    entries = tuple(_entry(dict(entry), made_with, own) for entry in data["entries"])
+    entries = tuple(_entry(dict(entry), made_with, data.get("made_with", {})) for entry in data["entries"])
     caveats = data.get("caveat", ""), dict(data.get("caveats", {}))
-    return PaperTable(key, data["source"], *caveats, protocol["features"], int(protocol["n"]), entries)
+    return PaperTable(data["source"], *caveats, protocol["features"], int(protocol["n"]), entries)
 
 
-def _conditions(dataset: str, model: str, made_with: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """What an entry was made with: by its model, by data set and family, and what the table says otherwise."""
+def _entry(data: dict[str, Any], made_with: dict[str, Any], own: dict[str, Any]) -> Entry:
+    """An entry, made with what is said of its model, of its data set and family, and what the table says otherwise."""
+    dataset, model, sampler, step = (data.pop(key, None) for key in ("dataset", "model", "sampler", "step"))
     of_model = dict(made_with["models"][model])
     family = of_model.pop("family")
     said = {**of_model, **made_with["data_sets"][dataset][family], **own}
     if said.keys() != CONDITIONS.keys():
         raise ValueError(f"{dataset} {model}: made_with has {sorted(said)}, expected {sorted(CONDITIONS)}")
-    return said
-
-
-def _entry(data: dict[str, Any], made_with: dict[str, Any], own: dict[str, Any]) -> Entry:
-    name, eta, steps = data.pop("sampler", None), data.pop("eta", None), data.pop("sample_steps", None)
-    kind = "ddim" if eta is not None else None
-    if name is not None:
-        sampler = Sampler.parse(name)
-        kind, steps, eta = sampler.kind, sampler.steps, sampler.eta
-    dataset, model, step = data.pop("dataset"), data.pop("model"), data.pop("step", None)
-    return Entry(
-        dataset,
-        model,
-        kind,
-        None if eta is None else float(eta),
-        steps,
-        step,
-        {key: float(value) for key, value in data.items()},
-        _conditions(dataset, model, made_with, own),
-    )
+    metrics = {key: float(value) for key, value in data.items()}
+    return Entry(dataset, model, Sampler.parse(sampler) if sampler else None, step, metrics, said)

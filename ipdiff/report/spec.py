@@ -56,6 +56,31 @@ class Table(Record):
     paper: Annotated[str | None, "key of ipdiff/report/paper_values.yaml whose figures stand beside ours"] = None
     note: Annotated[str, "a sentence under the table"] = ""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        listed = self.datasets and self.models and self.samplers
+        check(bool(self.points or listed), "no cell; name datasets, models and samplers, or points")
+        check(bool(self.metrics), "no metric; name one or more")
+        axes, rows, columns = [*self.rows, *self.columns], f"rows {self.rows}", f"columns {self.columns}"
+        check(len(set(axes)) == len(axes), f"an axis stands twice in {rows} and {columns}")
+        asked_for = {"dataset": self.datasets, "model": self.models, "sampler": self.samplers, "step": self.steps}
+        for name, asked in asked_for.items():
+            check(
+                bool(self.points) or name in axes or len(asked) < 2,
+                f"{len(asked)} values of {name} are asked for, but neither {rows} nor {columns} tell them apart; "
+                f"add {name} to one of them",
+            )
+
+    @property
+    def axes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The axes that make its rows and its columns; points are one row each, and a metric that varies a column."""
+        if self.points:
+            return ("dataset", "model", "step", "sampler"), ("metric",)
+        rows, columns = tuple(self.rows), tuple(self.columns)
+        if "metric" not in rows + columns and (len(self.metrics) > 1 or not columns):
+            columns += ("metric",)
+        return rows, columns
+
 
 FIGURES = {"lines": "evaluate", "samples": "sample", "errors": "analyse", "drift": "drift"}
 """Kinds of figures, and the stage whose first outputs each shows."""
@@ -92,10 +117,26 @@ class Figure(Record):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        errors = self.kind == "errors"
+        check(not (errors and self.samplers), f"samplers is {self.samplers}; prediction errors need no sampler")
+        listed = self.datasets and self.models and (errors or self.samplers)
+        check(bool(listed), f"no cell; name datasets{' and models' if errors else ', models and samplers'}")
         check(
             self.paper is None or (self.kind, self.x) == ("lines", "step"),
             f"paper is {self.paper}, but the paper's curves are over training steps; use kind: lines and x: step",
         )
+
+
+def product(view: Table | Figure) -> list[Point]:
+    """The points of a view's data sets, models, training steps and samplers, each once, in this order."""
+    found = [
+        Point(dataset, model, sampler, step)
+        for dataset in view.datasets
+        for model in view.models
+        for step in (wanted(view.steps, view.until, model) or [None])
+        for sampler in view.samplers
+    ]
+    return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)

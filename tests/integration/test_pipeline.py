@@ -229,7 +229,7 @@ def test_a_table_of_the_paper_reads_what_its_numbers_were_made_with(made, tmp_pa
     assert {row["reason"] for row in rows(cell)} == {"the paper has no figure for the data set digits_mini"}
     files = [Path(path) for path in cell.inputs if path.endswith("metrics.json")]
     behind = [json.loads(Path(path).read_text()) for path in cell.inputs if path.endswith("recipe.json")]
-    found = {record.model: record.made_with for record in origin.attach(results.load(files), behind)}
+    found = {one.model: one.made_with for one in origin.attach(results.load(files), behind)}
     common = {
         "gp_weight": 0.0,
         "weight_decay": 0.0,
@@ -242,7 +242,7 @@ def test_a_table_of_the_paper_reads_what_its_numbers_were_made_with(made, tmp_pa
         "reference": "the first images",
         "preprocessing": "none",
     }
-    assert found == {"adm": {"gamma": 0.0, **common}, "adm-ip": {"gamma": 0.1, **common}}
+    assert found == {"adm": ({"gamma": 0.0, **common},), "adm-ip": ({"gamma": 0.1, **common},)}
 
 
 @pytest.mark.usefixtures("project")

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ipdiff.report.results import Record, load
+from ipdiff.report.results import Result, load
 
 BASE = {
     "dataset": "digits",
@@ -34,14 +34,14 @@ def write(path: Path, **changes: object) -> Path:
     return path
 
 
-def record(**changes: object) -> Record:
-    """A synthetic record."""
+def record(**changes: object) -> Result:
+    """A synthetic result of one seed."""
     with TemporaryDirectory() as folder:
         return load([write(Path(folder) / "metrics.json", **changes)])[0]
 
 
-def records(dataset: str, model: str, fids: dict[int, float], **changes: object) -> list[Record]:
-    """One synthetic record for each seed: its FID."""
+def records(dataset: str, model: str, fids: dict[int, float], **changes: object) -> list[Result]:
+    """One synthetic result for each seed: its FID."""
     return [record(dataset=dataset, model=model, seed=seed, fid=fid, **changes) for seed, fid in fids.items()]
 
 
@@ -78,9 +78,9 @@ MADE: dict[str, Any] = {
 """What the paper's ADM on CIFAR-10 was made with."""
 
 
-def cifar(model: str, step: int, made: dict[str, Any] | None = None, **changes: object) -> Record:
-    """A synthetic record that claims the paper's protocol, and to be made as the paper's."""
+def cifar(model: str, step: int, made: dict[str, Any] | None = None, **changes: object) -> Result:
+    """A synthetic result that claims the paper's protocol, and to be made as the paper's."""
     gamma = {"adm-ip": 0.1, "adm-ip-g02": 0.2, "ddim-ip": 0.1, "ddpm-y": 0.1}.get(model, 0.0)
     ddim = {"schedule": "linear", "dropout": 0.1} if model.startswith("ddim") else {}
     found = record(dataset="cifar10", model=model, step=step, **{"features": "inception", "n": 50_000, **changes})
-    return replace(found, made_with={**MADE, "gamma": gamma, **ddim, **(made or {})})
+    return replace(found, made_with=({**MADE, "gamma": gamma, **ddim, **(made or {})},))

@@ -36,7 +36,8 @@ def with_another_dataset(text: str) -> str:
     """The same digits under a second name, in one table."""
     start, end = text.index("  digits_mini:"), text.index("\nmodels:")
     text = text[:end] + text[start:end].replace("digits_mini:", "digits_more:", 1) + text[end:]
-    return replacing("- digits_mini\n", "- digits_mini\n    - digits_more\n", TABLE3)(text)
+    text = replacing("- digits_mini\n", "- digits_mini\n    - digits_more\n", TABLE3)(text)
+    return replacing("rows:\n", "rows:\n    - dataset\n", TABLE3)(text)
 
 
 NEW_TABLE = """\

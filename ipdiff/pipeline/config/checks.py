@@ -91,12 +91,6 @@ def _known(where: str, name: str, known: Iterable[str]) -> None:
 
 
 def _check_view(params: Params, where: str, view: Table | Figure) -> None:
-    if isinstance(view, Table):
-        axes = [*view.rows, *view.columns]
-        if len(set(axes)) != len(axes):
-            raise _Wrong(f"{where}: an axis stands twice in rows {view.rows} and columns {view.columns}")
-        if not view.metrics:
-            raise _Wrong(f"{where}.metrics: found nothing; expected one metric or more")
     asked = view.points if isinstance(view, Table) else []
     for dataset in [*view.datasets, *(point.dataset for point in asked)]:
         _known(f"{where}.datasets", dataset, params.datasets)
@@ -110,8 +104,6 @@ def _check_view(params: Params, where: str, view: Table | Figure) -> None:
         _check_errors(params, where, view)
         return
     found = points(params, view)
-    if not found:
-        raise _Wrong(f"{where}: no cell; name datasets, models and samplers, or points")
     if isinstance(view, Table):
         for pair in view.compare.items():
             for model in pair:
@@ -141,10 +133,6 @@ def _check_metrics(dataset: Dataset, name: str, where: str, metrics: Iterable[st
 
 
 def _check_errors(params: Params, where: str, figure: Figure) -> None:
-    if figure.samplers:
-        raise _Wrong(f"{where}.samplers: found {figure.samplers}; prediction errors need no sampler")
-    if not runs(params, figure):
-        raise _Wrong(f"{where}: no cell; name datasets and models")
     for dataset, model, step in runs(params, figure):
         params.family(dataset, model)
         _check_analysis(params, where, dataset)

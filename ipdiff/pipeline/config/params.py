@@ -12,7 +12,7 @@ from ipdiff.data.spec import Archive, Download, Source
 from ipdiff.errors import ConfigError, UserError
 from ipdiff.pipeline.config.naming import suggest
 from ipdiff.pipeline.config.spec import ADMFamily, Dataset, DDPMFamily, Model, StudyParams
-from ipdiff.report.spec import Figure, Point, Table, wanted
+from ipdiff.report.spec import Figure, Point, Table, product, wanted
 from ipdiff.sample_sets.spec import Sampler, kept
 from ipdiff.spec import RunSpec
 
@@ -143,16 +143,7 @@ def shown(params: Params) -> list[str]:
 
 def points(params: Params, view: Table | Figure) -> list[Point]:
     """The points a table or figure asks for, in its order, each with its training step."""
-    if isinstance(view, Table) and view.points:
-        asked = view.points
-    else:
-        asked = [
-            Point(dataset, model, sampler, step)
-            for dataset in view.datasets
-            for model in view.models
-            for step in (wanted(view.steps, view.until, model) or [None])
-            for sampler in view.samplers
-        ]
+    asked = view.points if isinstance(view, Table) and view.points else product(view)
     return [
         p if p.step is not None else dataclasses.replace(p, step=params.dataset(p.dataset).last_step(p.model))
         for p in asked

@@ -8,6 +8,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 
+from ipdiff.report.labels import MODELS
+
 DPI = 160
 INK, SOFT = "#1f2430", "#5b6270"
 STYLE: dict[Any, Any] = {
@@ -28,18 +30,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "savefig.facecolor": "white",
 }
-COLOURS = {
-    "adm": "#0072B2",
-    "adm-ip": "#D55E00",
-    "adm-gp": "#009E73",
-    "adm-wd": "#CC79A7",
-    "ddpm-y": "#B8860B",
-    "ddim": "#56B4E9",
-    "ddim-ip": "#000000",
-}
-"""Okabe and Ito's colours (told apart with any colour vision)."""
 EXTRA = ("#882255", "#44AA99", "#999933", "#332288", "#AA4499", "#117733", "#661100", "#888888")
-MARKERS = {"adm": "o", "adm-ip": "s", "adm-gp": "^", "adm-wd": "D", "ddpm-y": "v", "ddim": "P", "ddim-ip": "X"}
 
 
 def new(width: float, height: float, **options: Any) -> Canvas:
@@ -56,12 +47,12 @@ def save(canvas: Canvas, out: Path) -> None:
 
 def colour(model: str) -> str:
     """A model's colour; unknown models take one by their name."""
-    return COLOURS.get(model) or EXTRA[_index(model) % len(EXTRA)]
+    return MODELS[model].colour if model in MODELS else EXTRA[_index(model) % len(EXTRA)]
 
 
 def marker(model: str) -> str:
     """A model's marker; unknown models take one by their name."""
-    return MARKERS.get(model, "oshD^v"[_index(model) % 6])
+    return MODELS[model].marker if model in MODELS else "oshD^v"[_index(model) % 6]
 
 
 def _index(name: str) -> int:

@@ -15,7 +15,7 @@ from matplotlib.ticker import ScalarFormatter
 from ipdiff.errors import UserError
 from ipdiff.report import labels
 from ipdiff.report.figures import canvas
-from ipdiff.report.spec import Figure
+from ipdiff.report.origin import Place, identify
 from ipdiff.report.tables.entries import write_rows
 
 Row = dict[str, float]
@@ -90,64 +90,55 @@ STYLES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 
 @dataclass(frozen=True)
 class Run:
-    """One file's rows and what its path says it is; `sampler` is empty where none was used."""
+    """One file: whose it is, and its lines."""
 
-    dataset: str
-    model: str
-    seed: int
-    step: int
-    sampler: str
+    of: Place
     rows: tuple[Row, ...]
 
 
-def draw(name: str, figure: Figure, inputs: list[Path], out: Path) -> None:
-    """Write out/figure.png and out/figure.csv from files of the figure's kind.
+def draw(name: str, inputs: list[Path], out: Path) -> None:
+    """Write out/figure.png and out/figure.csv from files of a kind.
 
     Raises:
-        UserError: a file is malformed, or there is none.
+        UserError: a file is malformed.
     """
-    kind = KINDS[figure.kind]
+    kind = KINDS[name]
     runs = [read(path, kind) for path in inputs]
-    if not runs:
-        raise UserError(f"figure '{name}' asks for no checkpoint; give datasets and models")
     canvas.save(_draw(kind, runs), out)
-    several = ["sampler"] if "SAMPLER" in kind.path else []
+    identity = ["dataset", "model", "seed", "step", *(["sampler"] if "SAMPLER" in kind.path else [])]
     rows = [
-        [run.dataset, run.model, run.seed, run.step, *([run.sampler] if several else []), f"{row['t']:g}"]
-        + [f"{row[key]:.9g}" for key in kind.columns[1:]]
+        [*(getattr(run.of, key) for key in identity), f"{row['t']:g}", *(f"{row[key]:.9g}" for key in kind.columns[1:])]
         for run in runs
         for row in run.rows
     ]
-    write_rows(out / "figure.csv", ("dataset", "model", "seed", "step", *several, *kind.columns), rows)
+    write_rows(out / "figure.csv", (*identity, *kind.columns), rows)
 
 
 def read(path: Path, kind: Curves) -> Run:
     """One file; UserError where it is none of this kind."""
-    expected = kind.path.split("/")
-    parts = path.parts[-len(expected) :]
+    of = identify(path, kind.path)
     try:
         with path.open(newline="") as stream:
             rows = tuple({key: float(row[key]) for key in kind.columns} for row in csv.DictReader(stream))
-        if parts[0] != expected[0] or not rows or not all(math.isfinite(x) for row in rows for x in row.values()):
-            raise ValueError("it has no such rows")
-        return Run(parts[1], parts[2], int(parts[3][1:]), int(parts[4]), parts[5] if len(parts) > 6 else "", rows)
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(
-            f"{path}: expected {kind.path} with {', '.join(kind.columns)} ({error}); make it again"
-        ) from error
+        if not rows or not all(math.isfinite(x) for row in rows for x in row.values()):
+            raise ValueError("no finite numbers")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        columns = ", ".join(kind.columns)
+        raise UserError(f"{path}: expected {kind.path} with {columns} ({error}); make it again") from error
+    return Run(of, rows)
 
 
 def _draw(kind: Curves, runs: list[Run]) -> Canvas:
-    datasets = list(dict.fromkeys(run.dataset for run in runs))
-    samplers = list(dict.fromkeys(run.sampler for run in runs))
+    datasets = list(dict.fromkeys(run.of.dataset for run in runs))
+    samplers = list(dict.fromkeys(run.of.sampler for run in runs))
     sheet = canvas.new(8.6, 3.2 * len(datasets) + 0.5, layout="constrained")
     axes = sheet.subplots(len(datasets), len(kind.panels), squeeze=False)
     for line, dataset in zip(axes, datasets, strict=True):
         for axis, panel in zip(line, kind.panels, strict=True):
-            _panel(axis, panel, [run for run in runs if run.dataset == dataset], samplers)
+            _panel(axis, panel, [run for run in runs if run.of.dataset == dataset], samplers)
             axis.set_title(labels.dataset(dataset), loc="left")
     handles, names = [], []
-    for model, step, sampler in dict.fromkeys((run.model, run.step, run.sampler) for run in runs):
+    for model, step, sampler in dict.fromkeys((run.of.model, run.of.step, run.of.sampler) for run in runs):
         style = STYLES[samplers.index(sampler) % len(STYLES)]
         handles += axes[0][0].plot([], [], color=canvas.colour(model), linewidth=2, linestyle=style)
         how = f", {labels.sampler(sampler)}" if sampler else ""
@@ -158,8 +149,8 @@ def _draw(kind: Curves, runs: list[Run]) -> Canvas:
 
 def _panel(axis: Axes, panel: Panel, runs: list[Run], samplers: list[str]) -> None:
     for run in runs:
-        t, style = [row["t"] for row in run.rows], STYLES[samplers.index(run.sampler) % len(STYLES)]
-        look = {"color": canvas.colour(run.model), "linestyle": style}
+        t, style = [row["t"] for row in run.rows], STYLES[samplers.index(run.of.sampler) % len(STYLES)]
+        look = {"color": canvas.colour(run.of.model), "linestyle": style}
         axis.plot(t, [panel.value(row) for row in run.rows], linewidth=1.4, alpha=0.9, **look)
         if panel.floor is not None:
             axis.plot(t, [panel.floor(row) for row in run.rows], linewidth=0.6, alpha=0.5, **look)

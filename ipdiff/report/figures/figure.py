@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from ipdiff.errors import UserError
 from ipdiff.report import labels, origin, paper
 from ipdiff.report.figures import canvas, curves, samples
 from ipdiff.report.origin import Recipe
-from ipdiff.report.results import Record, Results, load
-from ipdiff.report.spec import Figure, Point, wanted
+from ipdiff.report.results import Result, Results, grouped, load
+from ipdiff.report.spec import Figure, product
 from ipdiff.report.tables.entries import Entry, value, write_csv
 from ipdiff.sample_sets.spec import Sampler
 
@@ -45,65 +45,46 @@ def run(name: str, figure: Figure, inputs: list[Path], out: Path, recipes: Seque
         mpl.rcdefaults()
         mpl.rcParams.update(canvas.STYLE)
         if figure.kind == "lines":
-            found = load(inputs)
-            _lines(name, figure, origin.attach(found, recipes) if recipes else found, out)
+            _lines(name, figure, origin.attach(load(inputs), recipes), out)
+        elif figure.kind == "samples":
+            samples.draw(inputs, figure.images, out)
         else:
-            kind = samples if figure.kind == "samples" else curves
-            kind.draw(name, figure, inputs, out)
+            curves.draw(figure.kind, inputs, out)
 
 
-@dataclass(frozen=True)
-class Line:
-    """One curve: a model, and what of its sampler or step does not vary along it."""
-
-    model: str
-    part: str
-
-    def text(self, parts: int) -> str:
-        """Its legend; the part is said where several stand in the figure."""
-        return labels.model(self.model) + (f", {self.part}" if parts > 1 and self.part else "")
-
-
-def _lines(name: str, figure: Figure, found: list[Record], out: Path) -> None:
+def _lines(name: str, figure: Figure, found: list[Result], out: Path) -> None:
     results = Results(f"figure '{name}'", found)
-    theirs = paper.select(figure.paper, paper.values())
-    made = [
-        value(results.get(Point(dataset, model, sampler, step)), figure.metric, theirs)
-        for dataset in figure.datasets
-        for model in figure.models
-        for sampler in figure.samplers
-        for step in (wanted(figure.steps, figure.until, model) or [None])
-    ]
-    if not made:
-        raise UserError(f"figure '{name}' asks for no point; give datasets, models and samplers")
+    theirs = paper.select(figure.paper)
+    made = [value(results.get(point), figure.metric, theirs) for point in product(figure)]
     _check_panels(name, made)
     canvas.save(_draw(figure, made, theirs), out)
     write_csv(made, out / "figure.csv")
 
 
 def _check_panels(name: str, made: list[Entry]) -> None:
-    first: dict[str, Entry] = {}
-    for entry in made:
-        other = first.setdefault(entry.dataset, entry)
-        if other.protocol != entry.protocol:
+    for dataset, entries in grouped(made, lambda entry: entry.dataset).items():
+        first, *others = grouped(entries, lambda entry: entry.protocol).values()
+        if others:
+            one, other = first[0], others[0][0]
             raise UserError(
-                f"figure '{name}': {entry.dataset} has figures measured with {other.protocol.text()} "
-                f"({other.model} {other.sampler}) and with {entry.protocol.text()} ({entry.model} "
-                f"{entry.sampler}); one panel holds one kind, draw them in two figures"
+                f"figure '{name}': {dataset} has figures measured with {one.protocol.text()} "
+                f"({one.model} {one.sampler}) and with {other.protocol.text()} ({other.model} "
+                f"{other.sampler}); one panel holds one kind, draw them in two figures"
             )
 
 
 def _draw(figure: Figure, made: list[Entry], theirs: paper.PaperTable | None) -> Canvas:
-    datasets = list(dict.fromkeys(entry.dataset for entry in made))
-    columns = min(len(datasets), 3)
-    rows = math.ceil(len(datasets) / columns)
+    panels = list(grouped(made, lambda entry: entry.dataset).values())
+    columns = min(len(panels), 3)
+    rows = math.ceil(len(panels) / columns)
     width = 1.2 + 4.3 * columns if columns > 1 else 6.4
     sheet = canvas.new(width, 3.7 * rows + 0.5, layout="constrained")
     axes = sheet.subplots(rows, columns, squeeze=False).flat
-    for axis, dataset in zip(axes, datasets, strict=False):
-        _panel(axis, figure, [entry for entry in made if entry.dataset == dataset], theirs)
-    for axis in list(axes)[len(datasets) :]:
-        axis.set_visible(False)
+    for axis, entries in zip_longest(axes, panels):
+        if entries:
+            _panel(axis, figure, entries, theirs)
+        else:
+            axis.set_visible(False)
     handles: dict[str, Any] = {}
     for axis in sheet.axes:
         handles |= {str(label): handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
@@ -119,16 +100,15 @@ def _draw(figure: Figure, made: list[Entry], theirs: paper.PaperTable | None) ->
 
 
 def _panel(axis: Axes, figure: Figure, made: list[Entry], theirs: paper.PaperTable | None) -> None:
-    lines: dict[Line, list[Entry]] = {}
-    for entry in made:
-        lines.setdefault(Line(entry.model, _part(figure, entry)), []).append(entry)
-    parts = list(dict.fromkeys(line.part for line in lines))
+    lines = grouped(made, lambda entry: (entry.model, _part(figure, entry)))
+    parts = list(dict.fromkeys(part for _, part in lines))
     several = any(entry.sd is not None for entry in made)
     unequal = len({entry.seeds for entry in made}) > 1
-    for line, entries in lines.items():
-        entries = sorted(entries, key=lambda entry: _x(figure, entry))
-        _line(axis, figure, line, entries, parts, seeds=unequal)
-        _paper_line(axis, figure, line, entries, theirs)
+    for (model, part), entries in lines.items():
+        entries.sort(key=lambda entry: _x(figure, entry))
+        name = labels.model(model) + (f", {part}" if len(parts) > 1 else "") + (_seeds(entries) if unequal else "")
+        _line(axis, [_x(figure, entry) for entry in entries], entries, DASHES[parts.index(part) % len(DASHES)], name)
+        _paper_line(axis, figure, entries, theirs)
     axis.set_title(labels.dataset(made[0].dataset), loc="left", pad=16)
     axis.text(0, 1.015, made[0].protocol.text(), transform=axis.transAxes, fontsize=7, color=canvas.SOFT)
     spread = ", mean \N{PLUS-MINUS SIGN} sd over seeds" if several else ""
@@ -136,20 +116,19 @@ def _panel(axis: Axes, figure: Figure, made: list[Entry], theirs: paper.PaperTab
     _x_axis(axis, figure, sorted({_x(figure, entry) for entry in made}), made)
 
 
-def _line(axis: Axes, figure: Figure, line: Line, entries: list[Entry], parts: list[str], *, seeds: bool) -> None:
-    """One curve; `seeds`: its legend names its training seeds, for they are not those of the others."""
-    over = f" ({_seeds(entries)})" if seeds else ""
-    x, mean = [_x(figure, entry) for entry in entries], [entry.mean for entry in entries]
-    shade, dash = canvas.colour(line.model), DASHES[parts.index(line.part) % len(DASHES)]
+def _line(axis: Axes, x: list[int], entries: list[Entry], dash: Any, name: str) -> None:
+    """One model's curve: its means, their spread, and each seed's value as a faint dot."""
+    mean, model = [entry.mean for entry in entries], entries[0].model
+    shade = canvas.colour(model)
     axis.plot(
         x,
         mean,
         color=shade,
         linestyle=dash,
-        marker=canvas.marker(line.model),
+        marker=canvas.marker(model),
         markersize=4.5,
         linewidth=1.6,
-        label=line.text(len(parts)) + over,
+        label=name,
         zorder=3,
     )
     if any(entry.sd is not None for entry in entries):
@@ -164,45 +143,38 @@ def _line(axis: Axes, figure: Figure, line: Line, entries: list[Entry], parts: l
             zorder=2,
         )
         dots = [(at, one) for at, entry in zip(x, entries, strict=True) for one in entry.values]
-        axis.scatter(
-            [at for at, _ in dots],
-            [one for _, one in dots],
-            s=9,
-            color=shade,
-            alpha=0.35,
-            linewidths=0,
-            zorder=2,
-        )
+        axis.scatter(*zip(*dots, strict=True), s=9, color=shade, alpha=0.35, linewidths=0, zorder=2)
 
 
 def _seeds(entries: list[Entry]) -> str:
     found = dict.fromkeys(entry.seeds for entry in entries)
-    return " or ".join(f"seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, seeds))}" for seeds in found)
+    texts = (f"seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, seeds))}" for seeds in found)
+    return f" ({' or '.join(texts)})"
 
 
-def _paper_line(axis: Axes, figure: Figure, line: Line, entries: list[Entry], theirs: paper.PaperTable | None) -> None:
+def _paper_line(axis: Axes, figure: Figure, entries: list[Entry], theirs: paper.PaperTable | None) -> None:
     """The paper's whole curve, where one of its points at least may stand beside ours."""
     if theirs is None or not any(entry.comparable for entry in entries):
         return
-    sampler = Sampler.parse(entries[0].sampler)
+    ours = entries[0]
     points = sorted(
         (point.step, point.metrics[figure.metric])
         for point in theirs.entries
-        if point.same_sampler(sampler)
+        if (point.dataset, point.model) == (ours.dataset, ours.model)
+        and point.same_sampler(Sampler.parse(ours.sampler))
         and point.step is not None
         and figure.metric in point.metrics
-        and (point.dataset, point.model) == (entries[0].dataset, line.model)
     )
     axis.plot(
         [step for step, _ in points],
         [fid for _, fid in points],
-        color=canvas.colour(line.model),
+        color=canvas.colour(ours.model),
         linewidth=1,
         linestyle=(0, (2, 2)),
         marker="x",
         markersize=4,
         alpha=0.7,
-        label=f"{labels.model(line.model)}, paper",
+        label=f"{labels.model(ours.model)}, paper",
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from ipdiff.errors import UserError
 from ipdiff.report import labels
 from ipdiff.report.figures import canvas
-from ipdiff.report.spec import Figure
+from ipdiff.report.origin import Place, identify
 from ipdiff.report.tables.entries import write_rows
 
 IMAGE_PIXELS = 64
@@ -22,60 +21,32 @@ IMAGE_PIXELS = 64
 COLUMNS = ("row", "dataset", "model", "seed", "step", "sampler", "first", "last", "source")
 
 
-@dataclass(frozen=True)
-class Samples:
-    """A sample set and what its path says it is."""
-
-    dataset: str
-    model: str
-    seed: int
-    step: int
-    sampler: str
-    path: Path
-
-    @property
-    def source(self) -> str:
-        """Its path inside the project."""
-        return "/".join(self.path.parts[-7:])
-
-
-def identify(path: Path) -> Samples:
-    """Read what a sample set is from its path; UserError where the path is of another shape."""
-    parts = path.parts[-7:]
-    seed = parts[3][1:] if len(parts) == 7 else ""
-    if len(parts) < 7 or parts[0] != "samples" or parts[3][:1] != "s" or not (seed + parts[4]).isdigit():
-        raise UserError(f"{path}: expected samples/DATASET/MODEL/sSEED/STEP/SAMPLER/samples.npz")
-    return Samples(parts[1], parts[2], int(seed), int(parts[4]), parts[5], path)
-
-
-def draw(name: str, figure: Figure, inputs: list[Path], out: Path) -> None:
-    """Write out/figure.png and out/figure.csv from samples.npz files, a row each.
+def draw(inputs: list[Path], images: int, out: Path) -> None:
+    """Write out/figure.png and out/figure.csv from samples.npz files, a row of so many `images` each.
 
     Raises:
-        UserError: a file is no sample set or holds too few images, or there is none.
+        UserError: a file is no sample set or holds too few images.
     """
-    found = [identify(path) for path in inputs]
-    if not found:
-        raise UserError(f"figure '{name}' has no sample sets; give datasets, models and samplers")
-    blocks = [_tile(_images(item, figure.images), figure.images) for item in found]
+    found = [identify(path, "samples/DATASET/MODEL/sSEED/STEP/SAMPLER/samples.npz") for path in inputs]
+    blocks = [_tile(_images(path, images)) for path in inputs]
     canvas.save(_compose(blocks, [_row_label(item, found) for item in found]), out)
     rows = [
-        [row, one.dataset, one.model, one.seed, one.step, one.sampler, 0, figure.images - 1, one.source]
+        [row, one.dataset, one.model, one.seed, one.step, one.sampler, 0, images - 1, one.source]
         for row, one in enumerate(found)
     ]
     write_rows(out / "figure.csv", COLUMNS, rows)
 
 
-def _images(item: Samples, count: int) -> NDArray[np.uint8]:
+def _images(path: Path, count: int) -> NDArray[np.uint8]:
     """The first `count` images of a set: [count, H, W, 3] uint8, enlarged without smoothing."""
     try:
-        with np.load(item.path, allow_pickle=False) as data:
+        with np.load(path, allow_pickle=False) as data:
             images = data["arr_0"]
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{item.path}: expected a sample set with the array arr_0 ({error})") from error
+        raise UserError(f"{path}: expected a sample set with the array arr_0 ({error})") from error
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3) or len(images) < count:
         raise UserError(
-            f"{item.path}: expected {count} images or more, uint8 [N, H, W, 1 or 3]; found "
+            f"{path}: expected {count} images or more, uint8 [N, H, W, 1 or 3]; found "
             f"{images.dtype} {list(images.shape)}"
         )
     scale = max(1, math.ceil(IMAGE_PIXELS / images.shape[1]))
@@ -83,9 +54,9 @@ def _images(item: Samples, count: int) -> NDArray[np.uint8]:
     return np.broadcast_to(shown, (*shown.shape[:3], 3))
 
 
-def _tile(images: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+def _tile(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Images side by side, 16 a line at most, on white: [height, width, 3] uint8."""
-    _, height, width, _ = images.shape
+    count, height, width, _ = images.shape
     columns = min(count, 16)
     lines, gap = math.ceil(count / columns), 3
     sheet = np.full((lines * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
@@ -114,7 +85,7 @@ def _compose(blocks: Sequence[NDArray[np.uint8]], names: Sequence[tuple[str, str
     return sheet
 
 
-def _row_label(item: Samples, found: Sequence[Samples]) -> tuple[str, str]:
+def _row_label(item: Place, found: Sequence[Place]) -> tuple[str, str]:
     """The model, and below it the sampler and whatever else differs between the rows."""
     differs = {
         labels.dataset(item.dataset): {one.dataset for one in found},

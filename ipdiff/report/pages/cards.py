@@ -14,9 +14,10 @@ from pathlib import Path
 from ipdiff.report import origin
 from ipdiff.report.origin import CHAIN, Link, Recipe
 from ipdiff.report.pages import page
+from ipdiff.report.results import grouped
 from ipdiff.report.tables.entries import Entry
 
-LINKS = ("metrics", *(name for name, _ in CHAIN), "reference")
+LINKS = ("metrics", *CHAIN, "reference")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Made:
     seed: int
     directory: str
     code: str
-    links: Mapping[str, Link | None]
+    links: Mapping[str, Link]
     parameters: str
 
 
@@ -43,11 +44,8 @@ def run(title: str, entries: Iterable[Entry], recipes: Iterable[Recipe], out: Pa
         UserError: the recipe of a number, or of what it was made from, was not given.
     """
     read = origin.by_cell(recipes)
-    points: dict[str, dict[str, Entry]] = {}
-    for entry in entries:
-        if entry.kind == "value":
-            points.setdefault(entry.card, {})[entry.metric] = entry
-    cards = {at: list(metrics.values()) for at, metrics in points.items()}
+    points = grouped((entry for entry in entries if entry.kind == "value"), lambda entry: entry.card)
+    cards = {at: list({entry.metric: entry for entry in group}.values()) for at, group in points.items()}
     page.write(
         "cards", out, {"title": title, "points": cards, "names": LINKS, "seeds": lambda entry: _made(entry, read)}
     )
@@ -57,13 +55,9 @@ def _made(entry: Entry, recipes: Mapping[str, Recipe]) -> Iterator[Made]:
     for seed in entry.seeds:
         directory = origin.metrics_of(entry.dataset, entry.model, seed, entry.step, entry.sampler)
         recipe = origin.get(directory, recipes)
-        behind = origin.chain(recipe, recipes)
-        links = {
-            "metrics": Link(directory, "metrics.json", recipe["outputs"]["metrics.json"]),
-            **behind,
-            "reference": origin.source_of(recipe, origin.REFERENCE),
-        }
-        made_from = [recipe, *(recipes[link.directory] for link in behind.values())]
+        links = origin.chain(recipe, recipes)
+        made_from = [recipe, *(recipes[links[name].directory] for name in CHAIN if name in links)]
         parameters = {key: value for one in made_from for key, value in one["params"].items()}
         parameters |= {f"imported {one['cell']}": one["source"] for one in made_from if "source" in one}
+        links["metrics"] = Link(directory, "metrics.json", recipe["outputs"]["metrics.json"])
         yield Made(seed, directory, recipe["code"], links, json.dumps(parameters, sort_keys=True))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from ipdiff.report.results import grouped
 from ipdiff.report.tables import layout
 from ipdiff.report.tables.entries import Entry
 
@@ -41,36 +42,16 @@ def pairs(tables: dict[str, list[Entry]]) -> list[Pair]:
     A comparison that stands in several tables is one case. Comparisons of different samplers (fewer steps
     against more, say) are kept apart from those under equal conditions.
     """
-    places = layout.decimals([entry for entries in tables.values() for entry in entries])
-    seen: dict[tuple[object, ...], list[str]] = {}
-    found: dict[tuple[str, str, bool], Pair] = {}
-    for name, entries in tables.items():
-        for entry in entries:
-            if entry.kind != "difference":
-                continue
-            case = (
-                entry.dataset,
-                entry.model,
-                entry.step,
-                entry.sampler,
-                entry.baseline,
-                entry.baseline_step,
-                entry.baseline_sampler,
-                entry.metric,
-                entry.protocol,
-            )
-            key = (entry.model, entry.baseline, entry.same_sampler)
-            if case not in seen:
-                seen[case] = []
-                found.setdefault(key, Pair(*key, [], places)).cases.append((entry, seen[case]))
-            seen[case].append(name)
-    for pair in found.values():
-        _sort(pair.cases)
-    return list(found.values())
+    places = layout.decimals(entry for entries in tables.values() for entry in entries)
+    shown = [(name, entry) for name, entries in tables.items() for entry in entries if entry.kind == "difference"]
+    groups = grouped(shown, lambda one: replace(one[1], paper=None, comparable=False, reason="", unknown="")).values()
+    cases = [(group[0][1], [name for name, _ in group]) for group in groups]
+    found = grouped(cases, lambda case: (case[0].model, case[0].baseline, case[0].same_sampler))
+    return [Pair(*key, _sorted(group), places) for key, group in found.items()]
 
 
-def _sort(cases: list[tuple[Entry, list[str]]]) -> None:
+def _sorted(cases: list[tuple[Entry, list[str]]]) -> list[tuple[Entry, list[str]]]:
     """Order by metric, then data set, each in order of first appearance; else as in the tables."""
     metrics = list(dict.fromkeys(entry.metric for entry, _ in cases))
     datasets = list(dict.fromkeys(entry.dataset for entry, _ in cases))
-    cases.sort(key=lambda case: (metrics.index(case[0].metric), datasets.index(case[0].dataset)))
+    return sorted(cases, key=lambda case: (metrics.index(case[0].metric), datasets.index(case[0].dataset)))

@@ -24,8 +24,12 @@ def write(name: str, out: Path, context: dict[str, Any]) -> None:
 
 def prose(text: str) -> Markup:
     """Escaped text with T' and eta set as mathematics."""
+    return Markup(labels.prose(text, _mathematics, lambda code: Markup("<code>{}</code>").format(code)))
+
+
+def _mathematics(text: str) -> str:
     safe = escape(re.sub(r"\bT'", "T\N{PRIME}", text))
-    return Markup(re.sub(r"\beta =", "<i>\N{GREEK SMALL LETTER ETA}</i> =", safe))
+    return re.sub(r"\beta =", "<i>\N{GREEK SMALL LETTER ETA}</i> =", safe)
 
 
 @cache
@@ -38,7 +42,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {name: getattr(labels, name) for name in ("dataset", "model", "metric", "sampler")}
+    made.filters |= {name: axis.name for name, axis in labels.AXES.items()}
     made.filters["prose"] = prose
     made.globals |= {"layout": layout, "style": Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))}
     return made

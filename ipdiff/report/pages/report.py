@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ipdiff.errors import UserError
-from ipdiff.report import labels, paper
+from ipdiff.report import labels
 from ipdiff.report.pages import cards, page
 from ipdiff.report.pages.outcome import pairs
 from ipdiff.report.spec import Study
@@ -39,7 +38,7 @@ def run(
         UserError: a table or figure of the study is missing or malformed.
     """
     frames = {name: _frame(name, study, tables) for name in study.tables}
-    pictures = {name: _picture(name, figures) for name in study.figures}
+    pictures = {name: _picture(name, figure.kind, figures) for name, figure in study.figures.items()}
     found = pairs({name: frame.entries for name, frame in frames.items()})
     shown = [entry for frame in frames.values() for entry in frame.entries]
     for name, figure in study.figures.items():
@@ -52,22 +51,6 @@ def run(
     cards.run(study.title, shown, recipes, out)
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A figure's PNG."""
-
-    data: bytes
-
-    def base64(self) -> str:
-        """The file as text."""
-        return b64encode(self.data).decode()
-
-    def width(self, kind: str) -> int:
-        """How wide it is shown: images of samples pixel for pixel."""
-        pixels = int.from_bytes(self.data[16:20], "big")
-        return pixels if kind == "samples" else round(0.72 * pixels)
-
-
 def _given(kind: str, name: str, folders: dict[str, Path]) -> Path:
     if name not in folders:
         raise UserError(f"report: {kind} '{name}' of the study was not given; make it first")
@@ -75,10 +58,11 @@ def _given(kind: str, name: str, folders: dict[str, Path]) -> Path:
 
 
 def _frame(name: str, study: Study, tables: dict[str, Path]) -> table.Frame:
-    return table.frame(study.tables[name], read_csv(_given("table", name, tables) / "table.csv"), paper.values())
+    return table.frame(study.tables[name], read_csv(_given("table", name, tables) / "table.csv"))
 
 
-def _picture(name: str, figures: dict[str, Path]) -> Picture:
+def _picture(name: str, kind: str, figures: dict[str, Path]) -> dict[str, Any]:
+    """A figure's PNG as text, and how wide it is shown: images of samples pixel for pixel."""
     path = _given("figure", name, figures) / "figure.png"
     try:
         data = path.read_bytes()
@@ -86,4 +70,5 @@ def _picture(name: str, figures: dict[str, Path]) -> Picture:
         raise UserError(f"{path}: expected a PNG ({error.strerror}); make the figure again") from error
     if data[:8] != b"\x89PNG\r\n\x1a\n":
         raise UserError(f"{path}: expected a PNG; make the figure again")
-    return Picture(data)
+    pixels = int.from_bytes(data[16:20], "big")
+    return {"base64": b64encode(data).decode(), "width": pixels if kind == "samples" else round(0.72 * pixels)}

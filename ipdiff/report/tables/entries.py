@@ -12,9 +12,18 @@ from typing import Literal
 from ipdiff.errors import UserError
 from ipdiff.metrics.spec import METRICS
 from ipdiff.report import paper
-from ipdiff.report.results import Protocol, Result, spread
+from ipdiff.report.results import Protocol, Result
 
 Verdict = Literal["", "better", "worse", "within spread", "one seed"]
+
+
+COLUMNS = (
+    *("kind", "dataset", "model", "step", "sampler", "baseline", "baseline_step", "baseline_sampler", "metric"),
+    *("mean", "sd", "seed_count", "seeds", "values", "verdict", "nfe"),
+    *("n", "reference_n", "features", "features_digest", "reference_digest"),
+    *("paper", "minus_paper", "comparable", "reason", "unknown"),
+)
+"""Of the csv, each an attribute of Entry."""
 
 
 @dataclass(frozen=True)
@@ -26,21 +35,13 @@ class Entry:
     and `baseline_sampler` the baseline's. `values` holds one number for each seed of `seeds`.
     """
 
-    kind: Literal["value", "difference"]
     dataset: str
     model: str
     step: int
     sampler: str
-    baseline: str
-    baseline_step: int | None
-    baseline_sampler: str
     metric: str
-    mean: float
-    sd: float | None
-    seed_count: int
     seeds: tuple[int, ...]
     values: tuple[float, ...]
-    verdict: Verdict
     nfe: int
     n: int
     reference_n: int
@@ -48,10 +49,53 @@ class Entry:
     features_digest: str
     reference_digest: str
     paper: float | None
-    minus_paper: float | None
     comparable: bool
     reason: str
     unknown: str
+    baseline: str = ""
+    baseline_step: int | None = None
+    baseline_sampler: str = ""
+
+    @property
+    def kind(self) -> Literal["value", "difference"]:
+        """A difference has a baseline."""
+        return "difference" if self.baseline else "value"
+
+    @property
+    def mean(self) -> float:
+        """The mean over its seeds."""
+        return statistics.fmean(self.values)
+
+    @property
+    def sd(self) -> float | None:
+        """The standard deviation over its seeds (N - 1); None for one seed."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def seed_count(self) -> int:
+        """How many seeds it is taken over."""
+        return len(self.seeds)
+
+    @property
+    def verdict(self) -> Verdict:
+        """What a difference says, in plain words: a plain mark of size against spread, not a significance test.
+
+        `better` or `worse`: the mean difference is larger than the standard deviation (N - 1) of the differences
+        across seeds, and on the better side (above 0 where higher is better, else below) or on the other. `within
+        spread`: it is not larger. `one seed`: fewer than two seeds in common, so the spread is unknown.
+        """
+        if self.kind == "value":
+            return ""
+        if self.sd is None:
+            return "one seed"
+        if abs(self.mean) <= self.sd:
+            return "within spread"
+        return "better" if (self.mean > 0) is METRICS[self.metric].higher else "worse"
+
+    @property
+    def minus_paper(self) -> float | None:
+        """How far it is from the paper's value, where that is comparable."""
+        return self.mean - self.paper if self.paper is not None and self.comparable else None
 
     @property
     def protocol(self) -> Protocol:
@@ -74,29 +118,9 @@ class Entry:
         return self.kind == "value" or self.sampler == self.baseline_sampler
 
 
-COLUMNS = tuple(field.name for field in fields(Entry))
-
-
-def verdict(differences: Sequence[float], *, higher: bool = False) -> Verdict:
-    """What paired differences (model minus baseline) say, in plain words.
-
-    `better` or `worse`: the mean difference is larger than the standard deviation (N - 1) of the differences
-    across seeds, and on the better side (above 0 where `higher` is better, else below) or on the other. `within
-    spread`: it is not larger. `one seed`: fewer than two seeds in common, so the spread is unknown. It is a plain
-    mark of size against spread, not a significance test.
-    """
-    sd = spread(differences)
-    if sd is None:
-        return "one seed"
-    mean = statistics.fmean(differences)
-    if abs(mean) <= sd:
-        return "within spread"
-    return "better" if (mean > 0) is higher else "worse"
-
-
 def value(result: Result, metric: str, table: paper.PaperTable | None) -> Entry:
     """The mean over seeds of one result, with the paper's value where there is one."""
-    return _entry("value", result, metric, result.seeds, result.values(metric), paper.match(table, result, metric))
+    return _entry(result, metric, result.values(metric), paper.match(table, result, metric))
 
 
 def difference(result: Result, base: Result, metric: str, table: paper.PaperTable | None) -> Entry:
@@ -110,8 +134,7 @@ def difference(result: Result, base: Result, metric: str, table: paper.PaperTabl
             f"compare: {result.text()} was measured with {result.how(metric).text()}, {base.text()} with "
             f"{base.how(metric).text()}; only figures of one kind can be subtracted"
         )
-    ours = dict(zip(result.seeds, result.values(metric), strict=True))
-    theirs = dict(zip(base.seeds, base.values(metric), strict=True))
+    ours, theirs = result.values(metric), base.values(metric)
     pairs = {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
     if not pairs:
         raise UserError(
@@ -119,22 +142,16 @@ def difference(result: Result, base: Result, metric: str, table: paper.PaperTabl
             "pairs need a common seed"
         )
     found = _paper_difference(paper.match(table, result, metric), paper.match(table, base, metric))
-    made = _entry("difference", result, metric, tuple(pairs), tuple(pairs.values()), found)
-    return replace(
-        made,
-        baseline=base.model,
-        baseline_step=base.step,
-        baseline_sampler=base.sampler,
-        verdict=verdict(made.values, higher=METRICS[metric].higher),
-    )
+    made = _entry(result, metric, pairs, found)
+    return replace(made, baseline=base.model, baseline_step=base.step, baseline_sampler=base.sampler)
 
 
 def write_csv(entries: Iterable[Entry], path: Path) -> None:
     """Write entries, floats at full precision, a header line first."""
-    write_rows(path, COLUMNS, ([_dump(getattr(entry, name)) for name in COLUMNS] for entry in entries))
+    write_rows(path, COLUMNS, (_line(entry).values() for entry in entries))
 
 
-def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def write_rows(path: Path, header: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
     """Write a csv file, the same bytes on every system."""
     with path.open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream, lineterminator="\n").writerows([header, *rows])
@@ -147,41 +164,21 @@ def read_csv(path: Path) -> list[Entry]:
             rows = list(csv.DictReader(file))
         return [_parse(row) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: expected a table's csv with the columns {', '.join(COLUMNS)}; found {error!r}; "
-            "make the table again"
-        ) from error
+        raise UserError(f"{path}: expected a table's csv; found {error!r:.80}; make the table again") from error
 
 
-def _entry(
-    kind: Literal["value", "difference"],
-    result: Result,
-    metric: str,
-    seeds: tuple[int, ...],
-    values: tuple[float, ...],
-    found: paper.Match,
-) -> Entry:
-    how, mean = result.how(metric), statistics.fmean(values)
+def _entry(result: Result, metric: str, values: dict[int, float], found: paper.Match) -> Entry:
     return Entry(
-        kind=kind,
         dataset=result.dataset,
         model=result.model,
         step=result.step,
         sampler=result.sampler,
-        baseline="",
-        baseline_step=None,
-        baseline_sampler="",
         metric=metric,
-        mean=mean,
-        sd=spread(values),
-        seed_count=len(seeds),
-        seeds=seeds,
-        values=values,
-        verdict="",
+        seeds=tuple(values),
+        values=tuple(values.values()),
         nfe=result.nfe,
-        **asdict(how),
+        **asdict(result.how(metric)),
         paper=found.value,
-        minus_paper=mean - found.value if found.value is not None and found.comparable else None,
         comparable=found.comparable,
         reason=found.reason,
         unknown=", ".join(found.unknown),
@@ -195,21 +192,21 @@ def _paper_difference(ours: paper.Match, theirs: paper.Match) -> paper.Match:
     return paper.Match(round(ours.value - theirs.value, 6), True, "", unknown)
 
 
+def _line(entry: Entry) -> dict[str, str]:
+    """An entry's line by column."""
+    return {name: _dump(getattr(entry, name)) for name in COLUMNS}
+
+
 def _dump(item: object) -> str:
-    if item is None:
-        return ""
-    if isinstance(item, bool):
-        return "yes" if item else "no"
-    if isinstance(item, float):
-        return repr(item)
-    return " ".join(_dump(part) for part in item) if isinstance(item, tuple) else str(item)
+    if item is None or isinstance(item, bool):
+        return {None: "", True: "yes", False: "no"}[item]
+    return " ".join(map(str, item)) if isinstance(item, tuple) else str(item)
 
 
 PARSERS: dict[str, Callable[[str], object]] = {
     "bool": lambda text: text == "yes",
     "int": int,
     "int | None": lambda text: int(text) if text else None,
-    "float": float,
     "float | None": lambda text: float(text) if text else None,
     "tuple[int, ...]": lambda text: tuple(map(int, text.split())),
     "tuple[float, ...]": lambda text: tuple(map(float, text.split())),
@@ -218,7 +215,8 @@ PARSERS: dict[str, Callable[[str], object]] = {
 
 
 def _parse(row: dict[str, str]) -> Entry:
-    if tuple(row) != COLUMNS or None in row.values():
-        raise ValueError(f"a line of {', '.join(map(str, row))}")
     parsed = {field.name: PARSERS.get(str(field.type), str)(row[field.name]) for field in fields(Entry)}
-    return Entry(**parsed)  # pyright: ignore[reportArgumentType]
+    entry = Entry(**parsed)  # pyright: ignore[reportArgumentType]
+    if _line(entry) != row:
+        raise ValueError("a line whose fields do not belong together")
+    return entry

@@ -5,25 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from ipdiff.report.labels import prose
 from ipdiff.report.tables.layout import Panel, Row, Text
 
-TEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "\N{MINUS SIGN}": "$-$",
-    "\N{PLUS-MINUS SIGN}": r"$\pm$",
-    "|": r"\textbar{}",
-}
+TEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "\N{MINUS SIGN}": "$-$",
+        "\N{PLUS-MINUS SIGN}": r"$\pm$",
+    }
+)
 
 
 def markdown(title: str, panels: Sequence[Panel], notes: Sequence[str]) -> str:
@@ -46,33 +43,37 @@ def tex(name: str, title: str, panels: Sequence[Panel], notes: Sequence[str]) ->
         r"% needs \usepackage{booktabs}",
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{escape_tex(title)}}}",
+        rf"\caption{{{_tex(title)}}}",
         rf"\label{{tab:{re.sub('[^A-Za-z0-9:-]', '-', name)}}}",
     ]
     for panel in panels:
         if panel.caption:
-            lines.append(rf"\par\smallskip {escape_tex(panel.caption)}\par")
+            lines.append(rf"\par\smallskip {_tex(panel.caption)}\par")
         lines += [
             rf"\begin{{tabular}}{{{'l' * len(panel.stubs)}{'r' * len(panel.columns)}}}",
             r"\toprule",
-            *_tex_header(panel),
+            *(" & ".join(line) + r" \\" for line in _tex_header(panel)),
             r"\midrule",
-            *_tex_rows(panel.rows),
+            *(" & ".join(_tex_row(row)) + r" \\" for row in panel.rows),
             r"\bottomrule",
             r"\end{tabular}",
         ]
-    lines += [rf"\par\smallskip\footnotesize {escape_tex(note)}" for note in notes]
+    lines += [rf"\par\smallskip\footnotesize {_tex(note)}" for note in notes]
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
-def escape_tex(text: str) -> str:
-    """Make any text safe in LaTeX, and set T' and eta as mathematics."""
-    safe = "".join(TEX.get(character, character) for character in text)
-    return re.sub(r"\beta =", r"$\\eta$ =", re.sub(r"\bT'", "$T'$", safe))
+def _tex(text: str) -> str:
+    """Any text, safe in LaTeX, with T' and eta as mathematics."""
+    return prose(text, _tex_mathematics, lambda code: rf"\texttt{{{code.translate(TEX)}}}")
+
+
+def _tex_mathematics(text: str) -> str:
+    return re.sub(r"\beta =", r"$\\eta$ =", re.sub(r"\bT'", "$T'$", text.translate(TEX)))
 
 
 def _md(text: str) -> str:
-    return re.sub(r"([\\|*_`<>\[\]])", r"\\\1", text).replace("\n", " ")
+    safe = prose(text, lambda plain: re.sub(r"([\\|*_`<>\[\]])", r"\\\1", plain), "`{}`".format)
+    return safe.replace("\n", " ")
 
 
 def _md_cell(cell: Text | None) -> str:
@@ -82,29 +83,23 @@ def _md_cell(cell: Text | None) -> str:
     return " ".join(part for part in (main, cell.verdict, f"\\[{cell.paper}\\]" if cell.paper else "") if part)
 
 
-def _tex_header(panel: Panel) -> list[str]:
+def _tex_header(panel: Panel) -> list[list[str]]:
     *upper, last = panel.header()
-    lines = [
-        [*("" for _ in panel.stubs), *(rf"\multicolumn{{{width}}}{{c}}{{{escape_tex(text)}}}" for text, width in line)]
-        for line in upper
+    blank = [""] * len(panel.stubs)
+    return [
+        *([*blank, *(rf"\multicolumn{{{width}}}{{c}}{{{_tex(text)}}}" for text, width in line)] for line in upper),
+        [*map(_tex, panel.stubs), *(_tex(text) for text, _ in last)],
     ]
-    lines.append([*map(escape_tex, panel.stubs), *(escape_tex(text) for text, _ in last)])
-    return [" & ".join(line) + r" \\" for line in lines]
 
 
-def _tex_rows(rows: Sequence[Row]) -> list[str]:
-    lines: list[str] = []
-    for row in rows:
-        fields = [*(escape_tex(label) for label in row.labels), *(_tex_cell(cell) for cell in row.cells)]
-        lines.append(
-            " & ".join(rf"\textit{{{field}}}" if row.difference and field else field for field in fields) + r" \\"
-        )
-    return lines
+def _tex_row(row: Row) -> list[str]:
+    fields = [*map(_tex, row.labels), *map(_tex_cell, row.cells)]
+    return [rf"\textit{{{field}}}" if row.difference and field else field for field in fields]
 
 
 def _tex_cell(cell: Text | None) -> str:
     if cell is None:
         return ""
-    main = rf"\textbf{{{escape_tex(cell.main)}}}" if cell.best else escape_tex(cell.main)
-    paper = f"[{escape_tex(cell.paper)}]" if cell.paper else ""
+    main = rf"\textbf{{{_tex(cell.main)}}}" if cell.best else _tex(cell.main)
+    paper = f"[{_tex(cell.paper)}]" if cell.paper else ""
     return " ".join(part for part in (main, cell.verdict, paper) if part)

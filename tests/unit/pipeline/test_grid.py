@@ -381,7 +381,7 @@ TABLE = "tables.table3"
             {f"{TABLE}.models": ["adm", "adm-ip", "new"], "models.new": {"family": "adm", "gamma": 0.3}},
             "runs/tiny/new/s0/4",
         ),
-        ({f"{TABLE}.steps": [4, 8]}, "metrics/tiny/adm-ip/s1/4/ancestral-5"),
+        ({f"{TABLE}.steps": [4, 8], f"{TABLE}.rows": ["model", "step"]}, "metrics/tiny/adm-ip/s1/4/ancestral-5"),
         ({"figures.figure3.samplers": ["exposure-20"]}, "metrics/tiny/adm/s0/4/exposure-20"),
     ],
 )
@@ -403,7 +403,7 @@ def test_a_longer_run_adds_a_segment_and_moves_the_published_state(tmp_path: Pat
     before = view_free(grid_of(tmp_path, raw))
     put(raw, "datasets.tiny.checkpoints", [4, 8, 16])
     assert view_free(grid_of(tmp_path, raw)) == before  # no table asks for it yet
-    put(raw, f"{TABLE}.steps", [8, 16])
+    put(put(raw, f"{TABLE}.steps", [8, 16]), f"{TABLE}.rows", ["model", "step"])
     after = view_free(grid_of(tmp_path, raw))
     gone = before.keys() - after.keys()
     assert gone == {"states/tiny/adm/s0/8", "states/tiny/adm-ip/s0/8", "states/tiny/adm-ip/s1/8"}

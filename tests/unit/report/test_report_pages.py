@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from jinja2 import UndefinedError
 from PIL import Image
-from unit.report_factory import cifar, recipes, write
+from unit.report_factory import cifar, recipes, record, write
 
 from ipdiff.errors import UserError
-from ipdiff.report import paper, results
+from ipdiff.report import labels, paper, results
 from ipdiff.report.figures import canvas, figure
 from ipdiff.report.pages import page
 from ipdiff.report.pages import report as pages
@@ -105,13 +105,21 @@ def test_one_panel_never_mixes_protocols(tmp_path: Path) -> None:
         figure.run("f", LINES, metrics(tmp_path, adm) + metrics(tmp_path, ours, n=7), tmp_path / "a")
 
 
+def test_a_place_without_a_panel_stays_empty() -> None:
+    datasets = ["a", "b", "c", "d"]
+    view = dataclasses.replace(LINES, datasets=datasets, models=["adm"], samplers=["ancestral-100"])
+    cells = results.Results("f", [record(dataset=name) for name in datasets])
+    made = [figure.value(cells.get(Point(name, "adm", "ancestral-100")), "fid", None) for name in datasets]
+    assert [axis.get_visible() for axis in figure._draw(view, made, None).axes] == [True] * 4 + [False] * 2
+
+
 @pytest.mark.parametrize(("made", "curves"), [({}, 1), ({"batch_size": 64}, 0)])
 def test_the_papers_curve_stands_beside_comparable_ones_only(made: dict[str, Any], curves: int) -> None:
     view = dataclasses.replace(
         LINES, datasets=["cifar10"], models=["adm"], x="step", steps=[460_000], samplers=["ancestral-100"]
     )
     view = dataclasses.replace(view, paper="ablation")
-    theirs = paper.select(view.paper, paper.values())
+    theirs = paper.select(view.paper)
     cells = results.Results("f", [cifar("adm", 460_000, made)])
     drawn = [figure.value(cells.get(Point("cifar10", "adm", "ancestral-100", 460_000)), "fid", theirs)]
     canvas = figure._draw(view, drawn, theirs)
@@ -135,7 +143,7 @@ def test_lines_over_different_seeds_say_so(tmp_path: Path, fewer: bool, names: l
 
 
 def test_a_model_has_one_colour() -> None:
-    assert len({canvas.colour(name) for name in canvas.COLOURS}) == len(canvas.COLOURS)
+    assert len({canvas.colour(name) for name in labels.MODELS}) == len(labels.MODELS)
     assert canvas.colour("adm-ip-g005") == canvas.colour("adm-ip-g005")
 
 
@@ -163,8 +171,6 @@ def test_bad_sample_sets_are_named(tmp_path: Path) -> None:
         figure.run("f", view, [samples(tmp_path, "adm", "ancestral-10")], tmp_path / "a")
     with pytest.raises(UserError, match="expected samples/DATASET"):
         figure.run("f", view, [tmp_path / "elsewhere.npz"], tmp_path / "a")
-    with pytest.raises(UserError, match="no sample sets"):
-        figure.run("f", view, [], tmp_path / "a")
 
 
 # The report ---------------------------------------------------------------------------------------------------
@@ -210,7 +216,7 @@ def report(tmp_path: Path) -> Path:
         ["adm", "adm-ip"],
         ["ancestral-10", "ancestral-100"],
         compare={"adm-ip": "adm"},
-        note="A <note>",
+        note="A <note> on `<T' = 5>`",
         paper="table3",
     )
     fast = Table(
@@ -248,7 +254,8 @@ def test_the_report_is_well_formed_and_escaped(report: Path) -> None:
     words = "".join(checker.words)
     assert "A <study>" in words
     assert "Synthetic & <b>bold</b>" in words
-    assert "A <note>" in words
+    assert "A <note> on <T' = 5>" in words
+    assert "<code>&lt;T&#39; = 5&gt;</code>" in text
     assert "<note>" not in text
     assert "<lines>" not in text
     assert "T\u2032 = 10" in words

@@ -18,7 +18,6 @@ from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError
 from ipdiff.nets import build
 from ipdiff.report.figures import curves
-from ipdiff.report.spec import Figure
 from ipdiff.rng import Purpose
 from ipdiff.sample_sets import prediction_error
 from ipdiff.sample_sets.spec import Analysis
@@ -130,8 +129,7 @@ def test_the_figure_shows_what_was_analysed(inputs: tuple[Path, Path], tmp_path:
     where = tmp_path / "analysis/digits/adm/s3/8"
     where.parent.mkdir(parents=True)
     analysed(inputs, where)
-    figure = Figure("errors", "Errors", ["digits"], ["adm"])
-    curves.draw("errors", figure, [where / "errors.csv"], tmp_path)
+    curves.draw("errors", [where / "errors.csv"], tmp_path)
     with (tmp_path / "figure.csv").open() as stream:
         drawn = list(csv.DictReader(stream))
     assert {(row["dataset"], row["model"], row["seed"], row["step"]) for row in drawn} == {("digits", "adm", "3", "8")}

@@ -17,7 +17,6 @@ from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError
 from ipdiff.nets import build
 from ipdiff.report.figures import curves
-from ipdiff.report.spec import Figure
 from ipdiff.sample_sets import drift
 from ipdiff.sample_sets.sample import ImageSampler
 from ipdiff.sample_sets.spec import Analysis, Sampler
@@ -100,20 +99,19 @@ def test_the_figure_shows_what_was_measured(files: tuple[Path, Path], tmp_path: 
             where.parent.mkdir(parents=True, exist_ok=True)
             measured(files, where, sampler, says)
             paths.append(where / "drift.csv")
-    figure = Figure("drift", "Drift", ["digits"], ["adm", "adm-ip"], ["ddim0-5", "unipc-5"])
-    curves.draw("drift", figure, paths, tmp_path)
+    curves.draw("drift", paths, tmp_path)
     with (tmp_path / "figure.csv").open() as stream:
         drawn = list(csv.DictReader(stream))
     assert len(drawn) == 20
     assert {(row["model"], row["sampler"], row["seed"], row["step"]) for row in drawn} == {
-        (model, sampler, "3", "8") for model in figure.models for sampler in figure.samplers
+        (model, sampler, "3", "8") for model in ("adm", "adm-ip") for sampler in ("ddim0-5", "unipc-5")
     }
     assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
     paths[0].write_text("t,delta\n0,1\n")
     with pytest.raises(
         UserError, match=r"drift\.csv: expected drift/DATASET/MODEL/sSEED/STEP/SAMPLER/drift\.csv with t, "
     ):
-        curves.draw("drift", figure, paths, tmp_path)
+        curves.draw("drift", paths, tmp_path)
 
 
 def test_no_generator_of_torch_is_used(files: tuple[Path, Path], tmp_path: Path) -> None:
