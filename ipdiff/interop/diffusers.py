@@ -68,10 +68,9 @@ def unet_config(spec: RunSpec) -> dict[str, Any]:
             f"channel_mult starts with {net.channel_mult[0]}: a UNet2DModel embeds time in the width of its first "
             "level, so only 1 maps; use safetensors"
         )
-    attends = [spec.image_size >> level in net.attention_resolutions for level in range(len(net.channel_mult))]
+    attends, widths = net.attends(spec.image_size), net.widths
     resample = isinstance(net, ADMNetwork) and net.resblock_updown
     plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if resample else ("DownBlock2D", "UpBlock2D")
-    widths = [net.model_channels * mult for mult in net.channel_mult]
     common = {
         "_class_name": "UNet2DModel",
         "_diffusers_version": WRITTEN_FOR,

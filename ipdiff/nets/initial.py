@@ -20,9 +20,8 @@ UniformSource = Callable[[int, int], NDArray[np.float64]]
 def initialise(net: nn.Module, uniforms: UniformSource) -> None:
     """Draw all parameters anew, in place, from PyTorch's default distributions; no global RNG is touched.
 
-    Convolutions and linear layers: weight and bias uniform in +-1/sqrt(fan_in). Embeddings: standard normal
-    (Box-Muller in float64). Norms: 1 and 0. Layers that start at zero stay zero. Computed in float64, rounded
-    once to the parameter's dtype.
+    Convolutions and linear layers: weight and bias uniform in +-1/sqrt(fan_in). Norms: 1 and 0.
+    Layers that start at zero stay zero. Computed in float64, rounded once to the parameter's dtype.
 
     Args:
         net: a network of such layers only.
@@ -48,16 +47,6 @@ def _initial(
     if isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Linear):
         bound = 1 / math.sqrt(owner.weight[0].numel())
         return (2 * uniforms(count) - 1) * bound
-    if isinstance(owner, nn.Embedding):
-        return _normals(uniforms, count)
     if isinstance(owner, nn.GroupNorm):
         return np.full(count, float(parameter is owner.weight))
     raise ValueError(f"initialise has no rule for {name}, a parameter of {type(owner).__name__}")
-
-
-def _normals(uniforms: Callable[[int], NDArray[np.float64]], count: int) -> NDArray[np.float64]:
-    """`count` standard normals from the uniforms of whole pairs."""
-    half = (count + 1) // 2
-    draws = uniforms(2 * half)
-    radius, angle = np.sqrt(-2 * np.log1p(-draws[:half])), 2 * math.pi * draws[half:]
-    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]

@@ -3,7 +3,7 @@
 A U-Net here is a function of an image and of one vector for each residual block, a linear map of the
 embedded timestep. All blocks' maps are computed at once:
 
-    t --time_embedding--> [N, E] (+ label) --project--> [N, P] --forward_projected--> output
+    t --time_embedding--> [N, E] --project--> [N, P] --forward_projected--> output
 
 `net(x, t)` walks the whole chain. A sampler, which meets the same few timesteps for every batch, calls
 `net.at_timesteps(ts)` once; what it gets is called like the network itself and pays only for the last arrow.
@@ -40,12 +40,6 @@ class GroupNorm(nn.GroupNorm):
 
     Source: guided-diffusion guided_diffusion/nn.py@22e0df8 (GroupNorm32).
     """
-
-    def __init__(self, groups: int, channels: int, eps: float = 1e-5) -> None:
-        """Normalise `channels` channels in `groups` groups; ValueError where they do not divide."""
-        if groups < 1 or channels % groups:
-            raise ValueError(f"norm_groups={groups} does not divide a layer's {channels} channels")
-        super().__init__(groups, channels, eps)
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise [N,C,...] of any float dtype; the result has the input's dtype."""
@@ -168,6 +162,19 @@ def halve(x: Tensor) -> Tensor:
 def double(x: Tensor) -> Tensor:
     """Repeat every pixel 2x2: [N,C,H,W] -> [N,C,2H,2W]."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class Upsample(nn.Module):
+    """Double the image: repeat the pixels, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        """Keep `channels` channels."""
+        super().__init__()
+        self.conv = conv3x3(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N,C,H,W] to [N,C,2H,2W]."""
+        return self.conv(double(x))
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -307,14 +314,11 @@ class UNet(nn.Module):
     """A network of an image and a timestep: all that does not depend on the architecture.
 
     A subclass defines `time_embedding` and `forward_projected`, and calls `_project_with` at the end of its
-    constructor. `num_classes` and `label_emb` are set by class-conditional networks.
+    constructor.
     """
 
-    num_classes: int | None = None
-    label_emb: nn.Embedding
-
     def time_embedding(self, t: Tensor) -> Tensor:
-        """Embed timesteps t [N] (any dtype) as [N,E]; depends on no image and no label."""
+        """Embed timesteps t [N] (any dtype) as [N,E]; depends on no image."""
         raise NotImplementedError
 
     def forward_projected(self, x: Tensor, projected: Tensor) -> Tensor:
@@ -348,44 +352,18 @@ class UNet(nn.Module):
         """Cut [N,P] into one [N,K,1,1] for each residual block, in the order in which they run."""
         return iter(projected[:, :, None, None].split(self._widths, dim=1))
 
-    def add_label(self, emb: Tensor, y: Tensor | None) -> Tensor:
-        """Add the labels' embedding to emb [N,E].
-
-        Args:
-            emb: [N,E] float.
-            y: [N] int64 labels in 0..num_classes-1, or None for an unconditional network.
-
-        Raises:
-            ValueError: y is given to an unconditional network or missing for a class-conditional one.
-        """
-        if (y is None) != (self.num_classes is None):
-            raise ValueError(
-                "this network is unconditional: call it without y"
-                if self.num_classes is None
-                else f"this network is class-conditional: call it with labels y in 0..{self.num_classes - 1}"
-            )
-        return emb if y is None else emb + self.label_emb(y)
-
-    def forward_embedded(self, x: Tensor, emb: Tensor) -> Tensor:
-        """Run the network on x [N,C,H,W], given its embedding [N,E] (time, and label if there is one)."""
-        return self.forward_projected(x, self.project(emb))
-
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Predict from noisy images.
 
         Args:
             x: [N,C,H,W] float, any range, contiguous or channels_last.
             t: [N] timesteps in 0..T-1, integer or float.
-            y: [N] int64 labels; exactly where the network is class-conditional.
 
         Returns:
             [N,out_channels,H,W], in the dtype and memory format of x.
-
-        Raises:
-            ValueError: y is missing or superfluous.
         """
         with without_autocast(x):
-            projected = self.project(self.add_label(self.time_embedding(t), y))
+            projected = self.project(self.time_embedding(t))
         return self.forward_projected(x, projected)
 
     def at_timesteps(self, ts: Sequence[int]) -> AtTimesteps:
@@ -405,10 +383,8 @@ class AtTimesteps:
     """A network whose time-dependent part is tabulated; see `UNet.at_timesteps`."""
 
     def __init__(self, net: UNet, ts: Sequence[int]) -> None:
-        """Tabulate: block projections [len(ts),P], or [len(ts),E] where labels are still to be added."""
-        self.net = net
-        labelled = net.num_classes is not None
-        self._forward = net.forward_embedded if labelled else net.forward_projected
+        """Tabulate the block projections: [len(ts),P]."""
+        self._forward = net.forward_projected
         device = next(net.parameters()).device
         steps = torch.as_tensor([int(t) for t in ts], dtype=torch.int64)
         if len(steps) == 0 or int(steps.min()) < 0:
@@ -417,22 +393,20 @@ class AtTimesteps:
         rows[steps] = torch.arange(len(steps))
         self._rows = rows.to(device)
         with torch.no_grad():
-            emb = net.time_embedding(steps.to(device))
-            self._table = emb if labelled else net.project(emb)
+            self._table = net.project(net.time_embedding(steps.to(device)))
 
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """As `UNet.forward`, for integer t among the tabulated timesteps.
 
         One t expanded over the batch (`t[:1].expand(n)`) is looked up and applied once for all images.
 
         Raises:
-            ValueError: y is missing or superfluous, or (on the CPU) some t was not tabulated.
+            ValueError: (on the CPU) some t was not tabulated.
         """
-        if t.stride(0) == 0 and y is None:
+        if t.stride(0) == 0:
             t = t[:1]
         try:
             row = self._table.index_select(0, self._rows[t])
         except IndexError:
             raise ValueError(f"t has values that at_timesteps was not given: {t.tolist()}") from None
-        row = self.net.add_label(row, y)
         return self._forward(x, row)

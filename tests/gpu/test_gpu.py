@@ -27,9 +27,10 @@ from ipdiff.device.program import Program
 from ipdiff.device.spec import Compute
 from ipdiff.device.streams import DeviceDraws
 from ipdiff.errors import UserError
-from ipdiff.nets import ADMUNet, Dropout, dropout_masks, initialise
+from ipdiff.nets.adm import ADMUNet
 from ipdiff.nets.execution import low_precision
-from ipdiff.nets.layers import GroupNorm, twice_differentiable
+from ipdiff.nets.initial import initialise
+from ipdiff.nets.layers import Dropout, GroupNorm, dropout_masks, twice_differentiable
 from ipdiff.pipeline.commands.study.bench import measure, normals
 from ipdiff.rng import Purpose
 from ipdiff.sample_sets.sample import ImageSampler
@@ -166,7 +167,8 @@ def test_second_derivatives_do_without_the_kernels() -> None:
 
 def gradients(compiled: bool, precision: str) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss and every weight's gradient of one network and batch."""
-    net = ADMUNet(32, 128, 6, 1, (16,), (1, 2), num_head_channels=32, dropout=0.3).to(GPU)
+    network = ADMNetwork(128, [1, 2], 1, [16], num_head_channels=32, dropout=0.3)
+    net = ADMUNet(network, 32, out_channels=6).to(GPU)
     net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     initialise(net, lambda index, count: np.random.default_rng(index).random(count))
     generator = torch.Generator().manual_seed(0)

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from ipdiff.diffusion import GaussianDiffusion
-from ipdiff.nets import ADMUNet
+from ipdiff.nets.adm import ADMUNet
 from ipdiff.schedule import make_betas, respace
+from ipdiff.spec import ADMNetwork
 
 ONE_STEP = 500
 
@@ -26,7 +27,7 @@ def golden():
 
 @pytest.fixture(scope="module")
 def net():
-    model = ADMUNet(32, 32, 6, 2, (16, 8), (1, 2, 2), num_head_channels=16)
+    model = ADMUNet(ADMNetwork(32, [1, 2, 2], 2, [16, 8], num_head_channels=16), 32, out_channels=6)
     model.load_state_dict({name: reference_weight(name, p.shape) for name, p in model.state_dict().items()})
     return model.eval().requires_grad_(False)
 

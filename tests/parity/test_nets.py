@@ -8,6 +8,8 @@ Weights and inputs are made again from the rule below, so no reference code or c
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +18,22 @@ import pytest
 import torch
 from torch import nn
 
-from ipdiff.nets import ADMUNet, DDPMUNet
+from ipdiff.nets.adm import ADMUNet
+from ipdiff.nets.ddpm import DDPMUNet
+from ipdiff.spec import ADMNetwork, DDPMNetwork
 
 GOLDEN = Path(__file__).parent / "golden"
 CHANNELS_LAST = torch.channels_last
 
-UPDOWN: dict[str, Any] = {
-    "image_size": 32,
-    "model_channels": 32,
-    "out_channels": 6,
-    "num_res_blocks": 2,
-    "attention_resolutions": (16, 8),
-    "channel_mult": (1, 2, 2),
-    "num_head_channels": 16,
-}
-LINEAR_NOSS: dict[str, Any] = {
-    "image_size": 32,
-    "model_channels": 32,
-    "out_channels": 3,
-    "num_res_blocks": 1,
-    "attention_resolutions": (16,),
-    "channel_mult": (1, 2),
-    "num_heads": 2,
-    "use_scale_shift_norm": False,
-    "resblock_updown": False,
-    "new_attention_order": False,
-}
-DDIM: dict[str, Any] = {"model_channels": 32, "attention_resolutions": (16, 8), "channel_mult": (1, 2, 3)}
+UPDOWN = ADMNetwork(32, [1, 2, 2], 2, [16, 8], num_head_channels=16)
+LINEAR_NOSS = ADMNetwork(
+    32, [1, 2], 1, [16], num_heads=2, use_scale_shift_norm=False, resblock_updown=False, new_attention_order=False
+)
+DDIM = DDPMNetwork(32, [1, 2, 3], 2, [16, 8])
 CASES = [
-    ("tiny_updown", ADMUNet, UPDOWN),
-    ("tiny_linear_noss", ADMUNet, LINEAR_NOSS),
-    ("tiny_ddim", DDPMUNet, DDIM),
+    ("tiny_updown", partial(ADMUNet, UPDOWN, 32, out_channels=6)),
+    ("tiny_linear_noss", partial(ADMUNet, LINEAR_NOSS, 32, out_channels=3)),
+    ("tiny_ddim", partial(DDPMUNet, DDIM, 32)),
 ]
 
 
@@ -59,26 +46,26 @@ def golden_weights(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return 1 + tenth if name.endswith("weight") else tenth
 
 
-def golden_net(make: type[nn.Module], arguments: dict[str, Any]) -> nn.Module:
+def golden_net(make: Callable[[], nn.Module]) -> nn.Module:
     """The network of a golden file, in evaluation mode."""
-    net = make(**arguments)
+    net = make()
     shapes = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
     weights = {name: torch.from_numpy(golden_weights(name, shape)) for name, shape in shapes.items()}
     net.load_state_dict(weights, strict=True)
     return net.eval()
 
 
-@pytest.mark.parametrize(("name", "make", "arguments"), CASES)
-def test_names_and_shapes_are_the_reference_s_in_its_order(name: str, make: Any, arguments: dict) -> None:
+@pytest.mark.parametrize(("name", "make"), CASES)
+def test_names_and_shapes_are_the_reference_s_in_its_order(name: str, make: Any) -> None:
     with np.load(GOLDEN / f"{name}.npz") as golden, torch.device("meta"):
-        net = make(**arguments)
+        net = make()
         assert [f"{k}:{tuple(v.shape)}" for k, v in net.state_dict().items()] == list(golden["keys"])
         assert sum(p.numel() for p in net.parameters()) == golden["params"]
 
 
-@pytest.mark.parametrize(("name", "make", "arguments"), CASES)
-def test_outputs(name: str, make: Any, arguments: dict) -> None:
-    net = golden_net(make, arguments)
+@pytest.mark.parametrize(("name", "make"), CASES)
+def test_outputs(name: str, make: Any) -> None:
+    net = golden_net(make)
     with np.load(GOLDEN / f"{name}.npz") as golden, torch.no_grad():
         x, t, want = (torch.from_numpy(golden[key]) for key in ("x", "t", "y"))
         outputs = {
@@ -96,23 +83,21 @@ def test_inputs_are_those_of_the_golden_rule() -> None:
         np.testing.assert_array_equal(golden["x"], x)
 
 
-def adm(*arguments: Any, **options: Any) -> ADMUNet:
-    with torch.device("meta"):
-        return ADMUNet(*arguments, **options)
-
-
 def published() -> dict[str, tuple[nn.Module, int, int]]:
     """Every published network: (network on the meta device, parameters, tensors)."""
-    small = (32, 128, 6, 3, (16, 8), (1, 2, 2, 2))
+
+    def adm(image_size: int, *architecture: Any, **options: Any) -> nn.Module:
+        return ADMUNet(ADMNetwork(*architecture, **options), image_size, out_channels=6)
+
+    small = (32, 128, [1, 2, 2, 2], 3, [16, 8])
     with torch.device("meta"):
-        ddim = DDPMUNet()
-    return {
-        "cifar10": (adm(*small, num_head_channels=32), 57_094_662, 494),
-        "no scale-shift": (adm(*small, num_head_channels=32, use_scale_shift_norm=False), 52_892_166, 494),
-        "64px": (adm(64, 192, 6, 3, (32, 16, 8), (1, 2, 3, 4), num_head_channels=64), 295_136_454, 540),
-        "128px": (adm(128, 256, 6, 3, (32, 16, 8), (1, 1, 2, 3, 4), num_head_channels=64), 542_811_398, 638),
-        "ddim cifar10": (ddim, 35_746_307, 328),
-    }
+        return {
+            "cifar10": (adm(*small, num_head_channels=32), 57_094_662, 494),
+            "no scale-shift": (adm(*small, num_head_channels=32, use_scale_shift_norm=False), 52_892_166, 494),
+            "64px": (adm(64, 192, [1, 2, 3, 4], 3, [32, 16, 8], num_head_channels=64), 295_136_454, 540),
+            "128px": (adm(128, 256, [1, 1, 2, 3, 4], 3, [32, 16, 8], num_head_channels=64), 542_811_398, 638),
+            "ddim cifar10": (DDPMUNet(DDPMNetwork(128, [1, 2, 2, 2], 2, [16]), 32), 35_746_307, 328),
+        }
 
 
 def test_published_sizes() -> None:

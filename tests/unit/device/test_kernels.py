@@ -13,9 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from unit.tiny import ADM, IMAGES, advance, change
 
-from ipdiff import nets, rng
+from ipdiff import rng
 from ipdiff.device import kernels, streams
 from ipdiff.device.streams import DeviceDraws
+from ipdiff.nets import layers
+from ipdiff.nets.adm import ADMUNet
+from ipdiff.nets.initial import initialise
 from ipdiff.rng import Purpose
 from ipdiff.spec import ADMNetwork
 from ipdiff.training.device_feeder import DeviceFeeder
@@ -167,10 +170,9 @@ def test_kernels_can_be_switched_off(monkeypatch):
 
 def test_a_network_through_the_kernels(monkeypatch):
     """The whole ADM network with every norm in the kernels has the gradients it has without them."""
-    net = nets.ADMUNet(8, 16, 6, 1, (4,), (1, 2), num_head_channels=8, norm_groups=4).to(
-        memory_format=torch.channels_last
-    )
-    nets.initialise(net, lambda index, count: np.random.default_rng(index).random(count))
+    network = ADMNetwork(16, [1, 2], 1, [4], num_head_channels=8, norm_groups=4)
+    net = ADMUNet(network, 8, out_channels=6).to(memory_format=torch.channels_last)
+    initialise(net, lambda index, count: np.random.default_rng(index).random(count))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in net.parameters():
@@ -223,7 +225,7 @@ def test_updates_through_all_kernels(monkeypatch):
 
 def test_kernels_are_for_gpus_only():
     x = torch.zeros(1, 4, 2, 2).to(memory_format=torch.channels_last)
-    assert not nets.layers._takes_kernels(x)
+    assert not layers._takes_kernels(x)
     assert DeviceDraws(torch.device("cpu"))._fill is streams.fill
 
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 from unit.tiny import ADM, DDIM, RUNS, change
 
-from ipdiff.nets import ADMUNet, DDPMUNet, build
+from ipdiff.nets import build
+from ipdiff.nets.adm import ADMUNet
+from ipdiff.nets.ddpm import DDPMUNet
 from ipdiff.schedule import make_betas
 
 

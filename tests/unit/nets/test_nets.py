@@ -13,21 +13,40 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ipdiff.nets import ADMUNet, DDPMUNet, dropout_masks, initialise, keep_threshold, twice_differentiable
-from ipdiff.nets.layers import Dropout, GroupNorm, UNet, ZeroConv2d, ZeroPointwiseConv
+from ipdiff.nets.adm import ADMUNet
+from ipdiff.nets.ddpm import DDPMUNet
+from ipdiff.nets.initial import initialise
+from ipdiff.nets.layers import (
+    Dropout,
+    GroupNorm,
+    UNet,
+    ZeroConv2d,
+    ZeroPointwiseConv,
+    dropout_masks,
+    keep_threshold,
+    twice_differentiable,
+)
+from ipdiff.spec import ADMNetwork, DDPMNetwork
 
 DIGITS: dict[str, Any] = {
     "image_size": 8,
     "model_channels": 16,
     "out_channels": 1,
     "num_res_blocks": 1,
-    "attention_resolutions": (4,),
-    "channel_mult": (1, 2),
+    "attention_resolutions": [4],
+    "channel_mult": [1, 2],
     "in_channels": 1,
     "num_head_channels": 16,
     "norm_groups": 8,
 }
-DDIM: dict[str, Any] = {key: value for key, value in DIGITS.items() if key != "num_head_channels"}
+
+
+def made(make: type[UNet], **options: Any) -> Any:
+    """A digits-sized network, with some numbers of its architecture or of its images changed."""
+    default = {key: value for key, value in DIGITS.items() if make is ADMUNet or key != "num_head_channels"}
+    options = {**default, **options}
+    images = {key: options.pop(key) for key in ("image_size", "in_channels", "out_channels")}
+    return make({ADMUNet: ADMNetwork, DDPMUNet: DDPMNetwork}[make](**options), **images)
 
 
 def uniforms(index: int, count: int) -> np.ndarray:
@@ -35,9 +54,9 @@ def uniforms(index: int, count: int) -> np.ndarray:
     return np.random.default_rng(index).random(count)
 
 
-def filled(make: type[nn.Module], **options: Any) -> Any:
+def filled(make: type[UNet], **options: Any) -> Any:
     """A digits-sized network in evaluation mode without a zero in it."""
-    net = make(**{**(DIGITS if make is ADMUNet else DDIM), **options})
+    net = made(make, **options)
     initialise(net, uniforms)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -61,15 +80,14 @@ BOTH = pytest.mark.parametrize("make", [ADMUNet, DDPMUNet])
     [
         (ADMUNet, {}),
         (ADMUNet, {"use_scale_shift_norm": False, "resblock_updown": False, "new_attention_order": False}),
-        (ADMUNet, {"num_head_channels": None, "num_heads": 4, "num_classes": 3}),
+        (ADMUNet, {"num_head_channels": None, "num_heads": 4}),
         (DDPMUNet, {}),
     ],
 )
 def test_gradients_reach_every_parameter(make: Any, options: dict[str, Any]) -> None:
     net = filled(make, **options)
     x, t = batch()
-    y = (torch.tensor([0, 1, 2, 0]),) if "num_classes" in options else ()
-    net(x, t, *y).square().sum().backward()
+    net(x, t).square().sum().backward()
     dead = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
     # a constant added to a norm with one channel a group, or to all keys of a softmax, changes nothing
     assert [name for name in dead if not name.endswith(".k.bias")] == []
@@ -104,14 +122,14 @@ def test_evaluation_changes_no_argument(make: Any) -> None:
     """Activations are overwritten where no gradient is recorded; arguments are not."""
     net = filled(make)
     x, t = batch()
-    emb = net.time_embedding(t).detach()
-    copies = x.clone(), t.clone(), emb.clone()
+    projected = net.project(net.time_embedding(t)).detach()
+    copies = x.clone(), t.clone(), projected.clone()
     with torch.inference_mode():
-        first = net.forward_embedded(x, emb)
+        first = net.forward_projected(x, projected)
         again = net(x, t)
     with torch.enable_grad():
         recorded = net(x, t).detach()
-    assert all(torch.equal(a, b) for a, b in zip((x, t, emb), copies, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip((x, t, projected), copies, strict=True))
     assert torch.equal(first, again)
     torch.testing.assert_close(recorded, again, atol=1e-5, rtol=0)
 
@@ -127,16 +145,6 @@ def test_time_table_gives_the_same(make: Any) -> None:
         torch.testing.assert_close(net.forward_projected(x, one_row), net(x, t[1:2].expand(4)), atol=1e-5, rtol=0)
 
 
-def test_time_table_of_a_class_conditional_net() -> None:
-    net = filled(ADMUNet, num_classes=3)
-    x, t = batch()
-    y = torch.tensor([0, 1, 2, 1])
-    with torch.no_grad():
-        torch.testing.assert_close(net.at_timesteps(range(1000))(x, t, y), net(x, t, y), atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match="class-conditional: call it with labels y in 0"):
-        net.at_timesteps([0])(x, torch.zeros(4, dtype=torch.int64))
-
-
 @pytest.mark.parametrize("steps", [[0, 37, 74], [0, 37, 74, 500]])
 def test_time_table_refuses_other_timesteps(steps: list[int]) -> None:
     x, t = batch()
@@ -150,44 +158,30 @@ def test_time_table_refuses_nonsense(steps: list[int]) -> None:
         filled(ADMUNet).at_timesteps(steps)
 
 
-def test_labels_select_and_are_checked() -> None:
-    net = filled(ADMUNet, num_classes=3)
-    assert net.state_dict()["label_emb.weight"].shape == (3, 64)
-    x, t = batch()
-    with torch.no_grad():
-        first, second = (net(x, t, torch.full((4,), label)) for label in (0, 1))
-    assert (first - second).abs().amax(dim=(1, 2, 3)).min() > 1e-4
-    with pytest.raises(ValueError, match="class-conditional: call it with labels y in 0"):
-        net(x, t)
-    for make in (ADMUNet, DDPMUNet):
-        with pytest.raises(ValueError, match="unconditional: call it without y"):
-            filled(make)(x, t, torch.zeros(4, dtype=torch.int64))
-
-
 @pytest.mark.parametrize(
     ("make", "change", "message"),
     [
         (ADMUNet, {"norm_groups": 32}, "norm_groups=32 does not divide a layer's 16 channels"),
-        (DDPMUNet, {"norm_groups": 0}, "norm_groups=0 does not divide a layer's 16 channels"),
-        (ADMUNet, {"attention_resolutions": (16, 4)}, "attention_resolutions has [16], but the image sizes"),
-        (DDPMUNet, {"attention_resolutions": (3,)}, "attention_resolutions has [3], but the image sizes"),
+        (DDPMUNet, {"norm_groups": 0}, "norm_groups is 0; use 1 or more"),
+        (ADMUNet, {"attention_resolutions": [16, 4]}, "attention_resolutions has [16], but the image sizes"),
+        (DDPMUNet, {"attention_resolutions": [3]}, "attention_resolutions has [3], but the image sizes"),
         (ADMUNet, {"image_size": 9}, "image_size=9 is not divisible by 2 = 2^(levels - 1)"),
         (ADMUNet, {"image_size": 0}, "image_size=0 is not divisible by 2"),
-        (DDPMUNet, {"channel_mult": (1,) * 5}, "image_size=8 is not divisible by 16"),
-        (ADMUNet, {"channel_mult": ()}, "channel_mult=() and num_res_blocks=1 must be one or more"),
-        (DDPMUNet, {"num_res_blocks": 0}, "num_res_blocks=0 must be one or more"),
+        (DDPMUNet, {"channel_mult": [1] * 5}, "image_size=8 is not divisible by 16"),
+        (ADMUNet, {"channel_mult": []}, "channel_mult is empty; it has one number for each level"),
+        (DDPMUNet, {"num_res_blocks": 0}, "num_res_blocks is 0; use 1 or more"),
         (ADMUNet, {"num_head_channels": 24}, "num_head_channels=24 does not divide the 32 channels"),
         (ADMUNet, {"num_head_channels": None, "num_heads": 5}, "num_heads=5 does not divide the 32 channels"),
         (ADMUNet, {"model_channels": 15}, "model_channels=15 is not even"),
         (DDPMUNet, {"model_channels": 2}, "model_channels=2 is not an even number >= 4"),
-        (ADMUNet, {"num_classes": 0}, "num_classes=0"),
-        (ADMUNet, {"dropout": 1.0}, "dropout=1.0 is not a probability"),
-        (DDPMUNet, {"dropout": -0.1}, "dropout=-0.1 is not a probability"),
+        (ADMUNet, {"dropout": 1.0}, "dropout is 1.0; use 0 or more and less than 1"),
+        (ADMUNet, {"dropout": 0.999999}, "dropout=0.999999 is not a probability"),
+        (DDPMUNet, {"dropout": -0.1}, "dropout is -0.1; use 0 or more and less than 1"),
     ],
 )
 def test_bad_arguments_are_named_in_one_line(make: Any, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
-        make(**{**(DIGITS if make is ADMUNet else DDIM), **change})
+        made(make, **change)
     assert "\n" not in str(caught.value)
 
 
@@ -195,18 +189,18 @@ def test_bad_arguments_are_named_in_one_line(make: Any, change: dict[str, Any], 
 @BOTH
 def test_any_number_of_levels_and_any_size(make: Any, levels: int) -> None:
     size = 3 * 2 ** (levels - 1)
-    net = filled(make, image_size=size, channel_mult=tuple(range(1, levels + 1)), attention_resolutions=())
+    net = filled(make, image_size=size, channel_mult=list(range(1, levels + 1)), attention_resolutions=[])
     with torch.no_grad():
         assert net(torch.zeros(2, 1, size, size), torch.zeros(2)).shape == (2, 1, size, size)
 
 
 def test_zero_initialisation_is_the_reference_s() -> None:
-    net = ADMUNet(**DIGITS)
+    net = made(ADMUNet)
     zero = {name for name, p in net.named_parameters() if p.ndim > 1 and not p.any()}
     assert zero == {n for n, _ in net.named_parameters() if re.search(r"(out_layers\.3|proj_out|^out\.2)\.weight$", n)}
     x, t = batch()
     assert not net(x, t).any()
-    assert all(p.any() for p in DDPMUNet(**DDIM).parameters() if p.ndim > 1)
+    assert all(p.any() for p in made(DDPMUNet).parameters() if p.ndim > 1)
 
 
 @BOTH
@@ -359,11 +353,10 @@ def global_numpy() -> list[int]:
 
 @BOTH
 def test_initialise_is_a_function_of_its_uniforms(make: Any) -> None:
-    options = {**(DIGITS if make is ADMUNet else DDIM)}
     torch.manual_seed(1)
-    first = make(**options)
+    first = made(make)
     torch.manual_seed(2)
-    second = make(**options)
+    second = made(make)
     torch_state, numpy_state = torch.get_rng_state(), global_numpy()
     initialise(first, uniforms)
     initialise(second, uniforms)
@@ -374,11 +367,11 @@ def test_initialise_is_a_function_of_its_uniforms(make: Any) -> None:
 
 
 def test_initialise_draws_the_default_distributions() -> None:
-    net = ADMUNet(**{**DIGITS, "num_classes": 200})
+    net = made(ADMUNet)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.fill_(7)
-    initialise(net, uniforms)
+    initialise(net, lambda index, count: np.random.default_rng([index, 1]).random(count))
     values = {name: p.detach() for name, p in net.named_parameters()}
     for name, module in net.named_modules():
         if isinstance(module, ZeroConv2d | ZeroPointwiseConv):
@@ -392,9 +385,6 @@ def test_initialise_draws_the_default_distributions() -> None:
     assert -bound <= weight.min() < -0.99 * bound
     assert abs(float(weight.std()) - bound / math.sqrt(3)) < 0.02 * bound
     assert values["input_blocks.1.0.in_layers.2.bias"].abs().max() <= bound
-    labels = values["label_emb.weight"]
-    assert abs(float(labels.mean())) < 0.03
-    assert abs(float(labels.std()) - 1) < 0.03
 
 
 def test_initialise_asks_in_the_order_of_the_parameters() -> None:
@@ -404,10 +394,8 @@ def test_initialise_asks_in_the_order_of_the_parameters() -> None:
         asked.append((index, count))
         return np.zeros(count)
 
-    labels = nn.Embedding(3, 3)
-    initialise(nn.Sequential(nn.Linear(2, 3), nn.GroupNorm(1, 3), labels), source)
-    assert asked == [(0, 6), (1, 3), (4, 10)]  # norms need none; normals come in pairs
-    assert not labels.weight.any()
+    initialise(nn.Sequential(nn.Linear(2, 3), nn.GroupNorm(1, 3), nn.Linear(3, 1)), source)
+    assert asked == [(0, 6), (1, 3), (4, 3), (5, 1)]  # norms need none
 
 
 def test_initialise_refuses_what_it_does_not_know() -> None:
