@@ -38,7 +38,7 @@ def short_pieces(monkeypatch):
     """Pieces of 4 updates, so that a few updates meet every edge of them."""
     monkeypatch.setattr(device_feeder, "EVERY", 4)
     yield
-    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
 @pytest.fixture
