@@ -6,13 +6,10 @@ one goes on where it stopped. Parallel jobs wait for each other.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
@@ -20,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 from ipdiff.data.formats import filekind
 from ipdiff.data.spec import Archive
 from ipdiff.errors import IntegrityError, UserError
+from ipdiff.work.locks import locked
 
 if TYPE_CHECKING:
     from requests import Response
@@ -96,8 +94,7 @@ def check(archive: Archive, path: Path, name: str = "") -> None:
 def _download(archive: Archive, url: str, path: Path) -> None:
     """Download to PATH.part, going on from what is there, then check it and give it its name."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(path):
+        with locked(path.with_name(f".{path.name}.lock")):
             if path.exists():  # another job was faster
                 return check(archive, path)
             part = path.with_name(f"{path.name}.part")
@@ -110,14 +107,6 @@ def _download(archive: Archive, url: str, path: Path) -> None:
             part.replace(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One job at a time; the others wait."""
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _fetch(archive: Archive, url: str, part: Path) -> None:

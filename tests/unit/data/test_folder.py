@@ -355,7 +355,7 @@ def test_names_that_are_not_utf8(tmp_path):
     raw.mkdir()
     with open(os.fsencode(raw) + b"/r\xe9.png", "wb") as file:
         file.write(data(grey(1)))
-    assert "raw: r\\udce9.png: the name is not UTF-8, which DVC cannot record; rename it" in refusal(folder(raw, 1))
+    assert "raw/r\udce9.png: the name is not UTF-8, so DVC cannot record it; rename" in refusal(folder(raw, 1))
 
 
 TOO_LARGE = {
