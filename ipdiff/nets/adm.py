@@ -132,10 +132,10 @@ class ADMUNet(UNet):
         self.time_embed = nn.Sequential(
             nn.Linear(self.model_channels, embedding), SiLU(), nn.Linear(embedding, embedding)
         )
-        builder = _Builder(network)
-        self.input_blocks = builder.encoder(in_channels, attends)
-        self.middle_block = builder.middle(widths[-1])
-        self.output_blocks = builder.decoder(attends)
+        self.input_blocks, skips = _encoder(network, in_channels, attends)
+        last = widths[-1]
+        self.middle_block = nn.Sequential(*_residual(network, last, last, True), ResBlock(last, last, network))
+        self.output_blocks = _decoder(network, skips, attends)
         self.out = nn.Sequential(
             GroupNorm(network.norm_groups, widths[0]), SiLU(), ZeroConv2d(widths[0], out_channels, 3, padding=1)
         )
@@ -173,50 +173,44 @@ class ADMUNet(UNet):
             return conv(cast(GroupNorm, norm).activated(h.to(x.dtype)))
 
 
-class _Builder:
-    """Lays out the blocks; every block of the lists is a Sequential of layers."""
+def _encoder(net: ADMNetwork, in_channels: int, attends: Sequence[bool]) -> tuple[nn.ModuleList, list[int]]:
+    """The convolution that starts, then for each level its blocks and (but for the last) a halving; their widths."""
+    width = net.widths[0]
+    blocks, widths = [nn.Sequential(conv3x3(in_channels, width))], [width]
+    for level, target in enumerate(net.widths):
+        for _ in range(net.num_res_blocks):
+            blocks.append(nn.Sequential(*_residual(net, width, target, attends[level])))
+            width = target
+            widths.append(width)
+        if level + 1 < len(net.widths):
+            blocks.append(nn.Sequential(_resampling(net, width, halve)))
+            widths.append(width)
+    return nn.ModuleList(blocks), widths
 
-    def __init__(self, net: ADMNetwork) -> None:
-        self.net = net
-        self.skips: list[int] = []  # widths of the encoder's outputs, which the decoder takes from the end
 
-    def encoder(self, in_channels: int, attends: Sequence[bool]) -> nn.ModuleList:
-        """The convolution that starts, then for each level its blocks and (but for the last) a halving."""
-        widths, width = self.net.widths, self.net.widths[0]
-        blocks = [nn.Sequential(conv3x3(in_channels, width))]
-        self.skips.append(width)
-        for level, target in enumerate(widths):
-            for _ in range(self.net.num_res_blocks):
-                blocks.append(nn.Sequential(*self._residual(width, target, attends[level])))
-                width = target
-                self.skips.append(width)
-            if level + 1 < len(widths):
-                blocks.append(nn.Sequential(self._resampling(width, halve)))
-                self.skips.append(width)
-        return nn.ModuleList(blocks)
+def _decoder(net: ADMNetwork, skips: list[int], attends: Sequence[bool]) -> nn.ModuleList:
+    """From the smallest level up: one block more than in the encoder, the last of which doubles.
 
-    def middle(self, width: int) -> nn.Sequential:
-        """A residual block, attention, a residual block."""
-        return nn.Sequential(*self._residual(width, width, True), ResBlock(width, width, self.net))
+    `skips`: the widths of the encoder's blocks, which are taken from the end.
+    """
+    width = net.widths[-1]
+    blocks: list[nn.Module] = []
+    for level in reversed(range(len(net.widths))):
+        for index in range(net.num_res_blocks + 1):
+            layers = _residual(net, width + skips.pop(), net.widths[level], attends[level])
+            width = net.widths[level]
+            if level > 0 and index == net.num_res_blocks:
+                layers.append(_resampling(net, width, double))
+            blocks.append(nn.Sequential(*layers))
+    return nn.ModuleList(blocks)
 
-    def decoder(self, attends: Sequence[bool]) -> nn.ModuleList:
-        """From the smallest level up: one block more than in the encoder, the last of which doubles."""
-        widths, width = self.net.widths, self.net.widths[-1]
-        blocks: list[nn.Module] = []
-        for level in reversed(range(len(widths))):
-            for index in range(self.net.num_res_blocks + 1):
-                layers = self._residual(width + self.skips.pop(), widths[level], attends[level])
-                width = widths[level]
-                if level > 0 and index == self.net.num_res_blocks:
-                    layers.append(self._resampling(width, double))
-                blocks.append(nn.Sequential(*layers))
-        return nn.ModuleList(blocks)
 
-    def _residual(self, channels: int, out_channels: int, attends: bool) -> list[nn.Module]:
-        block: nn.Module = ResBlock(channels, out_channels, self.net)
-        return [block, AttentionBlock(out_channels, self.net)] if attends else [block]
+def _residual(net: ADMNetwork, channels: int, out_channels: int, attends: bool) -> list[nn.Module]:
+    block = ResBlock(channels, out_channels, net)
+    return [block, AttentionBlock(out_channels, net)] if attends else [block]
 
-    def _resampling(self, width: int, resample: Callable[[Tensor], Tensor]) -> nn.Module:
-        if self.net.resblock_updown:
-            return ResBlock(width, width, self.net, resample)
-        return Downsample(width) if resample is halve else Upsample(width)
+
+def _resampling(net: ADMNetwork, width: int, resample: Callable[[Tensor], Tensor]) -> nn.Module:
+    if net.resblock_updown:
+        return ResBlock(width, width, net, resample)
+    return Downsample(width) if resample is halve else Upsample(width)

@@ -5,7 +5,8 @@ Source: ermongroup/ddim models/diffusion.py@5e85a21.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -90,7 +91,10 @@ class TimeMLP(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one image size, each with or without attention."""
+    """The residual blocks of one image size, each with or without attention, and a way to the next size."""
+
+    downsample: Downsample  # in the encoder, but for its last level
+    upsample: Upsample  # in the decoder, but for its last
 
     def __init__(self, widths: Sequence[int], out_channels: int, attends: bool, net: DDPMNetwork) -> None:
         """One block for each input width in `widths`, all with `out_channels` outputs."""
@@ -102,42 +106,6 @@ class Level(nn.Module):
         """Apply block `index` and its attention to x [N,C,H,W] with the projected embedding [N,out,1,1]."""
         h = self.block[index](x, emb)
         return self.attn[index](h) if len(self.attn) else h
-
-
-class DownLevel(Level):
-    """A level of the encoder."""
-
-    def __init__(self, widths: Sequence[int], out_channels: int, attends: bool, net: DDPMNetwork, last: bool) -> None:
-        """As `Level`; all but the last (smallest) level halve the image at their end."""
-        super().__init__(widths, out_channels, attends, net)
-        self.last = last
-        if not last:
-            self.downsample = Downsample(out_channels)
-
-    def forward(self, h: Tensor, embs: Iterator[Tensor]) -> list[Tensor]:
-        """Map h [N,C,H,W] to the outputs of all blocks, and of the halving; takes one of `embs` a block."""
-        outputs: list[Tensor] = []
-        for index in range(len(self.block)):
-            h = self.run(index, h, next(embs))
-            outputs.append(h)
-        return outputs if self.last else [*outputs, self.downsample(h)]
-
-
-class UpLevel(Level):
-    """A level of the decoder."""
-
-    def __init__(self, widths: Sequence[int], out_channels: int, attends: bool, net: DDPMNetwork, last: bool) -> None:
-        """As `Level`; all but the last (largest) level double the image at their end."""
-        super().__init__(widths, out_channels, attends, net)
-        self.last = last
-        if not last:
-            self.upsample = Upsample(out_channels)
-
-    def forward(self, h: Tensor, skips: list[Tensor], embs: Iterator[Tensor]) -> Tensor:
-        """Map h [N,C,H,W] to the level's output; takes one of `embs` and the last of `skips` a block."""
-        for index in range(len(self.block)):
-            h = self.run(index, torch.cat([h, skips.pop()], dim=1), next(embs))
-        return h if self.last else self.upsample(h)
 
 
 class Middle(nn.Module):
@@ -156,7 +124,7 @@ class Middle(nn.Module):
 
 
 class DDPMUNet(UNet):
-    """The DDIM code base's U-Net; the defaults are its CIFAR-10 network."""
+    """The DDIM code base's U-Net."""
 
     def __init__(self, network: DDPMNetwork, image_size: int, *, in_channels: int = 3, out_channels: int = 3) -> None:
         """Build the network with PyTorch's default initialisation; nothing starts at zero.
@@ -199,23 +167,30 @@ class DDPMUNet(UNet):
         """Map x [N,C,H,W] to [N,out_channels,H,W], given `project`'s result [N,P] or [1,P]."""
         embs = self._per_block(projected)
         skips = [self.conv_in(x)]
-        for level in self.down:
-            skips += level(skips[-1], embs)
+        for level in cast(Iterable[Level], self.down):
+            for index in range(len(level.block)):
+                skips.append(level.run(index, skips[-1], next(embs)))
+            if level is not self.down[-1]:
+                skips.append(level.downsample(skips[-1]))
         h = self.mid(skips[-1], embs)
-        for level in reversed(self.up):
-            h = level(h, skips, embs)
+        for level in cast(Iterable[Level], reversed(self.up)):
+            for index in range(len(level.block)):
+                h = level.run(index, torch.cat([h, skips.pop()], dim=1), next(embs))
+            if level is not self.up[0]:
+                h = level.upsample(h)
         with without_autocast(x):
             return self.conv_out(self.norm_out.activated(h.to(x.dtype)))
 
 
 def _encoder(net: DDPMNetwork, attends: Sequence[bool]) -> nn.ModuleList:
     """The levels from the largest image to the smallest."""
-    levels: list[nn.Module] = []
+    levels: list[Level] = []
     before = net.model_channels
-    for level, width in enumerate(net.widths):
-        inputs = [before] + [width] * (net.num_res_blocks - 1)
-        levels.append(DownLevel(inputs, width, attends[level], net, last=level + 1 == len(attends)))
+    for width, attend in zip(net.widths, attends, strict=True):
+        levels.append(Level([before] + [width] * (net.num_res_blocks - 1), width, attend, net))
         before = width
+        if len(levels) < len(attends):
+            levels[-1].downsample = Downsample(width)
     return nn.ModuleList(levels)
 
 
@@ -225,12 +200,13 @@ def _decoder(net: DDPMNetwork, attends: Sequence[bool]) -> nn.ModuleList:
     The first block of a level takes the output of the smaller level; the last one's skip connection is the
     image that entered the level in the encoder.
     """
-    levels: list[nn.Module] = []
+    levels: list[Level] = []
     widths = [net.model_channels, *net.widths, net.widths[-1]]
-    for level, attends_here in enumerate(attends):
+    for level, attend in enumerate(attends):
         before, width, smaller = widths[level : level + 3]
         inputs = [smaller] + [width] * net.num_res_blocks
         skips = [width] * net.num_res_blocks + [before]
-        totals = [channels + skip for channels, skip in zip(inputs, skips, strict=True)]
-        levels.append(UpLevel(totals, width, attends_here, net, last=level == 0))
+        levels.append(Level([a + b for a, b in zip(inputs, skips, strict=True)], width, attend, net))
+        if level:
+            levels[-1].upsample = Upsample(width)
     return nn.ModuleList(levels)
