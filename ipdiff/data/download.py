@@ -128,9 +128,8 @@ def _fetch(archive: Archive, url: str, part: Path) -> None:
                 if answer.status_code == 200:  # the whole file, even where only the rest was asked for
                     _check_offer(archive, part, answer)
                     have = file.truncate(0)
-                with tqdm(
-                    total=archive.size, initial=have, unit="B", unit_scale=True, leave=False, disable=None
-                ) as bar:
+                bar = tqdm(total=archive.size, initial=have, unit="B", unit_scale=True, leave=False, disable=None)
+                with bar:
                     for chunk in answer.iter_content(1 << 20):
                         bar.update(file.write(chunk))
         except requests.RequestException as error:

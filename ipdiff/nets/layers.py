@@ -272,10 +272,6 @@ class Dropout(nn.Module):
         keep = 1 - keep_threshold(self.p) / 65536
         return self.masks(x.shape).to(x.device, x.dtype).mul_(1 / keep)
 
-    def extra_repr(self) -> str:
-        """Show the probability."""
-        return f"p={self.p}"
-
 
 def keep_threshold(p: float) -> int:
     """The number of 16-bit integers that mean "drop": an element is kept where its draw is >= this.

@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import IO
 
 from ipdiff.data.formats import filekind
 from ipdiff.errors import UserError, brief
@@ -74,11 +74,11 @@ class Entry:
 
     where: str
     size: int
-    opener: Callable[[], BinaryIO]
+    opener: Callable[[], IO[bytes]]
     path: Path | None = None
 
     @contextmanager
-    def open(self) -> Iterator[BinaryIO]:
+    def open(self) -> Iterator[IO[bytes]]:
         """Its bytes as a stream; whatever goes wrong while it is read is a UserError with its name."""
         with reading(self.where), self.opener() as stream:
             yield stream
@@ -158,7 +158,7 @@ def directory(root: Path) -> Files:
 def plain(path: Path, where: str = "") -> Entry:
     """A file of its own."""
 
-    def opener() -> BinaryIO:
+    def opener() -> IO[bytes]:
         if not path.is_file():
             raise ValueError("it is missing or no plain file")
         return path.open("rb")
@@ -194,12 +194,8 @@ def _zip(path: Path, stack: ExitStack, max_entry: int | None) -> Files:
             reason = "is encrypted"
         elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             reason = "is compressed by another method than deflate"
-        admit(info.filename, info.file_size, partial(_open_zipped, archive, info), reason)
+        admit(info.filename, info.file_size, partial(archive.open, info), reason)
     return files
-
-
-def _open_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> BinaryIO:
-    return cast(BinaryIO, archive.open(info))
 
 
 def _tar(path: Path, stack: ExitStack, max_entry: int | None) -> Files:
@@ -211,17 +207,10 @@ def _tar(path: Path, stack: ExitStack, max_entry: int | None) -> Files:
             if member.isdir():
                 continue
             reason = "" if member.isreg() and not member.issparse() else "is a link or no plain file"
-            admit(member.name, member.size, partial(_open_tarred, archive, member), reason)
+            admit(member.name, member.size, partial(archive.extractfile, member), reason)
         while stream.read(1 << 20):  # tarfile stops before the checksum at the end
             pass
     return files
-
-
-def _open_tarred(archive: tarfile.TarFile, member: tarfile.TarInfo) -> BinaryIO:
-    stream = archive.extractfile(member)
-    if stream is None:
-        raise ValueError("no plain file")
-    return cast(BinaryIO, stream)
 
 
 def _admission(path: Path, max_entry: int | None) -> tuple[Files, Callable[..., None]]:
@@ -230,7 +219,7 @@ def _admission(path: Path, max_entry: int | None) -> tuple[Files, Callable[..., 
     most = _room(path)
     total = 0
 
-    def admit(name: str, size: int, opener: Callable[[], BinaryIO], reason: str) -> None:
+    def admit(name: str, size: int, opener: Callable[[], IO[bytes]], reason: str) -> None:
         nonlocal total
         total += size
         name = name.replace("\\", "/")  # as some packers on Windows write it
