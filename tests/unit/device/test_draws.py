@@ -7,6 +7,7 @@ import torch
 
 from ipdiff import rng
 from ipdiff.device import kernels
+from ipdiff.device.program import Program
 from ipdiff.device.streams import Draws, KernelDraws, draws_on
 from ipdiff.rng import Purpose
 
@@ -31,3 +32,11 @@ def test_a_gpu_draws_by_its_kernel_where_there_is_one(monkeypatch):
     for there, kind in ((True, KernelDraws), (False, Draws)):
         monkeypatch.setattr(kernels, "available", lambda there=there: there)
         assert type(draws_on(gpu)) is kind
+
+
+def test_nothing_is_captured_where_the_host_draws(monkeypatch):
+    """A captured program would repeat the first numbers for ever."""
+    monkeypatch.setattr(kernels, "available", lambda: False)
+    ran = []
+    Program(lambda: ran.append(0), torch.device("cuda"), "a step").prepare()
+    assert ran == []
