@@ -15,7 +15,7 @@ from ipdiff.spec import FAMILIES, Objective, RunSpec, Strength
 
 
 def network(spec: RunSpec) -> UNet:
-    """The run's network, not initialised by the run's seed (see `ipdiff.nets.initialise`).
+    """The run's network, not initialised by the run's seed (see `ipdiff.nets.initial`).
 
     Raises:
         UserError: no network has this shape.
