@@ -48,14 +48,40 @@ class Network(Record):
 
 
 @dataclass(frozen=True)
-class ADMNetwork(Network):
-    """The ADM U-Net's architecture (guided-diffusion's UNetModel)."""
+class UNetNetwork(Network):
+    """What the U-Nets of both code bases have."""
 
-    __pydantic_config__: ClassVar = FORBID
-    model_channels: Annotated[int, "base width", Range(1)]
     channel_mult: Annotated[list[int], "width of each level as a multiple of the base", Range(1)]
     num_res_blocks: Annotated[int, "residual blocks a level", Range(1)]
     attention_resolutions: Annotated[list[int], "image sizes at which blocks carry attention", Range(1)]
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of every level."""
+        return [self.model_channels * mult for mult in self.channel_mult]
+
+    def attends(self, image_size: int) -> list[bool]:
+        """Whether each level's blocks carry attention: level i has images of image_size / 2^i."""
+        return [image_size >> level in self.attention_resolutions for level in range(len(self.channel_mult))]
+
+    def check(self, image_size: int) -> None:
+        """Raise ValueError where there is no level, or a level has no such image size; see `Network.check`."""
+        check(len(self.channel_mult) > 0, "channel_mult is empty; it has one number for each level")
+        factor = 2 ** (len(self.channel_mult) - 1)
+        fits = image_size >= factor and image_size % factor == 0
+        check(fits, f"image_size={image_size} is not divisible by {factor} = 2^(levels - 1)")
+        sizes = [image_size >> level for level in range(len(self.channel_mult))]
+        absent = [size for size in self.attention_resolutions if size not in sizes]
+        check(not absent, f"attention_resolutions has {absent}, but the image sizes of the levels are {sizes}")
+        even = self.model_channels % 2 == 0
+        check(even, f"model_channels={self.model_channels} is not even; time is embedded in pairs")
+
+
+@dataclass(frozen=True)
+class ADMNetwork(UNetNetwork):
+    """The ADM U-Net's architecture (guided-diffusion's UNetModel)."""
+
+    __pydantic_config__: ClassVar = FORBID
     num_heads: Annotated[int, "attention heads, where num_head_channels is empty", Range(1)] = 4
     num_head_channels: Annotated[int | None, "channels an attention head", Range(1)] = None
     dropout: Annotated[float, "dropout before the last convolution of a residual block", Range(0, below=1)] = 0.0
@@ -66,33 +92,35 @@ class ADMNetwork(Network):
 
     def check(self, image_size: int) -> None:
         """Raise ValueError where it cannot be built for images of this size."""
-        sizes = level_sizes(image_size, self.channel_mult, self.num_res_blocks, self.attention_resolutions)
+        super().check(image_size)
+        _check_groups(self.norm_groups, self.widths)
         unit = self.num_head_channels
-        heads = ("num_heads", self.num_heads) if unit is None else ("num_head_channels", unit)
-        attended = [size in self.attention_resolutions for size in sizes]
-        check_widths(self.model_channels, self.channel_mult, self.norm_groups, heads, attended)
+        name, unit = ("num_heads", self.num_heads) if unit is None else ("num_head_channels", unit)
+        for width, attends in zip(self.widths, [*self.attends(image_size)[:-1], True], strict=True):
+            check(
+                not attends or width % unit == 0,
+                f"{name}={unit} does not divide the {width} channels of an attention block",
+            )
 
 
 @dataclass(frozen=True)
-class DDPMNetwork(Network):
+class DDPMNetwork(UNetNetwork):
     """The DDIM code base's U-Net."""
 
     __pydantic_config__: ClassVar = FORBID
-    model_channels: Annotated[int, "base width", Range(1)]
-    channel_mult: Annotated[list[int], "width of each level as a multiple of the base", Range(1)]
-    num_res_blocks: Annotated[int, "residual blocks a level", Range(1)]
-    attention_resolutions: Annotated[list[int], "image sizes at which blocks carry attention", Range(1)]
     dropout: Annotated[float, "dropout inside residual blocks", Range(0, below=1)] = 0.1
     norm_groups: Annotated[int, "groups of every group norm; 32 in all published nets", Range(1)] = 32
 
     def check(self, image_size: int) -> None:
         """Raise ValueError where it cannot be built for images of this size."""
-        sizes = level_sizes(image_size, self.channel_mult, self.num_res_blocks, self.attention_resolutions)
-        if self.model_channels < 4:
-            raise ValueError(f"model_channels={self.model_channels} is not an even number >= 4")
-        mult = [1, *self.channel_mult]  # its first convolution has the base width, a level of its own to the norms
-        attended = [False, *(size in self.attention_resolutions for size in sizes)]
-        check_widths(self.model_channels, mult, self.norm_groups, None, attended)
+        check(self.model_channels >= 4, f"model_channels={self.model_channels} is not an even number >= 4")
+        super().check(image_size)
+        _check_groups(self.norm_groups, [self.model_channels, *self.widths])  # its first convolution has the base width
+
+
+def _check_groups(norm_groups: int, widths: Sequence[int]) -> None:
+    for width in widths:
+        check(width % norm_groups == 0, f"norm_groups={norm_groups} does not divide a layer's {width} channels")
 
 
 @dataclass(frozen=True)
@@ -220,58 +248,3 @@ class RunSpec(Record):
             "compute": Compute(**data["compute"]),
         }
         return RunSpec(**{**data, **parts})
-
-
-def level_sizes(
-    image_size: int, channel_mult: Sequence[int], num_res_blocks: int, attention_resolutions: Sequence[int]
-) -> list[int]:
-    """Image size of every level of a U-Net that halves between levels.
-
-    Raises:
-        ValueError: there is no level or block, a size is odd before the last level, or attention is asked
-            for at a size that does not occur.
-    """
-    if not channel_mult or min(channel_mult) < 1 or num_res_blocks < 1:
-        given = f"channel_mult={tuple(channel_mult)} and num_res_blocks={num_res_blocks}"
-        raise ValueError(f"{given} must be one or more, all >= 1")
-    factor = 2 ** (len(channel_mult) - 1)
-    if image_size < factor or image_size % factor:
-        raise ValueError(f"image_size={image_size} is not divisible by {factor} = 2^(levels - 1)")
-    sizes = [image_size >> level for level in range(len(channel_mult))]
-    absent = [size for size in attention_resolutions if size not in sizes]
-    if absent:
-        raise ValueError(f"attention_resolutions has {absent}, but the image sizes of the levels are {sizes}")
-    return sizes
-
-
-def check_widths(
-    model_channels: int,
-    channel_mult: Sequence[int],
-    norm_groups: int,
-    heads: tuple[str, int] | None,
-    attended: Sequence[bool],
-) -> None:
-    """Refuse a U-Net whose channels its time embedding, group norms or attention cannot divide.
-
-    Args:
-        model_channels: base width; the first convolution's and the time embedding's.
-        channel_mult: width of each level as a multiple of the base.
-        norm_groups: groups of every norm.
-        heads: what must divide the channels of an attention block, by name; None for a single head.
-        attended: which levels carry attention; the middle block, as wide as the last level, always does.
-
-    Raises:
-        ValueError: it says which number does not fit.
-    """
-    if model_channels % 2:
-        raise ValueError(f"model_channels={model_channels} is not even; time is embedded in pairs")
-    widths = [model_channels * mult for mult in channel_mult]
-    for width in widths:
-        if width % norm_groups:
-            raise ValueError(f"norm_groups={norm_groups} does not divide a layer's {width} channels")
-    if heads is None:
-        return
-    name, unit = heads
-    for width, attends in zip(widths, [*attended[:-1], True], strict=True):
-        if attends and width % unit:
-            raise ValueError(f"{name}={unit} does not divide the {width} channels of an attention block")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,12 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ipdiff.data.formats import filekind, files
-from ipdiff.data.formats.files import MAX_EXPANSION
 from ipdiff.data.npy import Header
-from ipdiff.errors import UserError, brief
-
-MIN_ROOM = 16 * 2**20
-"""Bytes that a file's arrays may take however small the file is."""
+from ipdiff.errors import UserError
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _HEADER = 1 << 16
@@ -82,12 +78,9 @@ def _entry(archive: zipfile.ZipFile, name: str, size: int) -> Iterator[IO[bytes]
 class Npz:
     """An npz file of somebody else's: what its arrays are is known before one is read."""
 
-    def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
-        self.path, self._archive = path, archive
-        self._entries = {
-            info.filename.removesuffix(".npy"): info for info in archive.infolist() if info.filename.endswith(".npy")
-        }
-        self._room = max(MIN_ROOM, MAX_EXPANSION * path.stat().st_size)
+    def __init__(self, path: Path, entries: files.Files) -> None:
+        self.path = path
+        self._entries = {name.removesuffix(".npy"): at for name, at in entries.items() if name.endswith(".npy")}
 
     @property
     def names(self) -> list[str]:
@@ -96,30 +89,17 @@ class Npz:
 
     def header(self, name: str) -> Header:
         """Shape and dtype of an array; see `open_npz` for what is raised."""
-        with self._opened(name) as (header, _):
-            return header
+        entry = self._entries[name]
+        with entry.open() as stream:
+            return Header.read(stream, entry.size)
 
     def read(self, name: str) -> NDArray[Any]:
         """An array; see `open_npz` for what is raised."""
-        self._room -= self._entries[name].file_size
-        if self._room < 0:
-            raise UserError(
-                f"{self.path}: expands to more than {MAX_EXPANSION} times its own size; save it with np.savez, "
-                "without compression, if you trust it"
-            )
-        with self._opened(name) as (header, stream):
-            array = header.fill(stream)
+        entry = self._entries[name]
+        with entry.open() as stream:
+            array = Header.read(stream, entry.size).fill(stream)
             stream.read(1)  # at its end the checksum is compared
             return array
-
-    @contextmanager
-    def _opened(self, name: str) -> Iterator[tuple[Header, IO[bytes]]]:
-        info = self._entries[name]
-        with files.reading(f"{self.path}: {brief(info.filename, 40)}"):
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise ValueError("is compressed by another method than numpy's")
-            with self._archive.open(info) as stream:
-                yield Header.read(stream, info.file_size), stream
 
 
 @contextmanager
@@ -127,16 +107,14 @@ def open_npz(path: Path) -> Iterator[Npz]:
     """Open an npz file.
 
     Raises:
-        UserError: it is missing, is something else (the line says what), is damaged, holds Python objects, or expands
-            to more than `MAX_EXPANSION` times its size (and `MIN_ROOM` bytes).
+        UserError: it is missing, is something else (the line says what), is damaged, holds Python objects, or is an
+            archive that `files.opened` refuses.
     """
     kind = filekind.look(path)
     if kind.name != "npz":
         raise UserError(f"{path}: is {kind.words}; expected an npz file, as np.savez writes it")
-    with ExitStack() as stack:
-        with files.reading(str(path)):
-            archive = stack.enter_context(zipfile.ZipFile(path))
-        yield Npz(path, archive)
+    with files.opened(path, max_entry=None) as entries:
+        yield Npz(path, entries)
 
 
 def load_npz(path: Path) -> dict[str, NDArray[Any]]:

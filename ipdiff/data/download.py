@@ -6,20 +6,16 @@ one goes on where it stopped. Parallel jobs wait for each other.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from ipdiff.data.formats import filekind
 from ipdiff.data.spec import Archive
 from ipdiff.errors import IntegrityError, UserError
+from ipdiff.work.locks import locked
 
 if TYPE_CHECKING:
     from requests import Response
@@ -96,8 +92,7 @@ def check(archive: Archive, path: Path, name: str = "") -> None:
 def _download(archive: Archive, url: str, path: Path) -> None:
     """Download to PATH.part, going on from what is there, then check it and give it its name."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(path):
+        with locked(path.with_name(f".{path.name}.lock")):
             if path.exists():  # another job was faster
                 return check(archive, path)
             part = path.with_name(f"{path.name}.part")
@@ -112,19 +107,11 @@ def _download(archive: Archive, url: str, path: Path) -> None:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One job at a time; the others wait."""
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _fetch(archive: Archive, url: str, part: Path) -> None:
     """Append what is missing to `part`; from its start if the server cannot go on in the middle."""
     try:
-        import pooch
         import requests
+        from tqdm import tqdm
     except ImportError as error:
         raise UserError(f"downloading {url} needs {error.name}; pip install 'ipdiff[data]'") from error
     with part.open("ab") as file:
@@ -133,18 +120,19 @@ def _fetch(archive: Archive, url: str, part: Path) -> None:
             return
         _check_room(archive, part, have)
         headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
-        downloader = pooch.HTTPDownloader(
-            progressbar=sys.stderr.isatty(),
-            chunk_size=1 << 20,
-            timeout=_TIMEOUT_S,
-            headers=headers,
-            hooks={"response": partial(_inspect, archive, part, file)},
-        )
         try:
-            downloader(url, file, None)
+            with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as answer:
+                if answer.status_code == 416:  # nothing is left to ask for
+                    return
+                answer.raise_for_status()
+                if answer.status_code == 200:  # the whole file, even where only the rest was asked for
+                    _check_offer(archive, part, answer)
+                    have = file.truncate(0)
+                bar = tqdm(total=archive.size, initial=have, unit="B", unit_scale=True, leave=False, disable=None)
+                with bar:
+                    for chunk in answer.iter_content(1 << 20):
+                        bar.update(file.write(chunk))
         except requests.RequestException as error:
-            if getattr(error.response, "status_code", None) == 416:  # nothing is left to ask for
-                return
             raise UserError(
                 f"{url}: cannot be downloaded: {' '.join(str(error).split())}; run again to go on, or get it on "
                 f"another machine and put it at {part.with_suffix('')} (or name its directory in {VARIABLE})"
@@ -157,17 +145,10 @@ def _check_room(archive: Archive, part: Path, have: int) -> None:
         raise UserError(f"{part}: needs {archive.size - have} bytes more, {free} are free")
 
 
-def _inspect(archive: Archive, part: Path, file: BinaryIO, response: Response, *_: Any, **__: Any) -> None:
-    """Look at the server's answer before its body is written."""
-    if response.status_code >= 400:
-        response.close()
-    if response.status_code != 200:
-        return
-    length = response.headers.get("Content-Length")
+def _check_offer(archive: Archive, part: Path, answer: Response) -> None:
+    length = answer.headers.get("Content-Length")
     if archive.size is not None and length not in (None, str(archive.size)):
-        response.close()
         raise UserError(
-            f"{response.url}: offers {length} bytes ({response.headers.get('Content-Type')}), not {archive.size}; "
+            f"{answer.url}: offers {length} bytes ({answer.headers.get('Content-Type')}), not {archive.size}; "
             f"get {archive.file} elsewhere and put it at {part.with_suffix('')}"
         )
-    file.truncate(0)  # the answer is the whole file, even where only the rest was asked for

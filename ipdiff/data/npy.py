@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipdiff.data.formats import filekind
+from ipdiff.data.formats.files import exactly
 from ipdiff.errors import UserError, brief
 
 _PIECE = 1 << 20
@@ -111,11 +112,24 @@ class Header:
             raise ValueError(f"there is no memory for {math.prod(self.shape)} x {self.dtype.itemsize} bytes") from None
         room = array.reshape(-1, order="A").view(np.uint8).data if array.nbytes else memoryview(b"")
         for start in range(0, len(room), _PIECE):
-            piece = stream.read(min(_PIECE, len(room) - start))
-            if len(piece) < min(_PIECE, len(room) - start):
-                raise EOFError("it ends early")
+            piece = exactly(stream, min(_PIECE, len(room) - start))
             room[start : start + len(piece)] = piece
         return array
+
+    def blocks(self, stream: IO[bytes], rows: int) -> Iterator[NDArray[Any]]:
+        """The array in blocks of at most `rows` rows, from a stream that stands behind the header.
+
+        Raises:
+            EOFError: the stream ends early.
+            ValueError: the array is in Fortran order.
+        """
+        if self.fortran:
+            raise ValueError("is in Fortran order; expected C order")
+        row = self.shape[1:]
+        length = math.prod(row) * self.dtype.itemsize
+        for start in range(0, self.shape[0], rows):
+            data = exactly(stream, min(rows, self.shape[0] - start) * length)
+            yield np.frombuffer(data, self.dtype).reshape(-1, *row)
 
 
 def load_npy(path: Path, mmap: bool = True) -> NDArray[Any]:
@@ -136,26 +150,3 @@ def load_npy(path: Path, mmap: bool = True) -> NDArray[Any]:
             return np.memmap(path, header.dtype, "r", stream.tell(), header.shape, order)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: not a readable npy file: {brief(error)}") from None
-
-
-class NpyReader:
-    """An npy file of somebody else's, read block by block and no further than it says."""
-
-    def __init__(self, stream: BinaryIO, size: int) -> None:
-        """Read the header: see `Header.read`; ValueError also where the array is in Fortran order."""
-        header = Header.read(stream, size)
-        if header.fortran:
-            raise ValueError("is in Fortran order; expected C order")
-        self.shape, self.dtype = header.shape, header.dtype
-        self._stream = stream
-
-    def blocks(self, rows: int) -> Iterator[NDArray[Any]]:
-        """The array in blocks of at most `rows` rows. Raises EOFError where the bytes end early."""
-        row = self.shape[1:]
-        length = math.prod(row) * self.dtype.itemsize
-        for start in range(0, self.shape[0], rows):
-            size = min(rows, self.shape[0] - start) * length
-            data = self._stream.read(size)
-            if len(data) < size:
-                raise EOFError("it ends early")
-            yield np.frombuffer(data, self.dtype).reshape(-1, *row)

@@ -6,11 +6,9 @@ batch only if it is not there yet, the host only if its turn has not come.
 
 from __future__ import annotations
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -51,69 +49,46 @@ class Prefetch:
             size: images a batch.
             device: where they are wanted.
         """
-        self._images, self._batch, self._device = images, batch, device
-        self._free: queue.Queue[_Slot | None] = queue.Queue()
-        self._ready: queue.Queue[_Slot | BaseException] = queue.Queue()
-        for _ in range(DEPTH):
-            self._free.put(_Slot((size, *images.shape[1:]), device))
+        self._images, self._batch, self._next = images, batch, first
         self._stream = torch.cuda.Stream() if device.type == "cuda" else None
-        self._thread = threading.Thread(target=self._work, args=(first,), name="prefetch", daemon=True)
-        self._thread.start()
+        self._thread = ThreadPoolExecutor(1, "prefetch")
+        self._under_way: deque[Future[_Slot]] = deque()
+        for _ in range(DEPTH):
+            self._ask(_Slot((size, *images.shape[1:]), device))
+
+    def _ask(self, slot: _Slot) -> None:
+        self._under_way.append(self._thread.submit(self._fill, slot, self._next))
+        self._next += 1
 
     def take_into(self, to: Tensor) -> None:
         """Write the next step's batch into `to`, [size, H, W, C] uint8 on the device, in the order of its stream.
 
         Raises:
-            Exception: whatever stopped the thread.
+            Exception: whatever kept the thread from gathering it.
         """
-        slot = self._ready.get()
-        if isinstance(slot, BaseException):
-            self._ready.put(slot)  # for whoever asks again
-            raise slot
+        slot = self._under_way[0].result()
+        self._under_way.popleft()
         if slot.sent is not None and slot.used is not None:
             torch.cuda.current_stream().wait_event(slot.sent)
             to.copy_(slot.there)
             slot.used.record()
         else:
             to.copy_(slot.there)
-        self._free.put(slot)
+        self._ask(slot)
 
     def close(self) -> None:
         """End the thread; batches not asked for are dropped."""
-        self._free.put(None)
-        while self._thread.is_alive():
-            self._drop()
-            self._thread.join(timeout=0.05)
+        self._thread.shutdown(cancel_futures=True)
         if self._stream is not None:
             self._stream.synchronize()  # a copy may be under way to memory that is free from here on
 
-    def _drop(self) -> None:
-        """Make the thread come to the end mark: no free slot may lie before it."""
-        try:
-            while True:
-                if self._free.get_nowait() is None:
-                    break
-        except queue.Empty:
-            pass
-        self._free.put(None)
-
-    def _work(self, step: int) -> None:
-        try:
-            while (slot := self._free.get()) is not None:
-                self._fill(slot, self._batch(step))
-                self._ready.put(slot)
-                step += 1
-        except BaseException as error:  # handed to the process' own thread
-            self._ready.put(error)
-
-    def _fill(self, slot: _Slot, indices: NDArray[np.int64]) -> None:
+    def _fill(self, slot: _Slot, step: int) -> _Slot:
         if slot.sent is not None:
             slot.sent.synchronize()  # the buffer's last batch has left it
-        np.take(self._images, indices, axis=0, out=slot.host.numpy(), mode="clip")  # "raise" would copy twice
-        if slot.sent is None or slot.used is None:
-            return
-        within: Any = nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
-        with within:
-            slot.used.wait()
-            slot.there.copy_(slot.host, non_blocking=True)
-            slot.sent.record()
+        np.take(self._images, self._batch(step), axis=0, out=slot.host.numpy(), mode="clip")  # "raise" would copy twice
+        if slot.sent is not None and slot.used is not None:
+            with torch.cuda.stream(self._stream):
+                slot.used.wait()
+                slot.there.copy_(slot.host, non_blocking=True)
+                slot.sent.record()
+        return slot

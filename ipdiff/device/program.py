@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 
+from ipdiff.device import kernels
 from ipdiff.errors import UserError
 
 AHEAD = 4
@@ -32,14 +33,14 @@ class Program:
         self._running: deque[torch.cuda.Event] = deque()
 
     def prepare(self) -> None:
-        """Capture the program, where it can be.
+        """Capture the program, where it can be: on a GPU whose random numbers its own kernel draws.
 
         It runs a few times: put the tensors in a state in which that does no harm, and set them afterwards.
 
         Raises:
             UserError: it cannot be captured.
         """
-        if self._device.type != "cuda" or os.environ.get(SWITCH) == "0":
+        if self._device.type != "cuda" or not kernels.available() or os.environ.get(SWITCH) == "0":
             return
         _warm_up(self._run)  # what fails there is not the graph's fault
         here = torch.cuda.current_stream()

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -68,10 +68,9 @@ def unet_config(spec: RunSpec) -> dict[str, Any]:
             f"channel_mult starts with {net.channel_mult[0]}: a UNet2DModel embeds time in the width of its first "
             "level, so only 1 maps; use safetensors"
         )
-    attends = [spec.image_size >> level in net.attention_resolutions for level in range(len(net.channel_mult))]
+    attends, widths = net.attends(spec.image_size), net.widths
     resample = isinstance(net, ADMNetwork) and net.resblock_updown
     plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if resample else ("DownBlock2D", "UpBlock2D")
-    widths = [net.model_channels * mult for mult in net.channel_mult]
     common = {
         "_class_name": "UNet2DModel",
         "_diffusers_version": WRITTEN_FOR,
@@ -177,13 +176,20 @@ def unsaid(spec: RunSpec, clip_denoised: bool) -> list[str]:
 
 
 def rename(tensors: Mapping[str, Tensor], spec: RunSpec) -> dict[str, Tensor]:
-    """The weights by the names of `UNet2DModel`, in its shapes."""
-    net = spec.network
-    if isinstance(net, ADMNetwork):
-        return _Adm(net).rename(tensors)
-    if isinstance(net, DDPMNetwork):
-        return _rename_ddpm(tensors, len(net.channel_mult))
-    return dict(tensors)
+    """The weights by the names of `UNet2DModel`, in its shapes, of a run that `unet_config` has arguments for."""
+    net = cast(ADMNetwork | DDPMNetwork, spec.network)
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        path, _, kind = name.rpartition(".")
+        place = _adm_place(path, net) if isinstance(net, ADMNetwork) else _ddpm_place(path, len(net.channel_mult))
+        linear = re.search(r"(qkv|to_(q|k|v|out\.0))$", place) and kind == "weight"
+        whole = tensor.flatten(1) if linear else tensor  # a 1x1 convolution in the code bases
+        if isinstance(net, ADMNetwork) and place.endswith("qkv"):
+            stem, parts = place.removesuffix("qkv"), _cut(whole, net)
+            renamed |= {f"{stem}to_{letter}.{kind}": part for letter, part in zip("qkv", parts, strict=True)}
+        else:
+            renamed[f"{place}.{kind}"] = whole
+    return renamed
 
 
 _TIME = {"0": "time_embedding.linear_1", "1": "time_embedding.linear_2"}
@@ -207,18 +213,8 @@ _ADM_PARTS = {
 }
 
 
-def _rename_ddpm(tensors: Mapping[str, Tensor], levels: int) -> dict[str, Tensor]:
-    """The DDIM code's names: down.L, mid and up.L, the last of which diffusers counts from the smallest image."""
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        path, _, kind = name.rpartition(".")
-        place = _ddpm_place(path, levels)
-        linear = re.search(r"to_(q|k|v|out\.0)$", place)
-        renamed[f"{place}.{kind}"] = tensor.flatten(1) if linear and kind == "weight" else tensor
-    return renamed
-
-
 def _ddpm_place(path: str, levels: int) -> str:
+    """The DDIM code's names: down.L, mid and up.L, the last of which diffusers counts from the smallest image."""
     head, *rest = path.split(".")
     if head == "temb":
         return _TIME[rest[1]]
@@ -238,61 +234,40 @@ def _ddpm_list(block: str) -> str:
     return "resnets" if block == "block" else "attentions"
 
 
-class _Adm:
+def _adm_place(path: str, net: ADMNetwork) -> str:
     """guided-diffusion's names: blocks counted through all levels, layers by their place in a block."""
+    head, *rest = path.split(".")
+    if head == "time_embed":
+        return _TIME["0" if rest[0] == "0" else "1"]
+    if head == "out":
+        return "conv_norm_out" if rest[0] == "0" else "conv_out"
+    if path == "input_blocks.0.0":
+        return "conv_in"
+    inner = ".".join(rest[1:] if head == "middle_block" else rest[2:])
+    attends = inner.partition(".")[0] in ("norm", "qkv", "proj_out")
+    part = {"norm": "group_norm", "qkv": "qkv", "proj_out": "to_out.0"}[inner] if attends else inner
+    part = _ADM_PARTS.get(part, part)
+    if head == "middle_block":
+        return f"mid_block.{'attentions.0' if attends else f'resnets.{int(rest[0]) // 2}'}.{part}"
+    block, layer = int(rest[0]), int(rest[1])
+    each = net.num_res_blocks + 1
+    if head == "input_blocks":  # block 0 is the first convolution; each level ends with its halving
+        level, index = divmod(block - 1, each)
+        resamples, side = index == net.num_res_blocks, "down"
+    else:
+        level, index = divmod(block, each)
+        resamples, side = layer > 0 and not attends, "up"
+    if resamples:
+        return f"{side}_blocks.{level}.{side}samplers.0.{'conv' if part in ('op', 'conv') else part}"
+    return f"{side}_blocks.{level}.{'attentions' if attends else 'resnets'}.{index}.{part}"
 
-    def __init__(self, net: ADMNetwork) -> None:
-        self.net = net
 
-    def rename(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        renamed: dict[str, Tensor] = {}
-        for name, tensor in tensors.items():
-            path, _, kind = name.rpartition(".")
-            place = self._place(path)
-            if place.endswith("qkv"):
-                renamed |= self._cut(place, kind, tensor)
-            else:
-                renamed[f"{place}.{kind}"] = tensor.squeeze(-1) if place.endswith("to_out.0") else tensor
-        return renamed
-
-    def _place(self, path: str) -> str:
-        head, *rest = path.split(".")
-        if head == "time_embed":
-            return _TIME["0" if rest[0] == "0" else "1"]
-        if head == "out":
-            return "conv_norm_out" if rest[0] == "0" else "conv_out"
-        if path == "input_blocks.0.0":
-            return "conv_in"
-        inner = ".".join(rest[1:] if head == "middle_block" else rest[2:])
-        attends = inner.partition(".")[0] in ("norm", "qkv", "proj_out")
-        part = {"norm": "group_norm", "qkv": "qkv", "proj_out": "to_out.0"}[inner] if attends else inner
-        part = _ADM_PARTS.get(part, part)
-        if head == "middle_block":
-            return f"mid_block.{'attentions.0' if attends else f'resnets.{int(rest[0]) // 2}'}.{part}"
-        block, layer = int(rest[0]), int(rest[1])
-        each = self.net.num_res_blocks + 1
-        if head == "input_blocks":  # block 0 is the first convolution; each level ends with its halving
-            level, index = divmod(block - 1, each)
-            resamples, side = index == self.net.num_res_blocks, "down"
-        else:
-            level, index = divmod(block, each)
-            resamples, side = layer > 0 and not attends, "up"
-        if resamples:
-            return f"{side}_blocks.{level}.{side}samplers.0.{'conv' if part in ('op', 'conv') else part}"
-        return f"{side}_blocks.{level}.{'attentions' if attends else 'resnets'}.{index}.{part}"
-
-    def _cut(self, place: str, kind: str, tensor: Tensor) -> dict[str, Tensor]:
-        """q, k and v of one [3C,...] tensor, rows in the order of heads: UNet2DModel has a layer for each."""
-        whole = tensor.squeeze(-1) if kind == "weight" else tensor
-        channels = len(whole) // 3
-        width = self.net.num_head_channels
-        heads = self.net.num_heads if width is None else channels // width
-        if self.net.new_attention_order:
-            parts = whole.chunk(3)
-        else:  # every head has its own q, k and v
-            parts = [part.flatten(0, 1) for part in whole.unflatten(0, (heads, 3, -1)).unbind(1)]
-        stem = place.removesuffix("qkv")
-        return {
-            f"{stem}to_{name}.{kind}": torch.clone(part, memory_format=torch.contiguous_format)
-            for name, part in zip("qkv", parts, strict=True)
-        }
+def _cut(whole: Tensor, net: ADMNetwork) -> list[Tensor]:
+    """q, k and v of one [3C,...] tensor, rows in the order of heads: UNet2DModel has a layer for each."""
+    if net.new_attention_order:
+        parts = whole.chunk(3)
+    else:  # every head has its own q, k and v
+        width = net.num_head_channels
+        heads = net.num_heads if width is None else len(whole) // 3 // width
+        parts = [part.flatten(0, 1) for part in whole.unflatten(0, (heads, 3, -1)).unbind(1)]
+    return [torch.clone(part, memory_format=torch.contiguous_format) for part in parts]

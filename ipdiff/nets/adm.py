@@ -6,8 +6,7 @@ Source: guided-diffusion guided_diffusion/unet.py@22e0df8.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from ipdiff.nets.layers import (
     PointwiseConv,
     SiLU,
     UNet,
+    Upsample,
     ZeroConv2d,
     ZeroPointwiseConv,
     attention,
@@ -27,20 +27,7 @@ from ipdiff.nets.layers import (
     sinusoids,
     without_autocast,
 )
-from ipdiff.spec import level_sizes
-
-
-@dataclass(frozen=True)
-class _Style:
-    """What all blocks of one network have in common."""
-
-    embedding: int
-    dropout: float
-    groups: int
-    scale_shift: bool
-    num_heads: int
-    num_head_channels: int | None
-    new_attention_order: bool
+from ipdiff.spec import ADMNetwork
 
 
 class ResBlock(nn.Module):
@@ -50,21 +37,21 @@ class ResBlock(nn.Module):
         self,
         channels: int,
         out_channels: int,
-        style: _Style,
+        net: ADMNetwork,
         resample: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """Map `channels` to `out_channels`; `resample` (`halve`, `double`) acts on both branches."""
         super().__init__()
-        self.scale_shift = style.scale_shift
+        self.scale_shift = net.use_scale_shift_norm
         self.resample = resample
-        self.in_layers = nn.Sequential(GroupNorm(style.groups, channels), SiLU(), conv3x3(channels, out_channels))
+        self.in_layers = nn.Sequential(GroupNorm(net.norm_groups, channels), SiLU(), conv3x3(channels, out_channels))
         # The network applies these for all blocks at once (UNet.project); here they only have their names.
-        projection = nn.Linear(style.embedding, out_channels * (2 if style.scale_shift else 1))
+        projection = nn.Linear(4 * net.model_channels, out_channels * (2 if self.scale_shift else 1))
         self.emb_layers = nn.Sequential(SiLU(), projection)
         self.out_layers = nn.Sequential(
-            GroupNorm(style.groups, out_channels),
+            GroupNorm(net.norm_groups, out_channels),
             SiLU(),
-            Dropout(style.dropout),
+            Dropout(net.dropout),
             ZeroConv2d(out_channels, out_channels, 3, padding=1),
         )
         same = channels == out_channels
@@ -91,16 +78,12 @@ class ResBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Multi-head self-attention over all pixels, plus the input."""
 
-    def __init__(self, channels: int, style: _Style) -> None:
-        """Attend within `channels` channels; the style says how many heads and in which order of q, k, v."""
+    def __init__(self, channels: int, net: ADMNetwork) -> None:
+        """Attend within `channels` channels."""
         super().__init__()
-        unit = style.num_heads if style.num_head_channels is None else style.num_head_channels
-        if unit < 1 or channels % unit:
-            name = "num_heads" if style.num_head_channels is None else "num_head_channels"
-            raise ValueError(f"{name}={unit} does not divide the {channels} channels of an attention block")
-        self.heads = unit if style.num_head_channels is None else channels // unit
-        self.new_order = style.new_attention_order
-        self.norm = GroupNorm(style.groups, channels)
+        self.heads = net.num_heads if net.num_head_channels is None else channels // net.num_head_channels
+        self.new_order = net.new_attention_order
+        self.norm = GroupNorm(net.norm_groups, channels)
         self.qkv = PointwiseConv(channels, 3 * channels)
         self.proj_out = ZeroPointwiseConv(channels, channels)
 
@@ -127,19 +110,6 @@ class Downsample(nn.Module):
         return self.op(x)
 
 
-class Upsample(nn.Module):
-    """Double the image: repeat the pixels, then a 3x3 convolution."""
-
-    def __init__(self, channels: int) -> None:
-        """Keep `channels` channels."""
-        super().__init__()
-        self.conv = conv3x3(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [N,C,H,W] to [N,C,2H,2W]."""
-        return self.conv(double(x))
-
-
 class ADMUNet(UNet):
     """The ADM U-Net."""
 
@@ -153,14 +123,8 @@ class ADMUNet(UNet):
         channel_mult: Sequence[int],
         *,
         in_channels: int = 3,
-        dropout: float = 0.0,
-        num_heads: int = 4,
-        num_head_channels: int | None = None,
         num_classes: int | None = None,
-        use_scale_shift_norm: bool = True,
-        resblock_updown: bool = True,
-        new_attention_order: bool = True,
-        norm_groups: int = 32,
+        **options: Any,
     ) -> None:
         """Build the network, with PyTorch's default initialisation and zero where the ADM code has zero.
 
@@ -172,48 +136,32 @@ class ADMUNet(UNet):
             attention_resolutions: image sizes (not factors) whose blocks carry attention, e.g. (16, 8).
             channel_mult: width of each level as a multiple of the base.
             in_channels: channels of the image.
-            dropout: probability of dropping, before the last convolution of a residual block.
-            num_heads: attention heads where `num_head_channels` is None.
-            num_head_channels: channels a head; None = use `num_heads`.
             num_classes: number of labels; None = unconditional.
-            use_scale_shift_norm: the embedding scales and shifts the second norm's output, else it is
-                added before that norm.
-            resblock_updown: resample inside residual blocks, else by convolutions.
-            new_attention_order: split q, k, v before splitting heads.
-            norm_groups: groups of every norm; 32 in all published networks.
+            options: the other fields of `ipdiff.spec.ADMNetwork`, with its defaults: dropout, num_heads,
+                num_head_channels, use_scale_shift_norm, resblock_updown, new_attention_order, norm_groups.
 
         Raises:
-            ValueError: arguments that do not fit together.
+            ValueError: an architecture that is none for images of this size.
         """
         super().__init__()
-        sizes = level_sizes(image_size, channel_mult, num_res_blocks, attention_resolutions)
-        if model_channels < 2 or model_channels % 2:
-            raise ValueError(f"model_channels={model_channels} is not even; time is embedded in pairs")
-        embedding = 4 * model_channels
-        style = _Style(
-            embedding=embedding,
-            dropout=dropout,
-            groups=norm_groups,
-            scale_shift=use_scale_shift_norm,
-            num_heads=num_heads,
-            num_head_channels=num_head_channels,
-            new_attention_order=new_attention_order,
+        network = ADMNetwork(model_channels, list(channel_mult), num_res_blocks, list(attention_resolutions), **options)
+        network.check(image_size)
+        self.model_channels, embedding = network.model_channels, 4 * network.model_channels
+        attends, widths = network.attends(image_size), network.widths
+        self.time_embed = nn.Sequential(
+            nn.Linear(self.model_channels, embedding), SiLU(), nn.Linear(embedding, embedding)
         )
-        attend = [size in attention_resolutions for size in sizes]
-        widths = [model_channels * mult for mult in channel_mult]
-        self.model_channels = model_channels
-        self.time_embed = nn.Sequential(nn.Linear(model_channels, embedding), SiLU(), nn.Linear(embedding, embedding))
         self.num_classes = num_classes
         if num_classes is not None:
             if num_classes < 1:
                 raise ValueError(f"num_classes={num_classes} is not positive; None means unconditional")
             self.label_emb = nn.Embedding(num_classes, embedding)
-        builder = _Builder(style, num_res_blocks, resblock_updown)
-        self.input_blocks = builder.encoder(in_channels, widths, attend)
-        self.middle_block = builder.middle(widths[-1])
-        self.output_blocks = builder.decoder(widths, attend)
+        self.input_blocks, skips = _encoder(network, in_channels, attends)
+        last = widths[-1]
+        self.middle_block = nn.Sequential(*_residual(network, last, last, True), ResBlock(last, last, network))
+        self.output_blocks = _decoder(network, skips, attends)
         self.out = nn.Sequential(
-            GroupNorm(norm_groups, widths[0]), SiLU(), ZeroConv2d(widths[0], out_channels, 3, padding=1)
+            GroupNorm(network.norm_groups, widths[0]), SiLU(), ZeroConv2d(widths[0], out_channels, 3, padding=1)
         )
         self._project_with([block.projection for block in self.modules() if isinstance(block, ResBlock)])
 
@@ -249,52 +197,44 @@ class ADMUNet(UNet):
             return conv(cast(GroupNorm, norm).activated(h.to(x.dtype)))
 
 
-class _Builder:
-    """Lays out the blocks; every block of the lists is a Sequential of layers."""
+def _encoder(net: ADMNetwork, in_channels: int, attends: Sequence[bool]) -> tuple[nn.ModuleList, list[int]]:
+    """The convolution that starts, then for each level its blocks and (but for the last) a halving; their widths."""
+    width = net.widths[0]
+    blocks, widths = [nn.Sequential(conv3x3(in_channels, width))], [width]
+    for level, target in enumerate(net.widths):
+        for _ in range(net.num_res_blocks):
+            blocks.append(nn.Sequential(*_residual(net, width, target, attends[level])))
+            width = target
+            widths.append(width)
+        if level + 1 < len(net.widths):
+            blocks.append(nn.Sequential(_resampling(net, width, halve)))
+            widths.append(width)
+    return nn.ModuleList(blocks), widths
 
-    def __init__(self, style: _Style, num_res_blocks: int, resblock_updown: bool) -> None:
-        self.style = style
-        self.num_res_blocks = num_res_blocks
-        self.resblock_updown = resblock_updown
-        self.skips: list[int] = []  # widths of the encoder's outputs, which the decoder takes from the end
 
-    def encoder(self, in_channels: int, widths: Sequence[int], attend: Sequence[bool]) -> nn.ModuleList:
-        """The convolution that starts, then for each level its blocks and (but for the last) a halving."""
-        width = widths[0]
-        blocks = [nn.Sequential(conv3x3(in_channels, width))]
-        self.skips.append(width)
-        for level, (target, attends) in enumerate(zip(widths, attend, strict=True)):
-            for _ in range(self.num_res_blocks):
-                blocks.append(nn.Sequential(*self._residual(width, target, attends)))
-                width = target
-                self.skips.append(width)
-            if level + 1 < len(widths):
-                blocks.append(nn.Sequential(self._resampling(width, halve)))
-                self.skips.append(width)
-        return nn.ModuleList(blocks)
+def _decoder(net: ADMNetwork, skips: list[int], attends: Sequence[bool]) -> nn.ModuleList:
+    """From the smallest level up: one block more than in the encoder, the last of which doubles.
 
-    def middle(self, width: int) -> nn.Sequential:
-        """A residual block, attention, a residual block."""
-        return nn.Sequential(*self._residual(width, width, True), ResBlock(width, width, self.style))
+    `skips`: the widths of the encoder's blocks, which are taken from the end.
+    """
+    width = net.widths[-1]
+    blocks: list[nn.Module] = []
+    for level in reversed(range(len(net.widths))):
+        for index in range(net.num_res_blocks + 1):
+            layers = _residual(net, width + skips.pop(), net.widths[level], attends[level])
+            width = net.widths[level]
+            if level > 0 and index == net.num_res_blocks:
+                layers.append(_resampling(net, width, double))
+            blocks.append(nn.Sequential(*layers))
+    return nn.ModuleList(blocks)
 
-    def decoder(self, widths: Sequence[int], attend: Sequence[bool]) -> nn.ModuleList:
-        """From the smallest level up: one block more than in the encoder, the last of which doubles."""
-        width = widths[-1]
-        blocks: list[nn.Module] = []
-        for level in reversed(range(len(widths))):
-            for index in range(self.num_res_blocks + 1):
-                layers = self._residual(width + self.skips.pop(), widths[level], attend[level])
-                width = widths[level]
-                if level > 0 and index == self.num_res_blocks:
-                    layers.append(self._resampling(width, double))
-                blocks.append(nn.Sequential(*layers))
-        return nn.ModuleList(blocks)
 
-    def _residual(self, channels: int, out_channels: int, attends: bool) -> list[nn.Module]:
-        block: nn.Module = ResBlock(channels, out_channels, self.style)
-        return [block, AttentionBlock(out_channels, self.style)] if attends else [block]
+def _residual(net: ADMNetwork, channels: int, out_channels: int, attends: bool) -> list[nn.Module]:
+    block = ResBlock(channels, out_channels, net)
+    return [block, AttentionBlock(out_channels, net)] if attends else [block]
 
-    def _resampling(self, width: int, resample: Callable[[Tensor], Tensor]) -> nn.Module:
-        if self.resblock_updown:
-            return ResBlock(width, width, self.style, resample)
-        return Downsample(width) if resample is halve else Upsample(width)
+
+def _resampling(net: ADMNetwork, width: int, resample: Callable[[Tensor], Tensor]) -> nn.Module:
+    if net.resblock_updown:
+        return ResBlock(width, width, net, resample)
+    return Downsample(width) if resample is halve else Upsample(width)

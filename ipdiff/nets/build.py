@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,19 +17,16 @@ from ipdiff.spec import FAMILIES, Objective, RunSpec, Strength
 
 
 def network(spec: RunSpec) -> UNet:
-    """The run's network, not initialised by the run's seed (see `ipdiff.nets.initialise`).
+    """The run's network, not initialised by the run's seed (see `ipdiff.nets.initial`).
 
     Raises:
         UserError: no network has this shape.
     """
     out_channels = spec.channels * (2 if spec.diffusion.learn_sigma else 1)
-    options: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in asdict(spec.network).items()
-    }
     with torch.random.fork_rng(devices=[]):  # torch's own initialisation draws from its global generator
         try:
-            built = resolve(FAMILIES[spec.family].build)
-            return built(spec.image_size, out_channels=out_channels, in_channels=spec.channels, **options)
+            built, network = resolve(FAMILIES[spec.family].build), asdict(spec.network)
+            return built(spec.image_size, in_channels=spec.channels, out_channels=out_channels, **network)
         except ValueError as error:
             raise UserError(f"families.{spec.family}.network cannot be built: {error}") from error
 

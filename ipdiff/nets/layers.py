@@ -41,12 +41,6 @@ class GroupNorm(nn.GroupNorm):
     Source: guided-diffusion guided_diffusion/nn.py@22e0df8 (GroupNorm32).
     """
 
-    def __init__(self, groups: int, channels: int, eps: float = 1e-5) -> None:
-        """Normalise `channels` channels in `groups` groups; ValueError where they do not divide."""
-        if groups < 1 or channels % groups:
-            raise ValueError(f"norm_groups={groups} does not divide a layer's {channels} channels")
-        super().__init__(groups, channels, eps)
-
     def forward(self, input: Tensor) -> Tensor:
         """Normalise [N,C,...] of any float dtype; the result has the input's dtype."""
         if _takes_kernels(input):
@@ -170,6 +164,19 @@ def double(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
+class Upsample(nn.Module):
+    """Double the image: repeat the pixels, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        """Keep `channels` channels."""
+        super().__init__()
+        self.conv = conv3x3(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N,C,H,W] to [N,C,2H,2W]."""
+        return self.conv(double(x))
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention over the pixels within each head, scaled by 1/sqrt(D).
 
@@ -264,10 +271,6 @@ class Dropout(nn.Module):
             return None
         keep = 1 - keep_threshold(self.p) / 65536
         return self.masks(x.shape).to(x.device, x.dtype).mul_(1 / keep)
-
-    def extra_repr(self) -> str:
-        """Show the probability."""
-        return f"p={self.p}"
 
 
 def keep_threshold(p: float) -> int:
@@ -366,10 +369,6 @@ class UNet(nn.Module):
             )
         return emb if y is None else emb + self.label_emb(y)
 
-    def forward_embedded(self, x: Tensor, emb: Tensor) -> Tensor:
-        """Run the network on x [N,C,H,W], given its embedding [N,E] (time, and label if there is one)."""
-        return self.forward_projected(x, self.project(emb))
-
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Predict from noisy images.
 
@@ -407,8 +406,6 @@ class AtTimesteps:
     def __init__(self, net: UNet, ts: Sequence[int]) -> None:
         """Tabulate: block projections [len(ts),P], or [len(ts),E] where labels are still to be added."""
         self.net = net
-        labelled = net.num_classes is not None
-        self._forward = net.forward_embedded if labelled else net.forward_projected
         device = next(net.parameters()).device
         steps = torch.as_tensor([int(t) for t in ts], dtype=torch.int64)
         if len(steps) == 0 or int(steps.min()) < 0:
@@ -418,7 +415,7 @@ class AtTimesteps:
         self._rows = rows.to(device)
         with torch.no_grad():
             emb = net.time_embedding(steps.to(device))
-            self._table = emb if labelled else net.project(emb)
+            self._table = net.project(emb) if net.num_classes is None else emb
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """As `UNet.forward`, for integer t among the tabulated timesteps.
@@ -435,4 +432,4 @@ class AtTimesteps:
         except IndexError:
             raise ValueError(f"t has values that at_timesteps was not given: {t.tolist()}") from None
         row = self.net.add_label(row, y)
-        return self._forward(x, row)
+        return self.net.forward_projected(x, row if y is None else self.net.project(row))

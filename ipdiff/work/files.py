@@ -6,12 +6,12 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from ipdiff.errors import UserError
 
-_BLOCK = 1 << 20
 _REPOSITORIES = (".git", ".hg", ".dvc")
 """What DVC passes over in a directory, wherever it lies."""
 
@@ -23,11 +23,8 @@ def md5(data: bytes) -> str:
 
 def md5_of(path: Path) -> str:
     """md5 of a file's bytes, read a block at a time."""
-    digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
 
 
 def files_under(folder: Path) -> Iterator[Path]:

@@ -20,8 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from ipdiff.work import signals
 from ipdiff.errors import Preempted, UserError
+from ipdiff.work import signals
 
 WANTED = "IPDIFF_PROCESSES"
 RENDEZVOUS = "IPDIFF_RENDEZVOUS"

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import re
-import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
-from decimal import Decimal
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
-from ipdiff.errors import ConfigError, UserError
 from ipdiff.parameters import FORBID, Range, Record
 
 

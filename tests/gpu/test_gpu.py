@@ -22,14 +22,15 @@ from unit.tiny import advance
 
 from ipdiff import rng
 from ipdiff.data.images import to_uint8
-from ipdiff.device import kernels, program, streams
+from ipdiff.device import kernels, program
 from ipdiff.device.program import Program
 from ipdiff.device.spec import Compute
-from ipdiff.device.streams import DeviceDraws
+from ipdiff.device.streams import Draws, KernelDraws
 from ipdiff.errors import UserError
-from ipdiff.nets import ADMUNet, Dropout, dropout_masks, initialise
+from ipdiff.nets.adm import ADMUNet
 from ipdiff.nets.execution import low_precision
-from ipdiff.nets.layers import GroupNorm, twice_differentiable
+from ipdiff.nets.initial import initialise
+from ipdiff.nets.layers import Dropout, GroupNorm, dropout_masks, twice_differentiable
 from ipdiff.pipeline.commands.study.bench import measure, normals
 from ipdiff.rng import Purpose
 from ipdiff.sample_sets.sample import ImageSampler
@@ -65,20 +66,15 @@ def test_the_kernels_are_there() -> None:
     assert kernels.available()
 
 
-@pytest.mark.parametrize("kernel", [True, False])
-def test_the_device_draws_the_same_integers(kernel: bool) -> None:
-    device = DeviceDraws(GPU)
-    if not kernel:
-        device._fill = streams.fill
+@pytest.mark.parametrize("draws", [KernelDraws(GPU), Draws(GPU)])
+def test_the_device_has_the_host_s_numbers(draws: Draws) -> None:
     for shape, lane in (((32, 32, 128), 0), ((5, 5, 3), 9)):
         expected = rng.keep_mask(2**64 - 1, range(8), shape, 19661, step=2**40, lane=lane)
-        found = device.keep_mask(2**64 - 1, range(8), shape, 19661, step=2**40, lane=lane)
+        found = draws.keep_mask(2**64 - 1, range(8), shape, 19661, step=2**40, lane=lane)
         assert np.array_equal(found.cpu().numpy(), expected)
-    found = device.normals(3, Purpose.EPS, range(64), (3, 32, 32), step=7).cpu().numpy()
-    expected = rng.normals(3, Purpose.EPS, range(64), (3, 32, 32), step=7)
-    if kernel:  # it fuses no two operations
-        assert np.array_equal(found, expected)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    index, step = torch.arange(64, device=GPU), torch.tensor([7], device=GPU)
+    found = draws.normals(3, Purpose.EPS, index, (3, 32, 32), step=step).cpu().numpy()
+    assert np.array_equal(found, rng.normals(3, Purpose.EPS, range(64), (3, 32, 32), step=7))  # no two are fused
 
 
 NORMS = [

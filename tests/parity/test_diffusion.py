@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ipdiff.diffusion import GaussianDiffusion
-from ipdiff.nets import ADMUNet
+from ipdiff.nets.adm import ADMUNet
 from ipdiff.schedule import make_betas, respace
 
 ONE_STEP = 500

@@ -316,7 +316,10 @@ def test_nothing_is_read_before_its_header_is_known(tmp_path):
 def test_an_npz_that_expands_without_bound_is_refused(tmp_path):
     np.savez_compressed(tmp_path / "bomb.npz", arr_0=np.zeros((40, 512, 512, 3), np.uint8))
     np.savez_compressed(tmp_path / "small.npz", arr_0=np.zeros((20, 64, 64, 3), np.uint8))
-    with pytest.raises(UserError, match="expands to more than 100 times its own size"):
+    with pytest.raises(
+        UserError,
+        match="over 100 times its own size; if you trust it, pack it without compression",
+    ):
         load_npz(tmp_path / "bomb.npz")
     assert load_npz(tmp_path / "small.npz")["arr_0"].shape == (20, 64, 64, 3)
 
@@ -403,7 +406,7 @@ def test_an_archive_compressed_in_another_way_is_refused(tmp_path, method):
     write_zip(tmp_path / "raw.zip", [("data.mdb", bytes(100))], method)
     assert "data.mdb: is compressed by another method than deflate" in refusal(source("lsun", tmp_path / "raw.zip"))
     write_zip(tmp_path / "a.npz", [("x.npy", npy(np.zeros(3)))], method)
-    with pytest.raises(UserError, match="compressed by another method than numpy's"):
+    with pytest.raises(UserError, match="compressed by another method than deflate"):
         load_npz(tmp_path / "a.npz")
 
 

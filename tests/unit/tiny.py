@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ipdiff.device.spec import Compute
+from ipdiff.device.streams import KernelDraws
 from ipdiff.spec import ADMNetwork, DDPMNetwork, Diffusion, Objective, RunSpec, Training
 from ipdiff.training.host_feeder import HostFeeder
 from ipdiff.training.run import Run
@@ -88,6 +89,14 @@ def flip_bit(path: Path, place: int = -1) -> None:
     data = bytearray(path.read_bytes())
     data[place] ^= 1
     path.write_bytes(data)
+
+
+class Undrawn(KernelDraws):
+    """A GPU's draws on the meta device: tensors of the kernel's shape, without its numbers."""
+
+    def _fill(self, index, step, count, **stream):
+        kind = torch.float32 if stream["threshold"] is None else torch.bool
+        return torch.empty((len(index), count), dtype=kind, device=index.device)
 
 
 class Looks(TorchDispatchMode):

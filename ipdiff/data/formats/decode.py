@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ipdiff.data.formats import filekind
 from ipdiff.data.formats.resize import MAX_PIXELS, PREPROCESS
 from ipdiff.data.spec import Source
-from ipdiff.errors import UserError
+from ipdiff.errors import UserError, brief
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -178,7 +178,7 @@ def _opened(data: bytes, formats: tuple[str, ...]) -> Image:
     except Unusable:
         raise
     except Exception as error:  # decoders raise many kinds on damaged bytes
-        raise Unusable("is damaged", detail=_said(error)) from error
+        raise Unusable("is damaged", detail=brief(error)) from error
 
 
 @contextmanager
@@ -211,17 +211,13 @@ def _another_mode(found: str, source: Source) -> Unusable:
     return Unusable(f"is {found}, not {MODES[source.channels]} (channels: {source.channels})", "mode")
 
 
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split())[:100] or type(error).__name__
-
-
 def _orientation(picture: Image) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return picture.getexif().get(_ORIENTATION, 1)
     except Exception as error:  # as with decoders
-        raise Unusable("has damaged EXIF data", detail=_said(error)) from error
+        raise Unusable("has damaged EXIF data", detail=brief(error)) from error
 
 
 def _turned(picture: Image, orientation: int) -> Image:
@@ -249,13 +245,7 @@ def _converted(picture: Image, found: str, wanted: str) -> Image:
 
 
 def _fitted(picture: Image, source: Source) -> Pixels:
-    preprocess = PREPROCESS[source.chosen_preprocessing]
-    if preprocess is PREPROCESS["none"] and picture.size != (source.image_size, source.image_size):
-        raise Unusable(
-            f"is {picture.width}x{picture.height} pixels, not {source.image_size}x{source.image_size} (image_size)",
-            "size",
-        )
     try:
-        return np.array(preprocess(picture, source.image_size))
+        return np.array(PREPROCESS[source.chosen_preprocessing](picture, source.image_size))
     except ValueError as error:
         raise Unusable(str(error), "size") from error

@@ -2,7 +2,7 @@
 
 An archive is a stranger's. It is refused, with the entry and the reason, where a name leaves the archive or stands
 twice, where an entry is a link, encrypted, or larger than the reader has use for, and where the whole expands to
-more than MAX_EXPANSION times its own size. Nothing is unpacked by name.
+more than MAX_EXPANSION times its own size and MIN_ROOM. Nothing is unpacked by name.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import io
 import lzma
-import os
 import posixpath
 import shutil
 import stat
@@ -23,15 +22,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NoReturn, cast
+from typing import IO
 
 from ipdiff.data.formats import filekind
 from ipdiff.errors import UserError, brief
+from ipdiff.work.files import files_under
 
 MAX_ENTRY = 64 * 2**20
 """Bytes that an entry may expand to, where the reader does not say otherwise."""
 MAX_EXPANSION = 100
 """How many times its own size an archive may expand to."""
+MIN_ROOM = 16 * 2**20
+"""Bytes that an archive may expand to however small it is."""
 
 _DAMAGE = (
     OSError,
@@ -58,17 +60,25 @@ def reading(where: str) -> Iterator[None]:
         raise UserError(f"{where}: cannot be read: {brief(error, 120)}") from error
 
 
+def exactly(stream: IO[bytes], count: int) -> bytes:
+    """So many bytes of a stream; EOFError where it ends before."""
+    data = stream.read(count)
+    if len(data) < count:
+        raise EOFError("it ends early")
+    return data
+
+
 @dataclass(frozen=True)
 class Entry:
     """A file inside a directory or an archive."""
 
     where: str
     size: int
-    opener: Callable[[], BinaryIO]
+    opener: Callable[[], IO[bytes]]
     path: Path | None = None
 
     @contextmanager
-    def open(self) -> Iterator[BinaryIO]:
+    def open(self) -> Iterator[IO[bytes]]:
         """Its bytes as a stream; whatever goes wrong while it is read is a UserError with its name."""
         with reading(self.where), self.opener() as stream:
             yield stream
@@ -137,27 +147,18 @@ def shown(name: str, most: int = 80) -> str:
 
 
 def directory(root: Path) -> Files:
-    """The files under a directory; linked directories are not entered."""
-
-    def refuse(error: OSError) -> NoReturn:
+    """The files under a directory, as `files_under` lists them: what a recipe's digest of it counts."""
+    try:
+        names = {path.relative_to(root).as_posix(): path for path in files_under(root)}
+    except OSError as error:
         raise UserError(f"{error.filename}: cannot be listed: {error.strerror}") from error
-
-    files: Files = {}
-    for folder, _, leaves in os.walk(root, onerror=refuse):
-        for leaf in leaves:
-            path = Path(folder, leaf)
-            name = path.relative_to(root).as_posix()
-            where = f"{root}: {shown(name)}"
-            if any("\ud800" <= letter <= "\udfff" for letter in name):
-                raise UserError(f"{where}: the name is not UTF-8, which DVC cannot record; rename it")
-            files[name] = plain(path, where)
-    return files
+    return {name: plain(path, f"{root}: {shown(name)}") for name, path in names.items()}
 
 
 def plain(path: Path, where: str = "") -> Entry:
     """A file of its own."""
 
-    def opener() -> BinaryIO:
+    def opener() -> IO[bytes]:
         if not path.is_file():
             raise ValueError("it is missing or no plain file")
         return path.open("rb")
@@ -193,44 +194,32 @@ def _zip(path: Path, stack: ExitStack, max_entry: int | None) -> Files:
             reason = "is encrypted"
         elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             reason = "is compressed by another method than deflate"
-        admit(info.filename, info.file_size, partial(_open_zipped, archive, info), reason)
+        admit(info.filename, info.file_size, partial(archive.open, info), reason)
     return files
 
 
-def _open_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> BinaryIO:
-    return cast(BinaryIO, archive.open(info))
-
-
 def _tar(path: Path, stack: ExitStack, max_entry: int | None) -> Files:
-    limit = MAX_EXPANSION * path.stat().st_size + 2**20
-    stream = stack.enter_context(_Bounded(stack.enter_context(gzip.open(path)), limit))
     files, admit = _admission(path, max_entry)
+    stream = stack.enter_context(_Bounded(stack.enter_context(gzip.open(path)), _room(path) + 2**20))
     with reading(str(path)):
         archive = stack.enter_context(tarfile.open(fileobj=stream, mode="r:"))
         for member in archive:  # the check comes before the member's bytes are passed over
             if member.isdir():
                 continue
             reason = "" if member.isreg() and not member.issparse() else "is a link or no plain file"
-            admit(member.name, member.size, partial(_open_tarred, archive, member), reason)
+            admit(member.name, member.size, partial(archive.extractfile, member), reason)
         while stream.read(1 << 20):  # tarfile stops before the checksum at the end
             pass
     return files
 
 
-def _open_tarred(archive: tarfile.TarFile, member: tarfile.TarInfo) -> BinaryIO:
-    stream = archive.extractfile(member)
-    if stream is None:
-        raise ValueError("no plain file")
-    return cast(BinaryIO, stream)
-
-
 def _admission(path: Path, max_entry: int | None) -> tuple[Files, Callable[..., None]]:
     """A table of entries and the function that admits one to it or refuses the archive."""
     files: Files = {}
-    most = MAX_EXPANSION * path.stat().st_size
+    most = _room(path)
     total = 0
 
-    def admit(name: str, size: int, opener: Callable[[], BinaryIO], reason: str) -> None:
+    def admit(name: str, size: int, opener: Callable[[], IO[bytes]], reason: str) -> None:
         nonlocal total
         total += size
         name = name.replace("\\", "/")  # as some packers on Windows write it
@@ -244,12 +233,17 @@ def _admission(path: Path, max_entry: int | None) -> tuple[Files, Callable[..., 
             raise UserError(f"{path}: {shown(name)}: {reason}; pack the archive again without it")
         if total > most:
             raise UserError(
-                f"{path}: expands to {total} bytes or more, over {MAX_EXPANSION} times its own size; unpack it "
-                "yourself and give the directory if you trust it"
+                f"{path}: expands to {total} bytes or more, over {MAX_EXPANSION} times its own size; if you "
+                "trust it, pack it without compression, or unpack it yourself and give the directory"
             )
         files[name] = Entry(f"{path}: {shown(name)}", size, opener)
 
     return files, admit
+
+
+def _room(path: Path) -> int:
+    """Bytes that an archive may expand to."""
+    return max(MIN_ROOM, MAX_EXPANSION * path.stat().st_size)
 
 
 def _bad_name(name: str) -> str:

@@ -25,7 +25,7 @@ _CROP_TOP, _CROP_LEFT, _CROP_SIDE = 57, 25, 128
 def none(image: Image, size: int) -> Pixels:
     """The image as it is. Raises ValueError if its size is another."""
     if image.size != (size, size):
-        raise ValueError(f"the image is {image.width}x{image.height} pixels, not {size}x{size}")
+        raise ValueError(f"is {image.width}x{image.height} pixels, not {size}x{size} (image_size)")
     return pixels(image)
 
 

@@ -53,10 +53,7 @@ def _binary(batch: files.Entry) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.
         raise UserError(f"{batch.where}: has {batch.size} bytes, no whole number of records of {record}{hint}")
     with batch.open() as stream:
         for start in range(0, count, BLOCK):
-            size = min(BLOCK, count - start) * record
-            data = stream.read(size)
-            if len(data) < size:
-                raise EOFError("it ends early")
+            data = files.exactly(stream, min(BLOCK, count - start) * record)
             records = np.frombuffer(data, np.uint8).reshape(-1, record)
             yield records[:, 1:], records[:, 0].astype(np.int64)
 

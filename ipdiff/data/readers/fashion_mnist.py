@@ -29,13 +29,13 @@ def read(
     """The training images and labels, as two archives or as a directory that holds both."""
     images, labels = (_find(paths, name) for name in (IMAGES, LABELS))
     with _idx(labels, (None,)) as (shape, stream):
-        numbers = np.frombuffer(_exactly(stream, shape[0]), np.uint8).astype(np.int64)
+        numbers = np.frombuffer(files.exactly(stream, shape[0]), np.uint8).astype(np.int64)
         if len(numbers) == 0 or numbers.max() >= CLASSES:
             raise ValueError(f"there are no labels, or one outside 0..{CLASSES - 1}")
     with _idx(images, (len(numbers), 28, 28)) as (_, stream):
         for start in range(0, len(numbers), BLOCK):
             part = numbers[start : start + BLOCK]
-            data = _exactly(stream, len(part) * 28 * 28)
+            data = files.exactly(stream, len(part) * 28 * 28)
             yield np.frombuffer(data, np.uint8).reshape(-1, 28, 28, 1), part
 
 
@@ -56,22 +56,16 @@ def _idx(entry: files.Entry, expected: tuple[int | None, ...]) -> Iterator[tuple
         if kind.name != "gzip":
             raise ValueError(f"is no gzip file; it is {kind.words}")
         packed.seek(0)
-        with gzip.open(packed) as stream:
-            magic = int.from_bytes(_exactly(stream, 4))
+        with gzip.open(packed) as unpacked:
+            stream = cast(BinaryIO, unpacked)
+            magic = int.from_bytes(files.exactly(stream, 4))
             if magic != 0x800 + len(expected):
                 raise ValueError(f"has magic number {magic}; expected {0x800 + len(expected)}")
-            shape = struct.unpack(f">{len(expected)}I", _exactly(stream, 4 * len(expected)))
+            shape = struct.unpack(f">{len(expected)}I", files.exactly(stream, 4 * len(expected)))
             if any(wanted not in (None, found) for wanted, found in zip(expected, shape, strict=True)):
                 raise ValueError(f"has shape {list(shape)}; expected {list(expected)}")
             if np.prod(shape, dtype=object) > files.MAX_EXPANSION * entry.size:
                 raise ValueError(f"says it has shape {list(shape)}, over {files.MAX_EXPANSION} times its own size")
-            yield shape, cast(BinaryIO, stream)
+            yield shape, stream
             if stream.read(1):
                 raise ValueError(f"goes on after its shape {list(shape)} is filled")
-
-
-def _exactly(stream: BinaryIO | gzip.GzipFile, count: int) -> bytes:
-    data = stream.read(count)
-    if len(data) < count:
-        raise EOFError("it ends early")
-    return data

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ipdiff.data.formats import files
 from ipdiff.data.formats.planes import to_nhwc
-from ipdiff.data.npy import NpyReader
+from ipdiff.data.npy import Header
 from ipdiff.data.spec import Source
 from ipdiff.errors import UserError
 
@@ -63,10 +63,10 @@ def _batch(entry: files.Entry, scratch: Path) -> Iterator[tuple[NDArray[np.uint8
 
 def _labels(entry: files.Entry) -> NDArray[np.int64]:
     with entry.open() as stream:
-        reader = NpyReader(stream, entry.size)
-        if reader.dtype.kind not in "iu" or len(reader.shape) != 1:
-            raise ValueError(f"labels are {reader.dtype} {list(reader.shape)}; expected whole numbers [n]")
-        labels = np.concatenate([np.zeros(0, np.int64), *reader.blocks(2**16)]).astype(np.int64)
+        header = Header.read(stream, entry.size)
+        if header.dtype.kind not in "iu" or len(header.shape) != 1:
+            raise ValueError(f"labels are {header.dtype} {list(header.shape)}; expected whole numbers [n]")
+        labels = header.fill(stream).astype(np.int64)
         if len(labels) == 0 or labels.min() < 1 or labels.max() > CLASSES:
             raise ValueError(f"there are no labels, or one outside 1..{CLASSES}")
     return labels - 1
@@ -74,13 +74,13 @@ def _labels(entry: files.Entry) -> NDArray[np.int64]:
 
 def _rows(entry: files.Entry, labels: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
     with entry.open() as stream:
-        reader = NpyReader(stream, entry.size)
-        if reader.dtype != np.uint8 or reader.shape != (len(labels), PIXELS):
+        header = Header.read(stream, entry.size)
+        if header.dtype != np.uint8 or header.shape != (len(labels), PIXELS):
             raise ValueError(
-                f"data is {reader.dtype} {list(reader.shape)}; expected uint8 [{len(labels)}, {PIXELS}], "
+                f"data is {header.dtype} {list(header.shape)}; expected uint8 [{len(labels)}, {PIXELS}], "
                 "one row for each label"
             )
         start = 0
-        for block in reader.blocks(BLOCK):
+        for block in header.blocks(stream, BLOCK):
             yield to_nhwc(block, 32), labels[start : start + len(block)]
             start += len(block)

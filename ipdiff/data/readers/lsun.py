@@ -62,17 +62,10 @@ def _values(path: Path, where: str) -> Iterator[tuple[bytes, bytes]]:
 
 def _record(stream: IO[bytes], where: str) -> tuple[bytes, bytes] | None:
     """The next (key, value), None at the end; EOFError if the stream breaks off."""
-    sizes = lmdb_values.RECORD.unpack(_exactly(stream, lmdb_values.RECORD.size))
+    sizes = lmdb_values.RECORD.unpack(files.exactly(stream, lmdb_values.RECORD.size))
     if sizes == (0, 0):
         return None
-    key = _exactly(stream, min(sizes[0], _LONGEST_KEY))
+    key = files.exactly(stream, min(sizes[0], _LONGEST_KEY))
     if sizes[1] > files.MAX_ENTRY:
         raise UserError(f"{where} {_shown(key)}: has more than {files.MAX_ENTRY} bytes")
-    return key, _exactly(stream, sizes[1])
-
-
-def _exactly(stream: IO[bytes], count: int) -> bytes:
-    data = stream.read(count)
-    if len(data) < count:
-        raise EOFError
-    return data
+    return key, files.exactly(stream, sizes[1])

@@ -7,7 +7,7 @@ from functools import cache
 from importlib.util import find_spec
 
 SWITCH = "IPDIFF_KERNELS"
-"""Environment variable: 0 leaves the work to torch's own operations; the same integers, norms of other last bits."""
+"""Environment variable: 0 leaves norms to torch, with other last bits, and random numbers to the host."""
 
 
 @cache

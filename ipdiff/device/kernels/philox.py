@@ -1,4 +1,4 @@
-"""The streams of `ipdiff.rng` as one kernel: Philox4x64-10, then words, normals or dropout masks.
+"""The streams of `ipdiff.rng` as one kernel: Philox4x64-10, then normals or dropout masks.
 
 A thread makes one block of the counter: four words. The operations of Box-Muller are those of `rng.box_muller` in
 float64, none fused with another, so that a GPU's normals have numpy's bits.
@@ -12,15 +12,10 @@ Source: Philox4x64-10, Salmon et al. 2011.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-KINDS = {"words": (0, torch.int64), "normals": (1, torch.float32), "mask": (2, torch.int32)}
-"""What the kernel makes of the words: its name for it, and its dtype (of a mask: four bools together)."""
 
 BLOCK = 256
 """Counters a program."""
@@ -114,7 +109,7 @@ def _kept(word, threshold):
 
 
 @triton.jit(do_not_specialize=["seed", "purpose", "lane", "threshold"])
-def _fill(out, index, step, seed, purpose, lane, threshold, blocks, total, KIND: tl.constexpr, BLOCK: tl.constexpr):
+def _fill(out, index, step, seed, purpose, lane, threshold, blocks, total, MASK: tl.constexpr, BLOCK: tl.constexpr):
     """Four numbers of `out` for each of `total` counters, `blocks` of them an image."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < total
@@ -128,36 +123,39 @@ def _fill(out, index, step, seed, purpose, lane, threshold, blocks, total, KIND:
         zero + tl.load(step).to(tl.uint64),
         zero + lane.to(tl.uint64),
     )
-    if KIND == 0:
-        v0, v1, v2, v3 = w0.to(tl.int64), w1.to(tl.int64), w2.to(tl.int64), w3.to(tl.int64)
-    elif KIND == 1:
-        v0, v1 = _pair(w0, w1)
-        v2, v3 = _pair(w2, w3)
-    else:
+    if MASK:
         v0, v1 = _kept(w0, threshold), _kept(w1, threshold)
         v2, v3 = _kept(w2, threshold), _kept(w3, threshold)
+    else:
+        v0, v1 = _pair(w0, w1)
+        v2, v3 = _pair(w2, w3)
     four = tl.interleave(tl.interleave(v0, v2), tl.interleave(v1, v3))
     to = tl.program_id(0).to(tl.int64) * (4 * BLOCK) + tl.arange(0, 4 * BLOCK)
     tl.store(out + to, four, to < 4 * total)
 
 
 def fill(
-    kind: Literal["words", "normals", "mask"],
-    index: Tensor,
-    step: Tensor,
-    count: int,
-    *,
-    seed: int,
-    purpose: int,
-    lane: int,
-    threshold: int,
+    index: Tensor, step: Tensor, count: int, *, seed: int, purpose: int, lane: int = 0, threshold: int | None = None
 ) -> Tensor:
-    """Draw whole blocks of one stream; arguments and result as of `ipdiff.device.streams.fill`, on a GPU."""
-    name, dtype = KINDS[kind]
-    blocks = (count + 3) // 4
+    """Draw whole blocks of one stream.
+
+    Args:
+        index: [n] int64 on the GPU: images.
+        step: int64 on the GPU, one element: optimiser update or reverse step.
+        count: numbers an image.
+        seed: 0 <= seed < 2**64.
+        purpose: which stream.
+        lane: third coordinate.
+        threshold: draw a mask, true where 16 bits are at least this; normals if None.
+
+    Returns:
+        [n, 4 b] float32 normals or [n, 16 b] bool, b the blocks that hold `count`.
+    """
+    mask = threshold is not None
+    blocks = triton.cdiv(count, 16 if mask else 4)
     total = len(index) * blocks
-    out = torch.empty((len(index), 4 * blocks), dtype=dtype, device=index.device)
+    out = torch.empty((len(index), 4 * blocks), dtype=torch.int32 if mask else torch.float32, device=index.device)
     _fill[(triton.cdiv(total, BLOCK),)](
-        out, index, step, seed, purpose, lane, threshold, blocks, total, name, BLOCK, enable_fp_fusion=False
+        out, index, step, seed, purpose, lane, threshold or 0, blocks, total, mask, BLOCK, enable_fp_fusion=False
     )
-    return out.view(torch.bool) if kind == "mask" else out
+    return out.view(torch.bool) if mask else out

@@ -14,7 +14,7 @@ from unit.raw_data import prepared, source
 from ipdiff.data import prepare
 from ipdiff.data.arrays import load_npz, save_npz, stream_npz
 from ipdiff.data.images import load_images, to_network, to_uint8
-from ipdiff.data.npy import NpyReader, npy_rows
+from ipdiff.data.npy import Header, npy_rows
 from ipdiff.data.spec import Source
 from ipdiff.errors import IntegrityError, UserError
 from ipdiff.pipeline.store.artifact import file_digest
@@ -75,8 +75,8 @@ def test_npy_written_in_blocks_is_that_of_numpy(tmp_path, row):
     np.save(tmp_path / "whole.npy", whole)
     assert (tmp_path / "blocks.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
     with (tmp_path / "whole.npy").open("rb") as stream:
-        reader = NpyReader(stream, (tmp_path / "whole.npy").stat().st_size)
-        np.testing.assert_array_equal(np.concatenate(list(reader.blocks(7))), whole)
+        header = Header.read(stream, (tmp_path / "whole.npy").stat().st_size)
+        np.testing.assert_array_equal(np.concatenate(list(header.blocks(stream, 7))), whole)
 
 
 def test_npy_blocks_of_another_shape_or_dtype(tmp_path):

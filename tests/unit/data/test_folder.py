@@ -339,6 +339,16 @@ def test_names_in_archives(tmp_path):
     assert f"{'x' * 37}...{'x' * 36}.png: is empty" in refusal(folder(path, 1))
 
 
+def test_a_repository_in_a_directory_is_no_part_of_it(tmp_path):
+    """The digest of a raw directory leaves it out, and so does what the recipe says was read."""
+    raw = tmp_path / "raw"
+    (raw / ".git").mkdir(parents=True)
+    (raw / ".git" / "config").write_text("")
+    (raw / ".hidden").write_text("")
+    (raw / "1.png").write_bytes(data(grey(1)))
+    assert noted(folder(raw, 1), tmp_path)["passed_over"] == {"hidden": 1}
+
+
 def test_names_that_are_not_utf8(tmp_path):
     path = tmp_path / "raw.zip"
     write_zip(path, [("r\xe9.png", data(grey(1)))])  # zipfile marks it as UTF-8
@@ -355,7 +365,7 @@ def test_names_that_are_not_utf8(tmp_path):
     raw.mkdir()
     with open(os.fsencode(raw) + b"/r\xe9.png", "wb") as file:
         file.write(data(grey(1)))
-    assert "raw: r\\udce9.png: the name is not UTF-8, which DVC cannot record; rename it" in refusal(folder(raw, 1))
+    assert "raw/r\udce9.png: the name is not UTF-8, so DVC cannot record it; rename" in refusal(folder(raw, 1))
 
 
 TOO_LARGE = {

@@ -46,7 +46,7 @@ def test_batches_in_the_order_of_their_numbers(tmp_path):
         (npz(data=ROWS, labels=LABELS[:, None]), "labels are int64 [4, 1]"),
         (npz(data=ROWS[:0], labels=LABELS[:0]), "there are no labels"),
         (npz(labels=LABELS), "no data.npy"),
-        (npz(compress=True, data=np.zeros((4000, 3072), np.uint8), labels=np.ones(4000, int)), "over 100 times"),
+        (npz(compress=True, data=np.zeros((6000, 3072), np.uint8), labels=np.ones(6000, int)), "over 100 times"),
         (GOOD[:-100], "train_data_batch_2.npz: cannot be read"),
         (b"<html>log in", "train_data_batch_2.npz: neither a directory nor a readable .zip or .tar.gz; it is an HTML"),
     ],

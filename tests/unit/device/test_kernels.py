@@ -13,9 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from unit.tiny import ADM, IMAGES, advance, change
 
-from ipdiff import nets, rng
-from ipdiff.device import kernels, streams
-from ipdiff.device.streams import DeviceDraws
+from ipdiff import rng
+from ipdiff.device import kernels
+from ipdiff.device.streams import KernelDraws
+from ipdiff.nets import layers
+from ipdiff.nets.adm import ADMUNet
+from ipdiff.nets.initial import initialise
 from ipdiff.rng import Purpose
 from ipdiff.spec import ADMNetwork
 from ipdiff.training.device_feeder import DeviceFeeder
@@ -30,38 +33,34 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # looked at when a kernel is defined: before any test has run
 
 
-def by_kernel() -> DeviceDraws:
-    """Draws by the kernel."""
-    from ipdiff.device.kernels import philox
-
-    device = DeviceDraws(torch.device("cpu"))
-    device._fill = philox.fill
-    return device
-
-
-@pytest.fixture
-def philox() -> DeviceDraws:
-    return by_kernel()
+DRAWS = KernelDraws(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31 + 5, 2**63 - 1, 2**63 + 11, 2**64 - 1])
 @pytest.mark.parametrize(("index", "step", "lane"), [(range(3), 0, 0), ([2**62, 5], 2**63 + 3, 2), ([9], 12, 35)])
-def test_the_kernel_draws_numpy_s_words(philox, seed, index, step, lane):
-    for count in (1, 4, 30):
-        raw = philox.words(seed, Purpose.XI, index, count, step=step, lane=lane)
-        expected = rng.words(seed, Purpose.XI, index, count, step=step, lane=lane)
-        assert np.array_equal(raw.contiguous().numpy().view(np.uint64), expected)
+def test_the_kernel_draws_from_numpy_s_words(seed, index, step, lane):
+    for shape in ((1,), (2, 2), (30,)):
+        found = DRAWS.normals(seed, Purpose.XI, index, shape, step=step)
+        assert np.array_equal(found.numpy(), rng.normals(seed, Purpose.XI, index, shape, step=step))
+        for threshold in (1, 19661, 32768, 65535):
+            mask = DRAWS.keep_mask(seed, index, shape, threshold, step=step, lane=lane)
+            assert np.array_equal(mask.numpy(), rng.keep_mask(seed, index, shape, threshold, step=step, lane=lane))
+
+
+def test_a_seed_of_more_bits_is_refused():
+    with pytest.raises(ValueError, match="use 0 <= seed"):
+        DRAWS.normals(-1, Purpose.EPS, range(2), (4,))
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 5, 5), (1,)])
-def test_the_kernel_s_normals_have_numpy_s_bits(philox, shape):
-    found = philox.normals(5, Purpose.EPS, torch.arange(40, 52), shape, step=torch.tensor([3]))
+def test_the_kernel_s_normals_have_numpy_s_bits(shape):
+    found = DRAWS.normals(5, Purpose.EPS, torch.arange(40, 52), shape, step=torch.tensor([3]))
     assert np.array_equal(found.numpy(), rng.normals(5, Purpose.EPS, range(40, 52), shape, step=3))
 
 
 @pytest.mark.parametrize(("shape", "lane"), [((4, 4, 8), 0), ((3, 3, 5), 7)])
-def test_the_kernel_s_masks_are_numpy_s(philox, shape, lane):
-    found = philox.keep_mask(1, range(6), shape, 19661, step=4, lane=lane)
+def test_the_kernel_s_masks_are_numpy_s(shape, lane):
+    found = DRAWS.keep_mask(1, range(6), shape, 19661, step=4, lane=lane)
     assert found.dtype == torch.bool
     assert np.array_equal(found.numpy(), rng.keep_mask(1, range(6), shape, 19661, step=4, lane=lane))
 
@@ -167,10 +166,8 @@ def test_kernels_can_be_switched_off(monkeypatch):
 
 def test_a_network_through_the_kernels(monkeypatch):
     """The whole ADM network with every norm in the kernels has the gradients it has without them."""
-    net = nets.ADMUNet(8, 16, 6, 1, (4,), (1, 2), num_head_channels=8, norm_groups=4).to(
-        memory_format=torch.channels_last
-    )
-    nets.initialise(net, lambda index, count: np.random.default_rng(index).random(count))
+    net = ADMUNet(8, 16, 6, 1, (4,), (1, 2), num_head_channels=8, norm_groups=4).to(memory_format=torch.channels_last)
+    initialise(net, lambda index, count: np.random.default_rng(index).random(count))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in net.parameters():
@@ -207,7 +204,7 @@ def test_updates_through_all_kernels(monkeypatch):
     )
     reference = advance(Run(spec, IMAGES), 2)
     run = Run(spec, IMAGES)
-    run.draws = by_kernel()
+    run.draws = DRAWS
     feeder = DeviceFeeder(run)
     monkeypatch.setattr("ipdiff.nets.layers._takes_kernels", lambda input: True)
     for _ in range(2):
@@ -223,8 +220,7 @@ def test_updates_through_all_kernels(monkeypatch):
 
 def test_kernels_are_for_gpus_only():
     x = torch.zeros(1, 4, 2, 2).to(memory_format=torch.channels_last)
-    assert not nets.layers._takes_kernels(x)
-    assert DeviceDraws(torch.device("cpu"))._fill is streams.fill
+    assert not layers._takes_kernels(x)
 
 
 COMPILE = """
@@ -244,10 +240,10 @@ def compiled(kernel, options=None, **known):
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options or {})
 
 whole = dict.fromkeys(("purpose", "lane", "threshold", "blocks", "total"), "i32")
-for kind, dtype in ((0, "*i64"), (1, "*fp32"), (2, "*i32")):
+for mask, dtype in ((False, "*fp32"), (True, "*i32")):
     for seed in ("i32", "i64", "u64"):
         found = compiled(philox._fill, {"enable_fp_fusion": False}, out=dtype, index="*i64", step="*i64", seed=seed,
-                         KIND=kind, BLOCK=philox.BLOCK, **whole)
+                         MASK=mask, BLOCK=philox.BLOCK, **whole)
         assert "fma.rn.f64" not in found.asm["ptx"]
 for channels, groups, one in ((128, 32, False), (384, 32, False), (15, 3, True)):
     tiles = norm._Tiles(2, 1024, channels, groups)

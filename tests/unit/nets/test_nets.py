@@ -13,8 +13,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ipdiff.nets import ADMUNet, DDPMUNet, dropout_masks, initialise, keep_threshold, twice_differentiable
-from ipdiff.nets.layers import Dropout, GroupNorm, UNet, ZeroConv2d, ZeroPointwiseConv
+from ipdiff.nets import ADMUNet, DDPMUNet
+from ipdiff.nets.initial import initialise
+from ipdiff.nets.layers import (
+    Dropout,
+    GroupNorm,
+    UNet,
+    ZeroConv2d,
+    ZeroPointwiseConv,
+    dropout_masks,
+    keep_threshold,
+    twice_differentiable,
+)
 
 DIGITS: dict[str, Any] = {
     "image_size": 8,
@@ -104,14 +114,14 @@ def test_evaluation_changes_no_argument(make: Any) -> None:
     """Activations are overwritten where no gradient is recorded; arguments are not."""
     net = filled(make)
     x, t = batch()
-    emb = net.time_embedding(t).detach()
-    copies = x.clone(), t.clone(), emb.clone()
+    projected = net.project(net.time_embedding(t)).detach()
+    copies = x.clone(), t.clone(), projected.clone()
     with torch.inference_mode():
-        first = net.forward_embedded(x, emb)
+        first = net.forward_projected(x, projected)
         again = net(x, t)
     with torch.enable_grad():
         recorded = net(x, t).detach()
-    assert all(torch.equal(a, b) for a, b in zip((x, t, emb), copies, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip((x, t, projected), copies, strict=True))
     assert torch.equal(first, again)
     torch.testing.assert_close(recorded, again, atol=1e-5, rtol=0)
 
@@ -168,21 +178,21 @@ def test_labels_select_and_are_checked() -> None:
     ("make", "change", "message"),
     [
         (ADMUNet, {"norm_groups": 32}, "norm_groups=32 does not divide a layer's 16 channels"),
-        (DDPMUNet, {"norm_groups": 0}, "norm_groups=0 does not divide a layer's 16 channels"),
+        (DDPMUNet, {"norm_groups": 0}, "norm_groups is 0; use 1 or more"),
         (ADMUNet, {"attention_resolutions": (16, 4)}, "attention_resolutions has [16], but the image sizes"),
         (DDPMUNet, {"attention_resolutions": (3,)}, "attention_resolutions has [3], but the image sizes"),
         (ADMUNet, {"image_size": 9}, "image_size=9 is not divisible by 2 = 2^(levels - 1)"),
         (ADMUNet, {"image_size": 0}, "image_size=0 is not divisible by 2"),
         (DDPMUNet, {"channel_mult": (1,) * 5}, "image_size=8 is not divisible by 16"),
-        (ADMUNet, {"channel_mult": ()}, "channel_mult=() and num_res_blocks=1 must be one or more"),
-        (DDPMUNet, {"num_res_blocks": 0}, "num_res_blocks=0 must be one or more"),
+        (ADMUNet, {"channel_mult": ()}, "channel_mult is empty; it has one number for each level"),
+        (DDPMUNet, {"num_res_blocks": 0}, "num_res_blocks is 0; use 1 or more"),
         (ADMUNet, {"num_head_channels": 24}, "num_head_channels=24 does not divide the 32 channels"),
         (ADMUNet, {"num_head_channels": None, "num_heads": 5}, "num_heads=5 does not divide the 32 channels"),
         (ADMUNet, {"model_channels": 15}, "model_channels=15 is not even"),
         (DDPMUNet, {"model_channels": 2}, "model_channels=2 is not an even number >= 4"),
         (ADMUNet, {"num_classes": 0}, "num_classes=0"),
-        (ADMUNet, {"dropout": 1.0}, "dropout=1.0 is not a probability"),
-        (DDPMUNet, {"dropout": -0.1}, "dropout=-0.1 is not a probability"),
+        (ADMUNet, {"dropout": 1.0}, "dropout is 1.0; use 0 or more and less than 1"),
+        (DDPMUNet, {"dropout": -0.1}, "dropout is -0.1; use 0 or more and less than 1"),
     ],
 )
 def test_bad_arguments_are_named_in_one_line(make: Any, change: dict[str, Any], message: str) -> None:

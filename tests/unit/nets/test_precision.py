@@ -15,9 +15,10 @@ from unit.tiny import ADM, IMAGES, RUNS, advance, change
 from ipdiff.device import compute
 from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError
-from ipdiff.nets import Dropout, build, dropout_masks, prepare_for_sampling
+from ipdiff.nets import build
 from ipdiff.nets.execution import low_precision
-from ipdiff.nets.layers import GroupNorm
+from ipdiff.nets.inference import prepare_for_sampling
+from ipdiff.nets.layers import Dropout, GroupNorm, dropout_masks
 from ipdiff.sample_sets.sample import ImageSampler
 from ipdiff.sample_sets.spec import Sampler
 from ipdiff.training.run import Run

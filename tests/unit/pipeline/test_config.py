@@ -309,7 +309,7 @@ def test_a_whole_number_that_is_none_or_too_long_to_read(tmp_path: Path) -> None
         ("adm", {"num_head_channels": 32}, "num_head_channels=32 does not divide the 16 channels"),
         ("adm", {"num_heads": 16, "attention_resolutions": [8]}, "num_heads=16 does not divide the 8 channels"),
         ("adm", {"attention_resolutions": [16]}, "attention_resolutions has [16], but"),
-        ("adm", {"channel_mult": []}, "channel_mult=() and num_res_blocks=1 must be one or more"),
+        ("adm", {"channel_mult": []}, "channel_mult is empty; it has one number for each level"),
         ("ddpm", {"model_channels": 2, "norm_groups": 2}, "model_channels=2 is not an even number >= 4"),
         ("ddpm", {"channel_mult": [2, 2], "norm_groups": 16}, "norm_groups=16 does not divide a layer's 8 channels"),
     ],
@@ -341,7 +341,8 @@ def test_networks_are_refused_as_they_could_not_be_built(
 ) -> None:
     import torch
 
-    from ipdiff.nets import ADMUNet, DDPMUNet
+    from ipdiff.nets.adm import ADMUNet
+    from ipdiff.nets.ddpm import DDPMUNet
 
     if family == "adm":
         wanted, kind = ADMNetwork(**net, num_heads=heads, num_head_channels=head_channels), ADMUNet

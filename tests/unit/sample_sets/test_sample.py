@@ -14,13 +14,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
-from unit.tiny import IMAGES, RUNS, Looks, advance, change
+from unit.tiny import IMAGES, RUNS, Looks, Undrawn, advance, change
 
 from ipdiff import rng
 from ipdiff.data.arrays import save_npz, stream_npz
 from ipdiff.data.images import to_network, to_uint8
 from ipdiff.device.spec import Compute
-from ipdiff.device.streams import DeviceDraws
 from ipdiff.diffusion import GaussianDiffusion
 from ipdiff.errors import Preempted, UserError
 from ipdiff.rng import Purpose
@@ -453,7 +452,7 @@ def test_a_step_of_a_chain_neither_looks_at_values_nor_sends_any(name, sampler, 
     meta = torch.device("meta")
     monkeypatch.setattr("ipdiff.sample_sets.sample.configure", lambda compute: meta)
     drawer = sampler(name)
-    drawer.draws = DeviceDraws(meta)
+    drawer.draws = Undrawn(meta)
     chain = drawer.program(3)
     chain._step()
     with Looks() as looks:

@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 import torch
 from patience import wait_until
-from unit.tiny import IMAGES, RUNS, Looks, advance, change
+from unit.tiny import IMAGES, RUNS, Looks, Undrawn, advance, change
 
 from ipdiff.data.batches import batch_indices
 from ipdiff.data.prefetch import DEPTH, Prefetch
 from ipdiff.device.spec import Compute
-from ipdiff.device.streams import DeviceDraws
 from ipdiff.errors import Preempted, UserError
 from ipdiff.training import device_feeder, optimizer, segment
 from ipdiff.training.device_feeder import DeviceFeeder
@@ -39,7 +38,7 @@ def short_pieces(monkeypatch):
     """Pieces of 4 updates, so that a few updates meet every edge of them."""
     monkeypatch.setattr(device_feeder, "EVERY", 4)
     yield
-    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
 @pytest.fixture
@@ -47,9 +46,8 @@ def made():
     """Makes feeders, and ends their threads; `log2`: with float16's loss scale, which a CPU trains in float32."""
     feeders = []
 
-    def make(spec=SPEC, steps=0, state=None, log2=None, draws=None):
+    def make(spec=SPEC, steps=0, state=None, log2=None):
         run = Run(spec, IMAGES)
-        run.draws = draws or run.draws
         run.scale = None if log2 is None else optimizer.LossScale(log2)
         if state is not None:
             run.load(state)
@@ -79,7 +77,7 @@ def assert_near(found, expected, rtol=1e-3, atol=3e-4):
 def test_it_trains_as_the_host_does(name, here, made, monkeypatch):
     monkeypatch.setattr("ipdiff.data.images.fits", lambda images, device: here)
     reference = advance(Run(WHOLE[name], IMAGES), 7)
-    feeder = made(WHOLE[name], 7, draws=DeviceDraws(CPU))
+    feeder = made(WHOLE[name], 7)
     assert feeder.step == 7
     assert len(feeder.run.losses) == feeder.run.step == 4  # the second piece is under way
     state = feeder.settle().state()
@@ -225,7 +223,7 @@ def test_an_update_neither_looks_at_values_nor_sends_any(name, monkeypatch):
     monkeypatch.setattr("ipdiff.training.run.configure", lambda compute: meta)
     monkeypatch.setattr("ipdiff.training.run.initialise", lambda net, uniforms: None)
     run = Run(WHOLE[name], IMAGES)
-    run.draws = DeviceDraws(meta)
+    run.draws = Undrawn(meta)
     feeder = DeviceFeeder(run)
     monkeypatch.setattr(run.optimizer, "step", lambda lr, *, skip: None)
     feeder._run_update()  # the diffusion's tables are then where they are wanted
