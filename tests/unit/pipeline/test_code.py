@@ -42,7 +42,7 @@ class Package:
         self.path, self.before = path, before
 
     def digests(self) -> dict[str, str]:
-        code_digests.code_digest.cache_clear()
+        clear()
         return {verb: digest(verb) for verb in STAGES}
 
     def changed(self) -> set[str]:
@@ -60,13 +60,19 @@ class Package:
             stream.write(text)
 
 
+def clear() -> None:
+    """Forget what was read of the package."""
+    for remembered in (code_digests.code_digest, code_digests._reached):
+        remembered.cache_clear()
+
+
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = shutil.copytree(code_digests.PACKAGE, tmp_path / "ipdiff", ignore=shutil.ignore_patterns("__pycache__"))
     before = {verb: digest(verb) for verb in STAGES}  # names of modules count, their place does not
     monkeypatch.setattr(code_digests, "PACKAGE", path)
     yield Package(path, before)
-    code_digests.code_digest.cache_clear()
+    clear()
 
 
 PROBE = '''
