@@ -21,8 +21,6 @@ from ipdiff.pipeline.stages import STAGES, WILDCARDS
 from ipdiff.work import launch
 
 EXPORT_FORMATS = ("safetensors", "guided-diffusion", "diffusers")
-
-
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """What the system says when a disk or a quota is full."""
 DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)

@@ -116,8 +116,7 @@ def render(grid: Grid, study: str) -> str:
     order = {verb: i for i, verb in enumerate(STAGES)}
     ordered = sorted(cells, key=lambda cell: (order[cell.stage.verb], stage_name(cell)))
     for name, group in groupby(ordered, key=stage_name):
-        members = list(group)
-        stages[name] = _exact(members[0], study) if members[0].exact_inputs else _foreach(members, study)
+        stages[name] = _stage(list(group), study)
     if path_of(study).parent != Path():
         for stage in stages.values():
             stage.get("do", stage)["wdir"] = "../.."
@@ -169,18 +168,18 @@ def _body(stage: Stage, study: str, fill: Any, exact: Sequence[str] = ()) -> dic
     return body
 
 
-def _exact(cell: Cell, study: str) -> dict[str, Any]:
-    return _body(cell.stage, study, lambda text: text.format(**cell.bindings), cell.exact_inputs)
-
-
-def _foreach(cells: list[Cell], study: str) -> dict[str, Any]:
+def _stage(cells: list[Cell], study: str) -> dict[str, Any]:
+    """The stage of cells of one name: over all of them, or of the one that has inputs of its own."""
+    first = cells[0]
+    if first.exact_inputs:
+        return _body(first.stage, study, first.fill, first.exact_inputs)
     items = {_key(cell): _Flow(cell.bindings) for cell in cells}
     if len(items) < len(cells):
         keys = [_key(cell) for cell in cells]
         twice = next(key for key in keys if keys.count(key) > 1)
         both = " and ".join(cell.directory for cell in cells if _key(cell) == twice)
         raise ConfigError(f"study {study}: {both} have the same address in DVC, {twice}; rename a data set or model")
-    return {"foreach": items, "do": _body(cells[0].stage, study, _item)}
+    return {"foreach": items, "do": _body(first.stage, study, _item)}
 
 
 def _item(template: str) -> str:

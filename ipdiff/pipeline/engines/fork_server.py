@@ -109,7 +109,11 @@ def server() -> Iterator[None]:
         return
     with ExitStack() as stack:
         try:
-            folder = stack.enter_context(_folder())
+            short = len(os.fsencode(tempfile.gettempdir())) <= _LONGEST
+            where = tempfile.TemporaryDirectory(
+                prefix="ipdiff-", dir=None if short else "/tmp", ignore_cleanup_errors=True
+            )
+            folder = stack.enter_context(where)  # a private one
             process = _launch(path := f"{folder}/socket")
         except OSError as error:
             print(f"ipdiff: {_WITHOUT} ({error.strerror or error})", file=sys.stderr)
@@ -125,12 +129,6 @@ def server() -> Iterator[None]:
                 os.environ[VARIABLE] = before
             process.terminate()
             process.wait()
-
-
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    """A private folder in which a socket can have a name: where temporary files go, if that is a short path."""
-    short = len(os.fsencode(tempfile.gettempdir())) <= _LONGEST
-    return tempfile.TemporaryDirectory(prefix="ipdiff-", dir=None if short else "/tmp", ignore_cleanup_errors=True)
 
 
 def _launch(path: str) -> subprocess.Popen[bytes]:

@@ -10,7 +10,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,28 +40,29 @@ class Cell:
         """Template name -> value."""
         return dict(self.names)
 
-    def _fill(self, templates: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(template.format(**self.bindings) for template in templates)
+    def fill(self, template: str) -> str:
+        """A template of its stage with its names."""
+        return template.format(**self.bindings)
 
     @property
     def directory(self) -> str:
         """Where its files are published; also the cell's name."""
-        return self.stage.directory.format(**self.bindings)
+        return self.fill(self.stage.directory)
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Paths of its outputs, the recipe last."""
-        return self._fill(self.stage.outputs)
+        return tuple(map(self.fill, self.stage.outputs))
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """Paths it reads."""
-        return (*self._fill(self.stage.inputs), *self.exact_inputs)
+        return (*map(self.fill, self.stage.inputs), *self.exact_inputs)
 
     @property
     def params(self) -> tuple[str, ...]:
         """Keys of params.yaml that decide its bytes."""
-        return self._fill(self.stage.params)
+        return tuple(map(self.fill, self.stage.params))
 
     @property
     def code(self) -> str:
@@ -76,7 +77,7 @@ class Cell:
     @property
     def command(self) -> str:
         """The command that makes it."""
-        return self.stage.command.format(**self.bindings)
+        return self.fill(self.stage.command)
 
 
 class Grid:
@@ -85,6 +86,7 @@ class Grid:
     def __init__(self, studies: Studies) -> None:
         """Cells of these studies; a study's file is read when a cell of it is asked for."""
         self.studies = studies
+        self.maker = cache(self._maker)
 
     def of(self, cell: Cell) -> Params:
         """The parameters that a cell is made with: its study's."""
@@ -266,9 +268,16 @@ class Grid:
         """True for a model whose checkpoints come from `ipdiff import`."""
         return self.studies.owner(dataset).model(model).imported
 
-    def maker(self, path: str) -> Cell | None:
+    def _maker(self, path: str) -> Cell | None:
         """The cell that makes a file, or None for raw data."""
-        return _maker(self, path)
+        for stage, pattern in _MADE:
+            if found := pattern.fullmatch(path):
+                names = found.groupdict()
+                if stage.verb not in ("train", IMPORT.verb) or self.is_imported(names["dataset"], names["model"]) == (
+                    stage is IMPORT
+                ):
+                    return self.cell(stage.verb, **names)
+        return None
 
     def targets(self, study: str) -> list[str]:
         """Files that stand for a whole study: its report and its runs' last states."""
@@ -290,18 +299,6 @@ def _pattern(stage: Stage) -> re.Pattern[str]:
 
 
 _MADE = [(stage, _pattern(stage)) for stage in (*STAGES.values(), IMPORT)]
-
-
-@lru_cache(maxsize=100_000)
-def _maker(grid: Grid, path: str) -> Cell | None:
-    for stage, pattern in _MADE:
-        if found := pattern.fullmatch(path):
-            names = found.groupdict()
-            if stage.verb not in ("train", IMPORT.verb) or grid.is_imported(names["dataset"], names["model"]) == (
-                stage is IMPORT
-            ):
-                return grid.cell(stage.verb, **names)
-    return None
 
 
 def rows_of(params: Params, names: Mapping[str, str]) -> Rows:

@@ -145,7 +145,7 @@ class Planner:
         """What these targets need, with everything they are made from.
 
         Raises:
-            UserError: a target is unknown (see `targets.select`).
+            UserError: a target is unknown (see `selection.select`).
         """
         chosen = selection.cells_of(selection.select(self.fresh.grid, names))
         cells = {cell.directory: cell for target in chosen for cell in self.fresh.grid.needed(target)}
