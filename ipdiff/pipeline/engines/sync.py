@@ -235,8 +235,8 @@ class _Lock:
             there = {**entry, "deps": _files(entry["deps"]), "outs": _files(entry["outs"])}
         except (KeyError, TypeError):  # no entry, or a torn one
             return False
-        cached = self.cache is not None and all(dvc_cache.path_in(self.cache, each).exists() for each in outs.values())
-        return there == {**said, "outs": outs} and cached
+        cached = (dvc_cache.path_in(self.cache, digest).exists() for digest in outs.values())
+        return there == {**said, "outs": outs} and all(cached)
 
 
 def _files(entries: list[dict[str, str]]) -> dict[str, str]:

@@ -107,7 +107,7 @@ def _make_way(digests: dict[str, str], force: bool) -> None:
     found = verify.digests_of(path for path in digests if os.path.exists(path))
     other = [path for path, digest in found.items() if digest != digests[path]]
     root = dvc_cache.root()
-    unknown = [path for path in other if root is None or not dvc_cache.path_in(root, found[path]).exists()]
+    unknown = [path for path in other if not dvc_cache.path_in(root, found[path]).exists()]
     if unknown and not force:
         more = f" and {len(unknown) - 1} more files are" if len(unknown) > 1 else " is"
         raise UserError(
@@ -236,7 +236,7 @@ def _discard(wanted: dict[str, str], seen: Verified) -> list[str]:
     for path, digest in wanted.items():
         copies_of.setdefault(digest, []).append(path)
     for digest, paths in copies_of.items():
-        places = [*paths, *([] if root is None else [str(dvc_cache.path_in(root, digest))])]
+        places = [*paths, str(dvc_cache.path_in(root, digest))]
         bad = [path for path in places if seen.found.get(path, digest) != digest]
         for path in bad:
             Path(path).unlink(missing_ok=True)

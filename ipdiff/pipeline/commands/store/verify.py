@@ -128,9 +128,9 @@ def _size(path: str) -> int:
 _OBJECT = re.compile("[0-9a-f]{2}/[0-9a-f]{30}(\\.dir)?")
 
 
-def _cached(root: Path | None, digests: Iterable[str] | None) -> dict[str, str]:
+def _cached(root: Path, digests: Iterable[str] | None) -> dict[str, str]:
     """Path of a cached object -> the md5 it is named by; only of those digests if they are given."""
-    if root is None or not root.is_dir():
+    if not root.is_dir():
         return {}
     if digests is not None:
         paths = (dvc_cache.path_in(root, digest) for digest in digests)
