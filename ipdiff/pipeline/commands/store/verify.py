@@ -176,8 +176,8 @@ class Verifier:
                     yield Problem(marker, f"{used} for its input {path}", f"{now} there now")
         elif here or marker in self.found:
             yield wrong
-        for path in here:
-            expected = said.get(path) if wrong is None else self.recorded.get(path) or said.get(path)
+        for path in (path for path in here if path in said):
+            expected = said[path] if wrong is None else self.recorded.get(path) or said[path]
             if expected not in (None, self.found[path]):
                 yield Problem(path, str(expected), self.found[path])
 
