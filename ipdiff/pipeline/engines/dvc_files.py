@@ -35,16 +35,11 @@ def path_of(study: str) -> Path:
 
 
 def abandoned(studies: Iterable[str]) -> list[Path]:
-    """The dvc.yaml files here that were written for studies which are not among these; a person's own do not count.
-
-    Those under workflow/ are where other studies' lay before each was a folder.
-    """
+    """The dvc.yaml files here that were written for studies which are not among these; a person's own do not count."""
     kept = {path_of(study) for study in studies}
-    folders = [config.FOLDER, Path("workflow")]
-    there = [path_of(config.DEFAULT), *(path for folder in folders for path in sorted(folder.glob("*/dvc.yaml")))]
-    return [
-        path for path in there if path not in kept and path.is_file() and path.read_bytes().startswith(WRITTEN.encode())
-    ]
+    there = [path_of(config.DEFAULT), *sorted(config.FOLDER.glob("*/dvc.yaml"))]
+    others = [path for path in there if path not in kept and path.is_file()]
+    return [path for path in others if path.read_bytes().startswith(WRITTEN.encode())]
 
 
 def lock_of(study: str) -> Path:
