@@ -16,9 +16,7 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-GRIDS: Final = ("ddim", "uniform", "quad", "logsnr", "karras")
-"""Rules of `respace` by name, beside guided-diffusion's sections, which have none."""
-_SPEC: Final = re.compile(rf"(?P<rule>{'|'.join(GRIDS)})?(?P<counts>\d+(?:,\d+)*)")
+_SPEC: Final = re.compile(r"(?P<rule>ddim|uniform|quad|logsnr|karras)?(?P<counts>\d+(?:,\d+)*)")
 _MAX_BETA: Final = 0.999
 _LEAST_HALF_LOG_SNR: Final = -5.1
 _RHO: Final = 7
@@ -106,8 +104,10 @@ def respace(T: int, spec: str, alphas_cumprod: FloatArray | None = None) -> IntA
         raise ValueError(f"T={T}: expected at least 1 train step")
     match = _SPEC.fullmatch(spec)
     if match is None or (match["rule"] and "," in match["counts"]):
-        rules = " or ".join(f"'{grid}N'" for grid in GRIDS)
-        raise ValueError(f"unknown respacing {spec!r}; use 'N', 'N,N,...', {rules}, such as '100'")
+        raise ValueError(
+            f"unknown respacing {spec!r}; use 'N', 'N,N,...', 'ddimN', 'uniformN', 'quadN', 'logsnrN' or 'karrasN', "
+            "such as '100'"
+        )
     counts = [int(count) for count in match["counts"].split(",")]
     _check_counts(T, spec, counts)
     if match["rule"] == "ddim":

@@ -45,6 +45,18 @@ class Job:
         self.params, self.cell, self.inputs = params, cell, inputs
         self.names = cell.bindings
 
+    def begun(self) -> dict[str, Any]:
+        """What the cell's recipe says beforehand."""
+        cell = self.cell
+        return {
+            "cell": cell.directory,
+            "stage": cell.stage.verb,
+            "command": cell.command,
+            "code": cell.code,
+            "params": self.params.values(cell.params),
+            "inputs": self.inputs,
+        }
+
     @property
     def dataset(self) -> Dataset:
         """The cell's data set."""
@@ -59,7 +71,7 @@ class Job:
 
     def path(self, name: str) -> Path:
         """The input file of this name."""
-        return Path(next(path for path in self.inputs if path.endswith(f"/{name}")))
+        return self.paths(name)[0]
 
     def paths(self, name: str) -> list[Path]:
         """All input files of this name."""
@@ -83,6 +95,14 @@ class Job:
         made = self.path(STAGES[name].files[0]) if file == "stage" else None
         return Network(name, inception_file.obtain(settings) if file == "published" else made, settings)
 
+    @property
+    def about(self) -> dict[str, str | int]:
+        """The cell's wildcards, as its results name them."""
+        numbers = ("seed", "step")
+        return {
+            name: int(self.names[name]) if name in numbers else self.names[name] for name in self.cell.stage.wildcards
+        }
+
     def run_spec(self) -> RunSpec:
         """The training run of the cell's names."""
         names = self.names
@@ -104,11 +124,6 @@ class Job:
                 where = f"datasets.{self.names['dataset']}.families.{now.family}.{changed[0]}"
                 raise UserError(f"{recipe['cell']} was imported with another {where}; delete that folder, import again")
         return recorded
-
-    def published_state(self, step: int) -> Path:
-        """Where the run's `resume` artifact of a step lies, if it was made or pulled."""
-        names = {**self.names, "step": str(step)}
-        return Path(STAGES["resume"].outputs[0].format(**names))
 
     def states(self, spec: RunSpec) -> States:
         """The run's train states: their directory's name is the digest of all that decides the run's bytes."""
@@ -204,7 +219,8 @@ def _train(job: Job, made: Publication) -> None:
     if rank == 0:
         states.prune_others(job.checkpoint_states())
         if previous:
-            states.take(job.published_state(previous[0]), *previous)
+            published = STAGES["resume"].outputs[0].format(**{**job.names, "step": previous[0]})  # if made or pulled
+            states.take(Path(published), *previous)
     with states.in_use():
         made.extra = segment.run(
             spec,
@@ -272,7 +288,7 @@ def draw_one(cell: Cell, index: int, path: Path) -> None:
 
     from ipdiff.sample_sets import sample
 
-    job = Job(config.Studies().of(cell.bindings), cell, artifact.verify_inputs(cell.inputs, _raw(cell)))
+    job = _job(cell)
     call = sample.call_of(index, Sampler.parse(job.names["sampler"]), job.dataset.sampling)
     image = _image_sampler(job).draw(call)[index - call.start]
     Image.fromarray(image.squeeze()).save(path)
@@ -281,14 +297,8 @@ def draw_one(cell: Cell, index: int, path: Path) -> None:
 def _evaluate(job: Job, made: Publication) -> None:
     from ipdiff.metrics import evaluate
 
-    names = job.names
-    about = {
-        "dataset": names["dataset"],
-        "model": names["model"],
-        "seed": int(names["seed"]),
-        "step": int(names["step"]),
-        "sampler": names["sampler"],
-        "sample_steps": Sampler.parse(names["sampler"]).steps,
+    about = job.about | {
+        "sample_steps": Sampler.parse(job.names["sampler"]).steps,
         "nfe": job.recipe()["nfe"],
         "reference_digest": job.inputs[str(job.path("stats.npz"))],
     }
@@ -308,24 +318,20 @@ def _evaluate(job: Job, made: Publication) -> None:
 def _drift(job: Job, made: Publication) -> None:
     from ipdiff.sample_sets import drift
 
-    settings = job.analysis
-    drift.run(_image_sampler(job), job.path("images.npy"), settings, made.staging, _progress(settings.images, "images"))
+    progress = _progress(job.analysis.images, "images")
+    drift.run(_image_sampler(job), job.path("images.npy"), job.analysis, made.staging, progress)
 
 
 def _analyse(job: Job, made: Publication) -> None:
     from ipdiff.sample_sets import prediction_error
 
-    settings = job.analysis
-    spec = job.checkpoint_spec()
-    about = {name: job.names[name] for name in ("dataset", "model")} | {
-        name: int(job.names[name]) for name in ("seed", "step")
-    }
+    settings, spec = job.analysis, job.checkpoint_spec()
     prediction_error.run(
         spec,
         job.path("ema.safetensors"),
         job.path("images.npy"),
         settings,
-        about,
+        job.about,
         made.staging,
         compute=job.dataset.compute,
         progress=_progress(len(prediction_error.timesteps(settings, spec.diffusion.T)), "timesteps"),
@@ -336,24 +342,21 @@ def _table(job: Job, made: Publication) -> None:
     from ipdiff.report.tables import table
 
     name = job.names["table"]
-    view = job.params.table(name)
-    table.run(name, view, job.paths("metrics.json"), made.staging, job.recipes())
+    table.run(name, job.params.table(name), job.paths("metrics.json"), made.staging, job.recipes())
 
 
 def _figure(job: Job, made: Publication) -> None:
     from ipdiff.report.figures import figure
 
     name = job.names["figure"]
-    view = job.params.figure(name)
-    shown = [Path(path) for path in job.inputs if not path.endswith(f"/{artifact.RECIPE}")]
-    figure.run(name, view, shown, made.staging, job.recipes())
+    shown = [Path(path) for path in job.inputs if not path.endswith(f"/{RECIPE}")]
+    figure.run(name, job.params.figure(name), shown, made.staging, job.recipes())
 
 
 def _report(job: Job, made: Publication) -> None:
     from ipdiff.report.pages import report
 
-    name = job.names["study"]
-    params = job.params
+    name, params = job.names["study"], job.params
     study = dataclasses.replace(params, datasets={name: params.datasets[name] for name in config.shown(params)})
     report.run(
         name,
@@ -382,11 +385,6 @@ RUN: dict[str, Callable[[Job, Publication], None]] = {
 }
 
 
-def _raw(cell: Cell) -> set[str]:
-    """Inputs that no cell makes."""
-    return {path for path in cell.inputs if path == cell.bindings.get("raw")}
-
-
 def make(cell: Cell) -> None:
     """Make one cell: verify its inputs, run its stage, publish its outputs with their recipe.
 
@@ -395,44 +393,35 @@ def make(cell: Cell) -> None:
     """
     directory = Path(cell.directory)
     rank, count = launch.place()
-    job, recipe = _job(cell)
+    job = _job(cell)
     if rank:
-        _help(job, recipe)
+        _help(job)
         return
     held = launch.started_here()  # by whoever started this process
     with nullcontext() if held else locked(artifact.lock_of(directory), _say_waiting(cell)) as lock:
         if lock is not None and lock.waited:
-            job, recipe = _job(cell)  # its inputs may be others by now
-            if count == 1 and artifact.is_published(directory, recipe):
+            job = _job(cell)  # its inputs may be others by now
+            if count == 1 and artifact.is_published(directory, job.begun()):
                 return
-        with artifact.publishing(directory, cell.stage.files, recipe) as made:
+        with artifact.publishing(directory, cell.stage.files, job.begun()) as made:
             RUN[cell.stage.verb](job, made)
         made.afterwards()
 
 
-def _job(cell: Cell) -> tuple[Job, dict[str, Any]]:
-    """The work to do, its inputs verified, and what its recipe says of it beforehand."""
+def _job(cell: Cell) -> Job:
+    """The work to do, its inputs verified."""
     params = config.Studies().of(cell.bindings)
-    inputs = artifact.verify_inputs(cell.inputs, _raw(cell))
-    recipe = {
-        "cell": cell.directory,
-        "stage": cell.stage.verb,
-        "command": cell.command,
-        "code": cell.code,
-        "params": params.values(cell.params),
-        "inputs": inputs,
-    }
-    return Job(params, cell, inputs), recipe
+    return Job(params, cell, artifact.verify_inputs(cell.inputs, raw=cell.bindings.get("raw")))
 
 
-def _help(job: Job, recipe: dict[str, Any]) -> None:
+def _help(job: Job) -> None:
     """Share the work of process 0, which publishes: all of a training run; of a set of images, what it has not done."""
     verb = job.cell.stage.verb
     if verb == "train":
         RUN[verb](job, Publication(Path()))
     elif job.cell.stage.shared:
         with job.shards().in_use():  # else what process 0 publishes now, and drops, would be begun anew
-            if not artifact.is_published(Path(job.cell.directory), recipe):
+            if not artifact.is_published(Path(job.cell.directory), job.begun()):
                 RUN[verb](job, Publication(Path()))
 
 
@@ -451,11 +440,9 @@ def _say_waiting(cell: Cell) -> Callable[[str], None]:
 
 def _progress(total: int, unit: str) -> Callable[[int], None]:
     """A progress bar on stderr, silent when that is no terminal."""
-    if not sys.stderr.isatty():
-        return lambda done: None
     from tqdm import tqdm
 
-    bar = tqdm(total=total, unit=f" {unit}", smoothing=0.1)
+    bar = tqdm(total=total, unit=f" {unit}", smoothing=0.1, disable=None)
 
     def show(done: int) -> None:
         bar.update(done - bar.n)

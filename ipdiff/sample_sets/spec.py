@@ -10,10 +10,11 @@ from string import Formatter
 from typing import Annotated, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ipdiff.device.spec import Precision
 from ipdiff.parameters import FORBID, Range, Record, check
-from ipdiff.schedule import GRIDS, FloatArray, IntArray, respace
+from ipdiff.schedule import IntArray, respace
 from ipdiff.spec import Diffusion
 
 
@@ -84,6 +85,8 @@ class SamplerKind:
         return re.fullmatch("".join(parts), text)
 
 
+GRIDS = ("uniform", "quad", "ddim", "logsnr", "karras")
+"""Rules of `schedule.respace` that a name may have; none is guided-diffusion's."""
 NUMBER = r"\d+(?:\.\d+)?"
 _SUFFIX = re.compile(rf"-es(?:({NUMBER})t\+)?({NUMBER})\Z")
 
@@ -144,7 +147,7 @@ class EpsScale(Record):
         """How a table says it."""
         return f"eps / ({plain(self.k)} t + {plain(self.b)})" if self.k else f"eps / {plain(self.b)}"
 
-    def over(self, steps: int) -> FloatArray:
+    def over(self, steps: int) -> NDArray[np.float64]:
         """The divisors of a chain of so many steps, [steps] float64."""
         return np.linspace(self.b, self.b + self.k * (steps - 1), steps)
 

@@ -14,6 +14,7 @@ from unit.tiny import RUNS, change
 
 from ipdiff.diffusion import GaussianDiffusion
 from ipdiff.nets import build
+from ipdiff.sample_sets.spec import GRIDS, SAMPLERS
 from ipdiff.samplers import CHAINS, ancestral, ddim, dpmpp2m, unipc
 from ipdiff.schedule import make_betas, respace
 
@@ -160,9 +161,13 @@ def test_a_scale_out_of_range_is_refused(scale, message):
 
 
 def test_every_kind_of_sampler_has_its_chain_and_the_reverse():
-    from ipdiff.sample_sets.spec import SAMPLERS
-
     assert set(CHAINS) == set(SAMPLERS)
+
+
+def test_every_grid_of_a_name_is_one_of_the_schedule():
+    alphas_cumprod = np.cumprod(1 - make_betas("linear", 1000))
+    for grid in GRIDS:
+        assert len(respace(1000, f"{grid}20", alphas_cumprod)) == 20
 
 
 def test_the_code_of_the_manual_runs():

@@ -64,6 +64,21 @@ def test_after_a_comment_in_the_code_a_run_of_snakemake_leaves_dvc_nothing_to_do
     assert "up to date" in run(project, "dvc", "status", MINI).stdout
 
 
+def test_after_another_list_of_the_code_a_sync_leaves_dvc_nothing_to_do(
+    by_snakemake: Path, copy: Callable[[Path], Path]
+) -> None:
+    project = copy(by_snakemake)
+    path = project / "studies/mini/dvc.lock"
+    good = path.read_bytes()
+    lock = yaml.safe_load(good)
+    del lock["stages"]["settings"]["deps"][0]  # of before a stage came to import that file
+    path.write_text(yaml.safe_dump(lock, sort_keys=False))
+    assert "settings" in run(project, "dvc", "status", MINI).stdout
+    run(project, "ipdiff", "sync", "--record-only")
+    assert "up to date" in run(project, "dvc", "status", MINI).stdout
+    assert path.read_bytes() == good
+
+
 def test_after_snakemake_dvc_runs_nothing(by_snakemake: Path, copy: Callable[[Path], Path]) -> None:
     project = copy(by_snakemake)
     before = outputs(project)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ HEADER = f"""\
 """
 SETTINGS = "settings"
 """The stage that writes what decides cells besides the files they read."""
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""What reads DVC's files: libyaml where PyYAML was built with it, which is ten times as fast."""
 IMPORTED = Path("imported")
 """Where the .dvc files of imported checkpoints lie: git ignores what is under runs/."""
 
@@ -33,41 +35,16 @@ def path_of(study: str) -> Path:
 
 
 def abandoned(studies: Iterable[str]) -> list[Path]:
-    """The dvc.yaml files here that were written for studies which are not among these; a person's own do not count.
-
-    Those under workflow/ are where other studies' lay before each was a folder.
-    """
+    """The dvc.yaml files here that were written for studies which are not among these; a person's own do not count."""
     kept = {path_of(study) for study in studies}
-    folders = [config.FOLDER, Path("workflow")]
-    there = [path_of(config.DEFAULT), *(path for folder in folders for path in sorted(folder.glob("*/dvc.yaml")))]
-    return [path for path in there if path not in kept and path.is_file() and _is_written(path)]
-
-
-def _is_written(path: Path) -> bool:
-    return path.read_bytes().startswith(WRITTEN.encode())
+    there = [path_of(config.DEFAULT), *sorted(config.FOLDER.glob("*/dvc.yaml"))]
+    others = [path for path in there if path not in kept and path.is_file()]
+    return [path for path in others if path.read_bytes().startswith(WRITTEN.encode())]
 
 
 def lock_of(study: str) -> Path:
     """Where DVC records a study's digests: beside its dvc.yaml."""
     return path_of(study).with_suffix(".lock")
-
-
-def lock_entries(text: str) -> dict[str, Any]:
-    """The stages of a dvc.lock; ValueError if the text is none."""
-    try:
-        data = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        return dict(data["stages"])
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise ValueError(f"no dvc.lock: {type(error).__name__}") from None
-
-
-def lock_digests(text: str) -> dict[str, str]:
-    """Output path -> md5, as a dvc.lock has them; ValueError if the text is none."""
-    try:
-        outs = [out for entry in lock_entries(text).values() for out in entry.get("outs", [])]
-        return {out["path"]: str(out["md5"]) for out in outs}
-    except (AttributeError, KeyError, TypeError):
-        raise ValueError("no dvc.lock: an entry is damaged") from None
 
 
 def pointer_of(cell: Cell) -> Path:
@@ -76,31 +53,33 @@ def pointer_of(cell: Cell) -> Path:
     return IMPORTED / f"{names['dataset']}.{names['model']}.s{names['seed']}.{names['step']}.dvc"
 
 
-def pointer_digests(text: str) -> dict[str, str]:
-    """Output path -> md5, as a .dvc file has them; ValueError if the text is none."""
-    try:
-        return {out["path"]: str(out["md5"]) for out in yaml.safe_load(text)["outs"]}
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise ValueError(f"no .dvc file: {type(error).__name__}") from None
-
-
 def recorded(studies: Iterable[str]) -> dict[str, str]:
     """Output path -> md5 by the dvc.lock files of these studies and by the .dvc files of imported checkpoints.
 
     Raises:
         UserError: a dvc.lock or a .dvc file cannot be read.
     """
+    paths = filter(Path.exists, (*map(lock_of, studies), *sorted(IMPORTED.glob("*.dvc"))))
+    return digests_in({path.as_posix(): path.read_bytes() for path in paths})
+
+
+def digests_in(records: Mapping[str, bytes], revision: str | None = None) -> dict[str, str]:
+    """Output path -> md5, as dvc.lock and .dvc files have them: their paths and contents, here or at a git revision.
+
+    Raises:
+        UserError: one is damaged.
+    """
     digests: dict[str, str] = {}
-    for lock in filter(Path.exists, map(lock_of, studies)):
+    for path, content in records.items():
+        pointer = path.endswith(".dvc")
         try:
-            digests |= lock_digests(lock.read_text())
-        except ValueError as error:
-            raise UserError(f"{lock} is {error}; restore it: git checkout {lock}") from None
-    for pointer in sorted(IMPORTED.glob("*.dvc")):
-        try:
-            digests |= pointer_digests(pointer.read_text())
-        except ValueError as error:
-            raise UserError(f"{pointer} is {error}; restore it: git checkout {pointer}") from None
+            data = yaml.load(content, Loader=LOADER)
+            outs = data["outs"] if pointer else [o for each in data["stages"].values() for o in each.get("outs", [])]
+            digests |= {out["path"]: str(out["md5"]) for out in outs}
+        except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+            kind = ".dvc file" if pointer else "dvc.lock"
+            remedy = f"restore it: git checkout {path}" if revision is None else f"that is so at {revision}"
+            raise UserError(f"{path} is no {kind}: {type(error).__name__}; {remedy}") from None
     return digests
 
 
@@ -128,13 +107,11 @@ def _key(cell: Cell) -> str:
 def render(grid: Grid, study: str) -> str:
     """The text of a study's dvc.yaml."""
     cells = grid.study(study)
-    stages: dict[str, Any] = {}
-    stages[SETTINGS] = _settings(cells, study)
+    stages: dict[str, Any] = {SETTINGS: settings(cells, study)}
     order = {verb: i for i, verb in enumerate(STAGES)}
     ordered = sorted(cells, key=lambda cell: (order[cell.stage.verb], stage_name(cell)))
     for name, group in groupby(ordered, key=stage_name):
-        members = list(group)
-        stages[name] = _exact(members[0], study) if members[0].exact_inputs else _foreach(members, study)
+        stages[name] = _stage(list(group), study)
     if path_of(study).parent != Path():
         for stage in stages.values():
             stage.get("do", stage)["wdir"] = "../.."
@@ -163,7 +140,7 @@ def _plots(grid: Grid, study: str) -> list[dict[str, Any]]:
     ]
 
 
-def _settings(cells: Sequence[Cell], study: str) -> dict[str, Any]:
+def settings(cells: Sequence[Cell], study: str) -> dict[str, Any]:
     """The stage on whose files the cells depend instead of naming code and parameters; see `grid.cache_keys`."""
     root, keys = Path(__file__).parents[3], cache_keys.keys(cells)
     codes = {(cell.stage.module, cell.rows, cell.stage.runs) for cell in cells}
@@ -186,18 +163,18 @@ def _body(stage: Stage, study: str, fill: Any, exact: Sequence[str] = ()) -> dic
     return body
 
 
-def _exact(cell: Cell, study: str) -> dict[str, Any]:
-    return _body(cell.stage, study, lambda text: text.format(**cell.bindings), cell.exact_inputs)
-
-
-def _foreach(cells: list[Cell], study: str) -> dict[str, Any]:
+def _stage(cells: list[Cell], study: str) -> dict[str, Any]:
+    """The stage of cells of one name: over all of them, or of the one that has inputs of its own."""
+    first = cells[0]
+    if first.exact_inputs:
+        return _body(first.stage, study, first.fill, first.exact_inputs)
     items = {_key(cell): _Flow(cell.bindings) for cell in cells}
     if len(items) < len(cells):
         keys = [_key(cell) for cell in cells]
         twice = next(key for key in keys if keys.count(key) > 1)
         both = " and ".join(cell.directory for cell in cells if _key(cell) == twice)
         raise ConfigError(f"study {study}: {both} have the same address in DVC, {twice}; rename a data set or model")
-    return {"foreach": items, "do": _body(cells[0].stage, study, _item)}
+    return {"foreach": items, "do": _body(first.stage, study, _item)}
 
 
 def _item(template: str) -> str:

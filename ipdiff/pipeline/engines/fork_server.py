@@ -23,7 +23,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from ipdiff.errors import UserError
 from ipdiff.pipeline.store.dvc_log import line
@@ -38,7 +38,6 @@ READ_AT_IMPORT = ("OMP_", "MKL_", "ONEDNN_", "DNNL_", "ATEN_", "NPY_", "OPENBLAS
 JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 """Schedulers' names for a job: what runs in one must not do its work outside, beyond its limits and its devices."""
 FORWARDED = (*signals.WARNINGS, signal.SIGINT)
-_LIMIT = 1 << 20
 _LONGEST = 80
 """Bytes of a directory in which a socket's path fits: the kernel takes 107, of which the names in it need 23."""
 _WITHOUT = "there is no process with torch imported for all stages, so each imports it itself"
@@ -54,17 +53,17 @@ def run(argv: Sequence[str]) -> int | None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
             connection.connect(path)
+            socket.send_fds(connection, [b"\0"], [0, 1, 2])
             request = {"argv": list(argv), "cwd": str(Path.cwd()), "environment": dict(os.environ), **_identity()}
-            message = json.dumps(request).encode()
-            socket.send_fds(connection, [len(message).to_bytes(8, "big")], [0, 1, 2])
-            connection.sendall(message)
-            accepted = _receive(connection)
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            answers = connection.makefile("rb")
+            accepted = _receive(answers)
         except OSError:
             return None
-        if accepted is None or "pid" not in accepted:
+        if accepted is None:
             return None
         with _forwarding(accepted["pid"]):
-            done = _receive(connection)
+            done = _receive(answers)
     return 1 if done is None else done["code"]  # None: the stage's process was killed with its monitor
 
 
@@ -82,22 +81,17 @@ def _forwarding(pid: int) -> Iterator[None]:
         yield
 
 
-def _receive(connection: socket.socket) -> dict[str, Any] | None:
+def _receive(stream: BinaryIO) -> dict[str, Any] | None:
     """One line of JSON, or None at the end of the connection."""
-    data = b""
-    while not data.endswith(b"\n"):
-        part = connection.recv(4096)
-        if not part:
-            return None
-        data += part
-    return json.loads(data)
+    text = stream.readline()
+    return json.loads(text) if text.endswith(b"\n") else None
 
 
 def _identity() -> dict[str, Any]:
     """What client and server must have in common."""
     settings = {key: value for key, value in os.environ.items() if key.startswith(READ_AT_IMPORT) or key in JOBS}
     sources = sorted(path for path in PACKAGE.rglob("*") if path.suffix in SOURCES)
-    files = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in sources]
+    files = [[str(path), path.stat().st_mtime_ns, path.stat().st_size] for path in sources]
     return {"python": sys.executable, "settings": settings, "files": files}
 
 
@@ -115,7 +109,11 @@ def server() -> Iterator[None]:
         return
     with ExitStack() as stack:
         try:
-            folder = stack.enter_context(_folder())
+            short = len(os.fsencode(tempfile.gettempdir())) <= _LONGEST
+            where = tempfile.TemporaryDirectory(
+                prefix="ipdiff-", dir=None if short else "/tmp", ignore_cleanup_errors=True
+            )
+            folder = stack.enter_context(where)  # a private one
             process = _launch(path := f"{folder}/socket")
         except OSError as error:
             print(f"ipdiff: {_WITHOUT} ({error.strerror or error})", file=sys.stderr)
@@ -131,12 +129,6 @@ def server() -> Iterator[None]:
                 os.environ[VARIABLE] = before
             process.terminate()
             process.wait()
-
-
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    """A private folder in which a socket can have a name: where temporary files go, if that is a short path."""
-    short = len(os.fsencode(tempfile.gettempdir())) <= _LONGEST
-    return tempfile.TemporaryDirectory(prefix="ipdiff-", dir=None if short else "/tmp", ignore_cleanup_errors=True)
 
 
 def _launch(path: str) -> subprocess.Popen[bytes]:
@@ -162,7 +154,7 @@ def serve(descriptor: int, main: Main) -> None:
     """Answer requests at a listening socket until the process that started this one is gone; `main` does them."""
     parent = os.getppid()
     try:
-        identity = _as_sent(_identity())
+        identity = _identity()
         _preload()
     except Exception as error:  # whatever is wrong, it is for the stages to say what of it concerns them
         print(f"ipdiff: {_WITHOUT} ({type(error).__name__}: {line(str(error))})", file=sys.stderr)
@@ -202,23 +194,16 @@ def _preload() -> None:
         config.Studies().broken()
 
 
-def _as_sent(data: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(data))
-
-
 def _monitor(connection: socket.socket, identity: dict[str, Any], main: Main) -> NoReturn:
     """Check one request, fork the process that does it, and tell its exit code; kill it if the client is gone."""
     code = 1
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        head, descriptors, _, _ = socket.recv_fds(connection, 8, 3)
-        length = int.from_bytes(head, "big")
-        request = json.loads(_exactly(connection, min(length, _LIMIT)))
-        now = _as_sent(_identity())
-        unchanged = now["files"] == identity["files"] == request["files"]
-        if not unchanged or any(request[key] != identity[key] for key in ("python", "settings")):
-            connection.sendall(b'{"refused": true}\n')
-            os._exit(0)
+        _, descriptors, _, _ = socket.recv_fds(connection, 1, 3)
+        with connection.makefile("rb") as stream:
+            request = _receive(stream)
+        if request is None or not _identity() == identity == {key: request[key] for key in identity}:
+            os._exit(0)  # the end of the connection tells the client to do the work
         worker = os.fork()
         if worker == 0:
             connection.close()
@@ -231,13 +216,6 @@ def _monitor(connection: socket.socket, identity: dict[str, Any], main: Main) ->
     except (OSError, ValueError, KeyError):
         pass
     os._exit(0)
-
-
-def _exactly(connection: socket.socket, length: int) -> bytes:
-    data = b""
-    while len(data) < length and (part := connection.recv(length - len(data))):
-        data += part
-    return data
 
 
 def _watch(worker: int, connection: socket.socket) -> int:

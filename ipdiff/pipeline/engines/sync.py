@@ -7,8 +7,7 @@ clone, Snakemake is told which outputs are good and which are not (`adopt`). Bot
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -24,29 +23,16 @@ from ipdiff.pipeline.grid import Cell, cache_keys
 from ipdiff.pipeline.grid.freshness import Freshness, State
 from ipdiff.pipeline.store import artifact, dvc_cache
 from ipdiff.pipeline.store.dvc_log import line, listening
-from ipdiff.work.files import md5
+from ipdiff.work.files import md5, write_whole
 
 
 @dataclass
-class Synced:
-    """What a synchronisation did: cells recorded with DVC, cells Snakemake was told of, and what was wrong."""
+class Recorded:
+    """What `record` did: cells recorded with DVC, what was wrong with others, and locks that were set aside."""
 
-    recorded: list[str] = field(default_factory=list)
-    adopted: list[str] = field(default_factory=list)
+    cells: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
-    mended: list[str] = field(default_factory=list)
-
-
-def sync(studies: Iterable[str] | None = None) -> Synced:
-    """Record with DVC what holds, and tell Snakemake about it. `studies`: names; all if None."""
-    done = record(studies)
-    done.adopted += adopt(studies)
-    return done
-
-
-def freshness() -> Freshness:
-    """How the cells of all studies stand now."""
-    return Freshness(grid.load())
+    mended: list[Path] = field(default_factory=list)
 
 
 def obstacle() -> str | None:
@@ -67,33 +53,33 @@ def obstacle() -> str | None:
     return None
 
 
-def record(studies: Iterable[str] | None = None) -> Synced:
+def record() -> Recorded:
     """Bring dvc.lock and DVC's cache up to date with the cells that hold.
 
     Raises:
         UserError: DVC could not write (a full disk, a file in its way); nothing is damaged, and the next one goes on.
     """
-    done = Synced()
-    if not unrecorded(studies):
+    done = Recorded()
+    if not unrecorded():
         return done
     with _dvc() as repo:
-        fresh = freshness()
-        done.mended += [str(lock) for lock in map(_mend, map(dvc_files.lock_of, fresh.grid.studies.names)) if lock]
-        for study, new in _unrecorded(fresh, studies):
+        fresh = Freshness(grid.load())
+        done.mended += filter(None, map(_mend, map(dvc_files.lock_of, fresh.grid.studies.names)))
+        for study, new in _unrecorded(fresh):
             _record(repo, study, new, fresh, done)
     return done
 
 
-def unrecorded(studies: Iterable[str] | None = None) -> bool:
+def unrecorded() -> bool:
     """True if `record` has something to do."""
-    return obstacle() is None and any(_unrecorded(freshness(), studies))
+    return obstacle() is None and any(_unrecorded(Freshness(grid.load())))
 
 
-def adopt(studies: Iterable[str] | None = None) -> list[str]:
+def adopt() -> list[str]:
     """Tell Snakemake which outputs are good and which are not; return the directories it did not know about."""
-    fresh = freshness()
-    names = studies if studies is not None else _begun(fresh.grid)
-    return [directory for name in names for directory in snakemake_records.adopt(fresh.grid.study(name), fresh)]
+    fresh = Freshness(grid.load())
+    studies = map(fresh.grid.study, _begun(fresh.grid))
+    return [directory for cells in studies for directory in snakemake_records.adopt(cells, fresh)]
 
 
 def _begun(known: grid.Grid) -> list[str]:
@@ -107,20 +93,20 @@ def _begun(known: grid.Grid) -> list[str]:
     return known.studies.readable(begun)
 
 
-def _unrecorded(fresh: Freshness, studies: Iterable[str] | None) -> Iterator[tuple[str, list[Cell]]]:
+def _unrecorded(fresh: Freshness) -> Iterator[tuple[str, list[Cell]]]:
     """Studies with cells that hold and that DVC does not have: their names and those cells.
 
     No cells where only the settings are to be recorded, since code or parameters of other cells changed, or a comment.
     """
-    for study in studies if studies is not None else _begun(fresh.grid):
-        cells, recorded = fresh.grid.study(study), _Recorded(study, fresh)
+    for study in _begun(fresh.grid):
+        cells, lock = fresh.grid.study(study), _Lock(study, fresh)
         here = [
             cell
             for cell in cells
             if fresh.own(cell) is State.HOLDS and all(Path(path).exists() for path in cell.inputs)
         ]
-        new = [cell for cell in here if not recorded.has(cell)]
-        if new or (here and not recorded.has_settings(cells)):
+        new = [cell for cell in here if not lock.has(cell)]
+        if new or (here and not lock.has_settings(cells)):
             yield study, new
 
 
@@ -158,44 +144,35 @@ def _dvc(again: str = "run `ipdiff sync`") -> Iterator[Any]:
         raise UserError(f"could not record in dvc.lock and DVC's cache: {reason}; then {again}") from None
 
 
-def _record(repo: Any, study: str, new: list[Cell], fresh: Freshness, done: Synced) -> None:
+def _record(repo: Any, study: str, new: list[Cell], fresh: Freshness, done: Recorded) -> None:
     """Put cells that hold into the cache and dvc.lock; one whose files are not those of its recipe is refused."""
-    stages = {stage.addressing.rpartition(":")[2]: stage for stage in _stages_of(repo, study)}
+    path = dvc_files.path_of(study)
+    found = (stage for stage in repo.index.stages if Path(stage.path).resolve() == path.resolve())
+    stages = {stage.addressing.rpartition(":")[2]: stage for stage in found}
     if missing := {dvc_files.SETTINGS, *map(dvc_files.address, new)} - stages.keys():
-        path = dvc_files.path_of(study)
         raise UserError(f"{path} has no stage {min(missing)}; run `ipdiff grid --write`, then `ipdiff sync`")
     cache_keys.write(cache_keys.texts(fresh.grid, study))
-    good = [_saved(stages[dvc_files.SETTINGS])]
+    good = [stages[dvc_files.SETTINGS]]
+    good[0].save(run_cache=False)  # the run cache is for stages whose files are known to be good
     for cell in new:
-        stage = _saved(stages[dvc_files.address(cell)])
+        stage = stages[dvc_files.address(cell)]
+        stage.save(run_cache=False)
         if wrong := _mismatch(stage, fresh.recipe(cell) or {}):
             done.refused.append(wrong)
         else:
             good.append(stage)
-            done.recorded.append(cell.directory)
+            done.cells.append(cell.directory)
     for stage in good:
         stage.commit()
         repo.stage_cache.save(stage)
     _write_lock(dvc_files.lock_of(study), good)
 
 
-def _saved(stage: Any) -> Any:
-    """The stage with the digests of its files as they are; the run cache is left for when they are known good."""
-    stage.save(run_cache=False)
-    return stage
-
-
-def _stages_of(repo: Any, study: str) -> list[Any]:
-    """DVC's stages of a study's dvc.yaml."""
-    wanted = dvc_files.path_of(study).resolve()
-    return [stage for stage in repo.index.stages if Path(stage.path).resolve() == wanted]
-
-
 def _entries(lock: Path) -> dict[str, Any]:
     """The stages of a dvc.lock; none where it is missing or damaged."""
     try:
-        stages = yaml.load(lock.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        stages = yaml.load(lock.read_bytes(), Loader=dvc_files.LOADER)["stages"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
         return {}
     return stages if isinstance(stages, dict) else {}
 
@@ -208,13 +185,13 @@ def _mend(lock: Path) -> Path | None:
     if not lock.exists():
         return None
     try:
-        COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(lock.read_text()))
-    except (UnicodeDecodeError, yaml.YAMLError, Invalid):
+        COMPILED_LOCKFILE_SCHEMA(yaml.load(lock.read_bytes(), Loader=dvc_files.LOADER))
+    except (yaml.YAMLError, Invalid):
         return lock.replace(lock.with_suffix(".lock.damaged"))
     return None
 
 
-class _Recorded:
+class _Lock:
     """What a study's dvc.lock and DVC's cache have."""
 
     def __init__(self, study: str, fresh: Freshness) -> None:
@@ -225,39 +202,41 @@ class _Recorded:
     def has(self, cell: Cell) -> bool:
         """True if the entry says of a cell what its recipe says, and its outputs are in the cache."""
         recipe = self.fresh.recipe(cell) or {}
-        try:
-            entry = self.entries[dvc_files.address(cell)]
-            deps, outs = _files(entry["deps"]), _files(entry["outs"])
-            chosen = cache_keys.digest(recipe["code"], recipe["params"])
-            outputs = {f"{cell.directory}/{name}": digest for name, digest in recipe["outputs"].items()}
-            return (
-                entry["cmd"] == cell.command
-                and deps == recipe["inputs"] | {cache_keys.path_of(cell, self.study): chosen}
-                and outs == outputs | {cell.outputs[-1]: artifact.file_digest(Path(cell.outputs[-1]))}
-                and self._cached(outs)
-            )
-        except (KeyError, TypeError, AttributeError):  # no entry, or a torn one
-            return False
+        chosen = cache_keys.digest(recipe["code"], recipe["params"])
+        outputs = {f"{cell.directory}/{name}": digest for name, digest in recipe["outputs"].items()}
+        return self._has(
+            dvc_files.address(cell),
+            cmd=cell.command,
+            deps=recipe["inputs"] | {cache_keys.path_of(cell, self.study): chosen},
+            outs=outputs | {cell.outputs[-1]: artifact.file_digest(Path(cell.outputs[-1]))},
+        )
 
     def has_settings(self, cells: list[Cell]) -> bool:
         """True if the entry of the study's settings is that of now, as are the files."""
+        known = self.fresh.grid
+        stage, params = dvc_files.settings(cells, self.study), known.studies.load(self.study)
+        outs = {path: md5(text.encode()) for path, text in cache_keys.texts(known, self.study).items()}
         try:
-            entry = self.entries[dvc_files.SETTINGS]
-            deps, outs = _files(entry["deps"]), _files(entry["outs"])
-            known = self.fresh.grid
-            wanted, params = cache_keys.texts(known, self.study), known.studies.load(self.study)
-            return (
-                entry["params"] == {config.path_of(self.study).as_posix(): params.values(cache_keys.keys(cells))}
-                and outs == {path: md5(text.encode()) for path, text in wanted.items()}
-                and all(artifact.file_digest(Path(path)) == digest for path, digest in (deps | outs).items())
-                and self._cached(outs)
-            )
-        except (OSError, KeyError, TypeError, AttributeError):
+            now = {path: artifact.file_digest(Path(path)) for path in (*stage["deps"], *outs)}
+        except OSError:
             return False
+        return now == now | outs and self._has(
+            dvc_files.SETTINGS,
+            cmd=stage["cmd"],
+            deps={path: now[path] for path in stage["deps"]},
+            params={config.path_of(self.study).as_posix(): params.values(cache_keys.keys(cells))},
+            outs=outs,
+        )
 
-    def _cached(self, outs: dict[str, str]) -> bool:
-        cache = self.cache
-        return cache is not None and all(dvc_cache.path_in(cache, digest).exists() for digest in outs.values())
+    def _has(self, address: str, *, outs: dict[str, str], **said: Any) -> bool:
+        """True if a stage's entry says this and nothing else, and its outputs are in the cache."""
+        entry: Any = self.entries.get(address)
+        try:
+            there = {**entry, "deps": _files(entry["deps"]), "outs": _files(entry["outs"])}
+        except (KeyError, TypeError):  # no entry, or a torn one
+            return False
+        cached = (dvc_cache.path_in(self.cache, digest).exists() for digest in outs.values())
+        return there == {**said, "outs": outs} and all(cached)
 
 
 def _files(entries: list[dict[str, str]]) -> dict[str, str]:
@@ -289,12 +268,4 @@ def _write_lock(path: Path, stages: list[Any]) -> None:
     entries = _entries(path)
     for stage in stages:
         entries.update(to_lockfile(stage))
-    part = path.with_suffix(".lock.part")
-    try:
-        with part.open("w") as stream:
-            stream.write(dumps_yaml({"schema": "2.0", "stages": entries}))
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(path, dumps_yaml({"schema": "2.0", "stages": entries}).encode())

@@ -41,7 +41,7 @@ class Workflow:
 
     def inputs(self, verb: str) -> Callable[[Any], list[str]]:
         """Snakemake's input function of a verb."""
-        return lambda wildcards: _or_exit(lambda: list(self._cell(verb, wildcards).inputs))
+        return self._asked(verb, lambda cell: list(cell.inputs))
 
     def outputs(self, verb: str) -> dict[str, str]:
         """Named outputs of a verb, with wildcards: {images_npy: data/{dataset}/images.npy, recipe_json: ...}."""
@@ -49,15 +49,19 @@ class Workflow:
 
     def params(self, verb: str) -> Callable[[Any], str]:
         """Snakemake's params function of a verb: what decides a cell besides files and code, as JSON."""
-        return lambda wildcards: _or_exit(lambda: snakemake_records.params_text(self._cell(verb, wildcards), self.grid))
+        return self._asked(verb, lambda cell: snakemake_records.params_text(cell, self.grid))
 
-    def _cell(self, verb: str, wildcards: Any) -> grid.Cell:
-        names = {name: getattr(wildcards, name) for name in STAGES[verb].wildcards}
-        return self.grid.cell(verb, **names)
+    def _asked(self, verb: str, ask: Callable[[grid.Cell], _T]) -> Callable[[Any], _T]:
+        """A function of Snakemake's wildcards: what is asked of the cell that they name."""
+
+        def cell(wildcards: Any) -> grid.Cell:
+            return self.grid.cell(verb, **{name: getattr(wildcards, name) for name in STAGES[verb].wildcards})
+
+        return lambda wildcards: _or_exit(lambda: ask(cell(wildcards)))
 
     def code(self, verb: str) -> Callable[[Any], str]:
         """Snakemake's params function of a verb: the digest of a cell's code, whose change makes the cell stale."""
-        return lambda wildcards: self._cell(verb, wildcards).code
+        return self._asked(verb, lambda cell: cell.code)
 
     def log(self, verb: str) -> str:
         """Where a job's messages go."""

@@ -10,7 +10,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,28 +40,29 @@ class Cell:
         """Template name -> value."""
         return dict(self.names)
 
-    def _fill(self, templates: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(template.format(**self.bindings) for template in templates)
+    def fill(self, template: str) -> str:
+        """A template of its stage with its names."""
+        return template.format(**self.bindings)
 
     @property
     def directory(self) -> str:
         """Where its files are published; also the cell's name."""
-        return self.stage.directory.format(**self.bindings)
+        return self.fill(self.stage.directory)
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Paths of its outputs, the recipe last."""
-        return self._fill(self.stage.outputs)
+        return tuple(map(self.fill, self.stage.outputs))
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """Paths it reads."""
-        return (*self._fill(self.stage.inputs), *self.exact_inputs)
+        return (*map(self.fill, self.stage.inputs), *self.exact_inputs)
 
     @property
     def params(self) -> tuple[str, ...]:
         """Keys of params.yaml that decide its bytes."""
-        return self._fill(self.stage.params)
+        return tuple(map(self.fill, self.stage.params))
 
     @property
     def code(self) -> str:
@@ -76,7 +77,7 @@ class Cell:
     @property
     def command(self) -> str:
         """The command that makes it."""
-        return self.stage.command.format(**self.bindings)
+        return self.fill(self.stage.command)
 
 
 class Grid:
@@ -85,6 +86,7 @@ class Grid:
     def __init__(self, studies: Studies) -> None:
         """Cells of these studies; a study's file is read when a cell of it is asked for."""
         self.studies = studies
+        self.maker = cache(self._maker)
 
     def of(self, cell: Cell) -> Params:
         """The parameters that a cell is made with: its study's."""
@@ -105,8 +107,15 @@ class Grid:
         params = self.studies.of(names)
         if "step" in names:
             self._check_step(names)
+        if stage.verb in ("train", "resume") and params.model(names["model"]).imported:
+            raise ConfigError(
+                f"model {names['model']} is imported, not trained; get its checkpoint with `ipdiff import`"
+            )
         if "sampler" in names:
-            self._check_sampler(names)
+            try:
+                config.sampler_of(params, names["dataset"], names["model"], names["sampler"])
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
         filled = names | {name: _DERIVED[name](params, names) for name in _DERIVED if name in stage.derived}
         view = verb in ("table", "figure", "report")
         cell = self._view_cell(stage, filled) if view else getattr(self, f"_{verb}", _cell)(stage, filled)
@@ -147,7 +156,6 @@ class Grid:
         return _cell(stage.reading(f"{stage.name}_{name}", params=keys), names)
 
     def _train(self, stage: Stage, names: dict[str, str]) -> Cell:
-        self._check_trained(names)
         steps = self._dataset(names).checkpoints
         earlier = [step for step in steps if step < int(names["step"])]
         if earlier:
@@ -155,10 +163,6 @@ class Grid:
         borrowed = self.studies.of(names).model(names["model"]).borrowed
         stage = stage.reading(stage.name, params=tuple(f"{SETTINGS}.strengths.{key}" for key in borrowed))
         return _cell(stage, names, previous=str(earlier[-1]) if earlier else None)
-
-    def _resume(self, stage: Stage, names: dict[str, str]) -> Cell:
-        self._check_trained(names)
-        return _cell(stage, names)
 
     def _sample(self, stage: Stage, names: dict[str, str]) -> Cell:
         exposed = Sampler.parse(names["sampler"]).row.from_images
@@ -203,16 +207,14 @@ class Grid:
         for point in config.points(study, view):
             for seed in study.seeds_of(point.model):
                 yield self._point_cell(verb, point, seed).outputs[0]
-                if view.paper is not None:
-                    yield from self._recipes_of(point, seed)
+                if view.paper is not None:  # how it was measured, drawn, trained, and what with: held against the paper
+                    made = "import" if self.is_imported(point.dataset, point.model) else "train"
+                    for behind in ("evaluate", "sample", made, "reference", "prepare"):
+                        yield self._point_cell(behind, point, seed).outputs[-1]
 
-    def _recipes_of(self, point: Point, seed: int) -> Iterator[str]:
-        """What a figure is held against the paper's by: how it was measured, drawn, trained, and what with."""
-        made = "import" if self.is_imported(point.dataset, point.model) else "train"
-        names = {"dataset": point.dataset, "model": point.model, "seed": str(seed), "step": str(point.step)}
-        cells = [self._point_cell(verb, point, seed) for verb in ("evaluate", "sample")]
-        cells += [self.cell(verb, **names) for verb in (made, "reference", "prepare")]
-        yield from (cell.outputs[-1] for cell in cells)
+    def _point_cell(self, verb: str, point: Point, seed: int) -> Cell:
+        """The cell of a verb behind a measured point."""
+        return self.cell(verb, **{key: str(value) for key, value in vars(point).items()}, seed=str(seed))
 
     def _recipes_behind(self, views: list[Cell]) -> list[str]:
         """Recipes of all that the numbers of tables and figures were made from: their cards."""
@@ -220,11 +222,6 @@ class Grid:
         for view in views:
             found |= {cell.directory: cell for cell in self.needed(view)}
         return [cell.outputs[-1] for cell in found.values() if cell.stage.card]
-
-    def _point_cell(self, verb: str, point: Point, seed: int) -> Cell:
-        return self.cell(
-            verb, dataset=point.dataset, model=point.model, seed=str(seed), step=str(point.step), sampler=point.sampler
-        )
 
     def _check_step(self, names: dict[str, str]) -> None:
         self.studies.of(names).family(names["dataset"], names["model"])
@@ -236,18 +233,6 @@ class Grid:
         params = self.studies.of(names)
         if wrong := config.step_problem(params, names["dataset"], names["model"], int(names["step"])):
             raise ConfigError(f"step {wrong}")
-
-    def _check_trained(self, names: dict[str, str]) -> None:
-        if self.is_imported(names["dataset"], names["model"]):
-            raise ConfigError(
-                f"model {names['model']} is imported, not trained; get its checkpoint with `ipdiff import`"
-            )
-
-    def _check_sampler(self, names: dict[str, str]) -> None:
-        try:
-            config.sampler_of(self.studies.of(names), names["dataset"], names["model"], names["sampler"])
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
 
     def study(self, name: str) -> list[Cell]:
         """Every cell of a study that an engine makes, makers before users, without repeats."""
@@ -275,27 +260,26 @@ class Grid:
 
         visit(target)
         if target.stage.verb == "report":
-            for cell in self._last_segments(list(found.values())):
-                visit(self.cell("resume", **{name: cell.bindings[name] for name in STAGES["resume"].wildcards}))
+            trained = [cell for cell in found.values() if cell.stage.verb == "train"]
+            last = {cell.directory.rpartition("/")[0]: cell for cell in trained}  # segments come in their order
+            for cell in last.values():
+                visit(self.cell("resume", **cell.bindings))
         return list(found.values())
-
-    @staticmethod
-    def _last_segments(cells: list[Cell]) -> Iterator[Cell]:
-        last: dict[str, Cell] = {}
-        for cell in cells:
-            if cell.stage.verb == "train":
-                run = cell.directory.rpartition("/")[0]
-                if run not in last or int(cell.bindings["step"]) > int(last[run].bindings["step"]):
-                    last[run] = cell
-        yield from last.values()
 
     def is_imported(self, dataset: str, model: str) -> bool:
         """True for a model whose checkpoints come from `ipdiff import`."""
         return self.studies.owner(dataset).model(model).imported
 
-    def maker(self, path: str) -> Cell | None:
+    def _maker(self, path: str) -> Cell | None:
         """The cell that makes a file, or None for raw data."""
-        return _maker(self, path)
+        for stage, pattern in _MADE:
+            if found := pattern.fullmatch(path):
+                names = found.groupdict()
+                if stage.verb not in ("train", IMPORT.verb) or self.is_imported(names["dataset"], names["model"]) == (
+                    stage is IMPORT
+                ):
+                    return self.cell(stage.verb, **names)
+        return None
 
     def targets(self, study: str) -> list[str]:
         """Files that stand for a whole study: its report and its runs' last states."""
@@ -310,27 +294,13 @@ _DERIVED: dict[str, Callable[[Params, Mapping[str, str]], str]] = {
 """What a row may name besides its wildcards, and where it comes from."""
 
 
-@lru_cache(maxsize=100_000)
-def _maker(grid: Grid, path: str) -> Cell | None:
-    """Match a path against the stages' directories; names hold no slash, so the parts decide."""
-    parts = path.split("/")
-    for stage in (*STAGES.values(), IMPORT):
-        template = stage.directory.split("/")
-        if len(template) != len(parts) - 1 or parts[-1] not in (*stage.files, RECIPE):
-            continue
-        names: dict[str, str] = {}
-        for pattern, part in zip(template, parts, strict=False):
-            prefix, brace, name = pattern.partition("{")
-            if not part.startswith(prefix) or (not brace and part != pattern):
-                break
-            if brace:
-                names[name.rstrip("}")] = part[len(prefix) :]
-        else:
-            if stage.verb not in ("train", IMPORT.verb) or grid.is_imported(names["dataset"], names["model"]) == (
-                stage is IMPORT
-            ):
-                return grid.cell(stage.verb, **names)
-    return None
+def _pattern(stage: Stage) -> re.Pattern[str]:
+    """What the paths of a stage's outputs look like; names hold no slash."""
+    files = "|".join(map(re.escape, (*stage.files, RECIPE)))
+    return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", stage.directory) + f"/(?:{files})")
+
+
+_MADE = [(stage, _pattern(stage)) for stage in (*STAGES.values(), IMPORT)]
 
 
 def rows_of(params: Params, names: Mapping[str, str]) -> Rows:

@@ -34,7 +34,7 @@ def template(stage: Stage, study: str) -> str:
 
 def path_of(cell: Cell, study: str) -> str:
     """The file of a cell's settings."""
-    return template(cell.stage, study).format(**cell.bindings)
+    return cell.fill(template(cell.stage, study))
 
 
 def text(code: str, params: Mapping[str, Any]) -> str:

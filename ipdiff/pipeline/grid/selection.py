@@ -11,22 +11,23 @@ from ipdiff.pipeline.grid import Cell, Grid
 from ipdiff.work.recipes import RECIPE
 
 
-def select(known: Grid, targets: Sequence[str], studies: Iterable[str] | None = None) -> dict[str, Cell]:
+def select(known: Grid, targets: Sequence[str], study: str | None = None) -> dict[str, Cell]:
     """Output path -> its cell, makers before users.
 
     Args:
         known: the grid.
         targets: names of studies, `table:STUDY/NAME`, `figure:STUDY/NAME` (with all they were made from), outputs
             (with their recipe), artifacts' directories or folders of them; nothing means everything.
-        studies: those that "everything" and folders mean; all that can be read if None.
+        study: the one that "everything" and folders mean; all that can be read if None.
 
     Raises:
         UserError: a target is none of these.
     """
-    names = None if studies is None else list(studies)
+    if study is not None:
+        known.studies.load(study)  # refused where there is none
     found: dict[str, Cell] = {}
-    for target in targets or (known.studies.readable() if names is None else names):
-        found |= _select_one(known, target, names)
+    for target in targets or [os.curdir]:
+        found |= _select_one(known, target, study)
     return found
 
 
@@ -40,9 +41,9 @@ def cells_of(selected: dict[str, Cell]) -> list[Cell]:
     return list({cell.directory: cell for cell in selected.values()}.values())
 
 
-def _select_one(known: Grid, target: str, studies: list[str] | None) -> dict[str, Cell]:
+def _select_one(known: Grid, target: str, study: str | None) -> dict[str, Cell]:
     if target in known.studies.names:
-        return _outputs(_cells(known, target))
+        return _outputs(_cells(known, [target]))
     kind, colon, name = target.partition(":")
     if colon and kind in ("table", "figure"):
         return _outputs(known.needed(_view(known, kind, name)))
@@ -51,16 +52,16 @@ def _select_one(known: Grid, target: str, studies: list[str] | None) -> dict[str
         return dict.fromkeys((path, cell.outputs[-1]), cell)
     if cell := known.maker(f"{path}/{RECIPE}"):
         return _outputs([cell])
-    cells = [
-        cell for study in (known.studies.readable() if studies is None else studies) for cell in _cells(known, study)
-    ]
-    if inside := [cell for cell in cells if path == os.curdir or cell.directory.startswith(f"{path}/")]:
+    cells = _cells(known, known.studies.readable() if study is None else [study])
+    if path == os.curdir:
+        return _outputs(cells)
+    if inside := [cell for cell in cells if cell.directory.startswith(f"{path}/")]:
         return _outputs(inside)
     raise UserError(_unknown(known, target, cells))
 
 
-def _cells(known: Grid, study: str) -> list[Cell]:
-    return [*known.imports(study), *known.study(study)]
+def _cells(known: Grid, studies: Iterable[str]) -> list[Cell]:
+    return [cell for study in studies for cell in (*known.imports(study), *known.study(study))]
 
 
 def _outputs(cells: Iterable[Cell]) -> dict[str, Cell]:

@@ -12,7 +12,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,12 +34,12 @@ def file_digest(path: Path) -> str:
     return md5_of_folder(path) if path.is_dir() else md5_of(path)
 
 
-def verify_inputs(paths: tuple[str, ...], raw: Container[str] = ()) -> dict[str, str]:
+def verify_inputs(paths: tuple[str, ...], raw: str | None = None) -> dict[str, str]:
     """Digest every input and hold it against the recipe beside it.
 
     Args:
         paths: files to read.
-        raw: those of them that no cell makes: they have no recipe.
+        raw: the one of them that no cell makes: it has no recipe.
 
     Returns:
         path -> md5, in the order given.
@@ -60,7 +60,7 @@ def verify_inputs(paths: tuple[str, ...], raw: Container[str] = ()) -> dict[str,
             found[name] = file_digest(path)
         except OSError as error:
             raise UserError(f"{error.filename or name}: cannot be read: {error.strerror or error}") from None
-        if path.name == RECIPE or name in raw:
+        if path.name == RECIPE or name == raw:
             continue
         beside = path.parent / RECIPE
         if beside not in known:

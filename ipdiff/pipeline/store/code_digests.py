@@ -93,6 +93,7 @@ class _Reached:
     definitions: dict[tuple[str, str], list[ast.AST]] = field(default_factory=dict)
 
 
+@lru_cache(maxsize=4096)
 def _reached(start: str, rows: Rows, runs: tuple[str, ...]) -> _Reached:
     reached, chosen = _Reached(), dict(rows)
     todo: list[tuple[str, str | None]] = [(start, None)]

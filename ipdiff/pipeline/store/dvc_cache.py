@@ -7,14 +7,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 
-def root() -> Path | None:
-    """Where DVC's cache keeps files by their md5, or None without DVC."""
-    if not Path(".dvc").is_dir() or find_spec("dvc") is None:
-        return None
-    from dvc.config import Config
+def root() -> Path:
+    """Where DVC's cache keeps files by their md5; where it would without DVC."""
+    folder = None
+    if Path(".dvc").is_dir() and find_spec("dvc") is not None:
+        from dvc.config import Config
 
-    folder = Config(dvc_dir=".dvc")["cache"].get("dir") or Path(".dvc", "cache")
-    return Path(os.path.relpath(folder), "files", "md5")
+        folder = Config(dvc_dir=".dvc")["cache"].get("dir")
+    return Path(os.path.relpath(folder or Path(".dvc", "cache")), "files", "md5")
 
 
 def path_in(cache: Path, digest: str) -> Path:

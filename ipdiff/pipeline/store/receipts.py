@@ -50,15 +50,16 @@ def read(directory: str | Path) -> dict[str, Any] | None:
 
 def machine() -> dict[str, Any]:
     """What of this machine can decide the last bit of a number."""
-    cpu = _cpu()
+    processor = cpu()
+    flags = processor.get("flags", processor.get("Features", "")).split()
     return {
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
         "machine": platform.machine(),
         "system": platform.system(),
         "libc": " ".join(platform.libc_ver()),
-        "cpu": cpu.get("model name", platform.processor()),
-        "instructions": [name for name in INSTRUCTIONS if name in cpu.get("flags", cpu.get("Features", "")).split()],
+        "cpu": processor.get("model name", platform.processor()),
+        "instructions": [name for name in INSTRUCTIONS if name in flags],
         "settings": _settings(),
     }
 
@@ -100,7 +101,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _cpu() -> dict[str, str]:
+def cpu() -> dict[str, str]:
     """The first processor of /proc/cpuinfo; nothing elsewhere."""
     try:
         first = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0]

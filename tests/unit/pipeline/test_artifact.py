@@ -287,7 +287,7 @@ def test_a_missing_recipe_is_said_in_words() -> None:
 def test_raw_data_has_no_recipe_and_is_digested_all_the_same(tmp_path: Path) -> None:
     Path("raw").mkdir()
     Path("raw/data.zip").write_bytes(b"zip")
-    found = verify_inputs(("raw/data.zip",), raw={"raw/data.zip"})
+    found = verify_inputs(("raw/data.zip",), raw="raw/data.zip")
     assert found == {"raw/data.zip": hashlib.md5(b"zip").hexdigest()}
 
 

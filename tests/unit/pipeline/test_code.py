@@ -42,7 +42,7 @@ class Package:
         self.path, self.before = path, before
 
     def digests(self) -> dict[str, str]:
-        code_digests.code_digest.cache_clear()
+        clear()
         return {verb: digest(verb) for verb in STAGES}
 
     def changed(self) -> set[str]:
@@ -60,13 +60,19 @@ class Package:
             stream.write(text)
 
 
+def clear() -> None:
+    """Forget what was read of the package."""
+    for remembered in (code_digests.code_digest, code_digests._reached):
+        remembered.cache_clear()
+
+
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = shutil.copytree(code_digests.PACKAGE, tmp_path / "ipdiff", ignore=shutil.ignore_patterns("__pycache__"))
     before = {verb: digest(verb) for verb in STAGES}  # names of modules count, their place does not
     monkeypatch.setattr(code_digests, "PACKAGE", path)
     yield Package(path, before)
-    code_digests.code_digest.cache_clear()
+    clear()
 
 
 PROBE = '''
@@ -131,7 +137,7 @@ def test_what_can_change_a_number_counts(package: Package, old: str, new: str) -
     package.append("schedule.py", PROBE)
     package.before = package.digests()
     package.replace("schedule.py", old, new)
-    assert package.changed() == {"train", "resume", "sample", "analyse"}
+    assert package.changed() == {"train", "resume", "sample", "analyse", "drift"}
 
 
 @pytest.mark.parametrize(
@@ -139,11 +145,11 @@ def test_what_can_change_a_number_counts(package: Package, old: str, new: str) -
     [
         ("data/prepare.py", {"prepare"}),
         ("metrics/features/classifier.py", {"classifier"}),
-        ("coefficients.py", {"train", "resume", "sample", "analyse"}),
-        ("nets/adm.py", {"train", "resume", "sample", "analyse"}),
+        ("coefficients.py", {"train", "resume", "sample", "analyse", "drift"}),
+        ("nets/adm.py", {"train", "resume", "sample", "analyse", "drift"}),
         ("training/segment.py", {"train", "resume"}),
         ("training/resume.py", {"resume"}),
-        ("sample_sets/sample.py", {"sample"}),
+        ("sample_sets/sample.py", {"sample", "drift"}),
         ("metrics/frechet.py", {"classifier", "reference", "neighbours", "evaluate"}),
         ("report/tables/render.py", {"table", "figure", "report"}),
         ("data/__init__.py", ALL),

@@ -72,9 +72,9 @@ def test_a_path_that_holds_the_project_is_refused(raw: str, key: str, project: P
 def test_a_target_may_be_spelt_in_any_way(spelling: str, project: Path) -> None:
     params_factory.write(project, params_factory.small())
     known = grid.load()
-    found = selection.select(known, [spelt(spelling, project)], ["small"])
+    found = selection.select(known, [spelt(spelling, project)], "small")
     assert list(found) == ["data/tiny/images.npy", "data/tiny/labels.npy", "data/tiny/recipe.json"]
-    (file,) = set(selection.select(known, [f"{spelt(spelling, project)}/images.npy"], ["small"])) - {
+    (file,) = set(selection.select(known, [f"{spelt(spelling, project)}/images.npy"], "small")) - {
         "data/tiny/recipe.json"
     }
     assert file == "data/tiny/images.npy"
@@ -84,7 +84,7 @@ def test_a_target_may_be_spelt_in_any_way(spelling: str, project: Path) -> None:
 def test_the_root_is_a_folder_of_everything(root: str, project: Path) -> None:
     params_factory.write(project, params_factory.small())
     known = grid.load()
-    assert selection.select(known, [root.format(root=project)], ["small"]) == selection.select(known, [], ["small"])
+    assert selection.select(known, [root.format(root=project)], "small") == selection.select(known, [], "small")
 
 
 def old(path: Path, seconds: float) -> None:

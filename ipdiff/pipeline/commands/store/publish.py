@@ -10,7 +10,6 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from ipdiff.errors import UserError
 from ipdiff.pipeline import grid
@@ -35,7 +34,9 @@ def publish(study: str) -> list[Path]:
     folder = PUBLISHED / study
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    metrics = {cell.directory: _json(Path(cell.outputs[0])) for cell in cells if cell.stage.verb == "evaluate"}
+    metrics = {
+        cell.directory: json.loads(Path(cell.outputs[0]).read_text()) for cell in cells if cell.stage.verb == "evaluate"
+    }
     made = {cell.directory: receipts.read(cell.directory) for cell in cells}
     written = [
         _write(folder / "metrics.json", metrics),
@@ -60,10 +61,6 @@ def _check(study: str, cells: Iterable[Cell], fresh: Freshness) -> None:
             if recorded.get(f"{cell.directory}/{name}") != digest:
                 lock = dvc_files.lock_of(study)
                 raise UserError(f"{cell.directory}/{name} is not what {lock} records; run `ipdiff sync` first")
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text())
 
 
 def _write(path: Path, data: object) -> Path:

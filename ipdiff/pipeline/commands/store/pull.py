@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ipdiff.errors import UserError
 from ipdiff.pipeline import grid
 from ipdiff.pipeline.commands.store import verify
-from ipdiff.pipeline.commands.store.verify import Problem, Verified, bytes_text, count
+from ipdiff.pipeline.commands.store.verify import Verified, bytes_text, count
 from ipdiff.pipeline.engines import dvc_files, sync
 from ipdiff.pipeline.grid import Cell, Grid, cache_keys, selection
 from ipdiff.pipeline.store import artifact, dvc_cache
@@ -23,24 +23,17 @@ REMOTES = "'ipdiff[remotes]'"
 
 @dataclass
 class Pulled:
-    """What a pull did."""
+    """What a pull did, as lines for a person.
 
-    artifacts: int
-    files: int
-    size: int
-    fetched: int
-    problems: list[Problem] = field(default_factory=list)
-    damaged: list[str] = field(default_factory=list)
-    """Lines about files that came damaged and were removed."""
-    adopted: list[str] = field(default_factory=list)
-    failed: str | None = None
-    """Why some files did not come, or None."""
+    Attributes:
+        said: what is here now.
+        wrong: files that came damaged and were removed, and problems of others.
+        failed: why some files did not come, or None.
+    """
 
-    def __str__(self) -> str:
-        return (
-            f"{self.files} of the files asked for are here and verified ({count(self.artifacts, 'artifact')}, "
-            f"{bytes_text(self.size)}, {self.fetched} fetched now); told Snakemake of {len(self.adopted)}"
-        )
+    said: str
+    wrong: list[str]
+    failed: str | None
 
 
 def pull(
@@ -56,7 +49,7 @@ def pull(
     What came damaged is removed from the workspace and the cache, so that the next pull fetches it again.
 
     Args:
-        names: targets (see `targets.select`); nothing means all that dvc.lock records.
+        names: targets (see `selection.select`); nothing means all that dvc.lock records.
         remote: name of a DVC remote; the default one if None.
         metrics_only: only metrics, tables, figures, reports and recipes.
         jobs: transfers at a time; DVC's default if None.
@@ -65,8 +58,12 @@ def pull(
     Raises:
         UserError: a target is unknown or not recorded, or there is no dvc.lock or no such remote.
     """
+    if (why := sync.obstacle()) is not None:
+        raise UserError(f"nothing can be pulled: {why}")
     known = grid.load()
-    recorded = _recorded(known)
+    recorded = dvc_files.recorded(known.studies.names)
+    if not recorded:
+        raise UserError("there is no dvc.lock here: nothing has been recorded at this commit, so nothing can be pulled")
     selected = selection.select(known, names)
     if metrics_only:
         selected = selection.results(selected)
@@ -75,27 +72,14 @@ def pull(
     _make_way(digests, force)
     brought = _bring(digests, remote=remote, jobs=jobs)
     seen = verify.verify(selected=wanted)
-    damaged = _discard(brought.paths & wanted.keys(), recorded, seen)
+    damaged = _discard({path: recorded[path] for path in sorted(brought.paths & wanted.keys())}, seen)
     good = [path for path in wanted if os.path.exists(path)]
-    return Pulled(
-        artifacts=len({wanted[path].directory for path in good}),
-        files=len(good),
-        size=sum(os.stat(path).st_size for path in good),
-        fetched=brought.fetched,
-        problems=seen.problems,
-        damaged=brought.damaged + damaged,
-        adopted=sync.adopt(),
-        failed=brought.failed,
+    artifacts, size = len({wanted[path].directory for path in good}), sum(os.stat(path).st_size for path in good)
+    said = (
+        f"{len(good)} of the files asked for are here and verified ({count(artifacts, 'artifact')}, "
+        f"{bytes_text(size)}, {brought.fetched} fetched now); told Snakemake of {len(sync.adopt())}"
     )
-
-
-def _recorded(known: Grid) -> dict[str, str]:
-    if (why := sync.obstacle()) is not None:
-        raise UserError(f"nothing can be pulled: {why}")
-    recorded = dvc_files.recorded(known.studies.names)
-    if not recorded:
-        raise UserError("there is no dvc.lock here: nothing has been recorded at this commit, so nothing can be pulled")
-    return recorded
+    return Pulled(said, [*brought.damaged, *damaged, *map(str, seen.problems)], brought.failed)
 
 
 def _wanted(selected: dict[str, Cell], recorded: dict[str, str], names: Sequence[str]) -> dict[str, Cell]:
@@ -123,7 +107,7 @@ def _make_way(digests: dict[str, str], force: bool) -> None:
     found = verify.digests_of(path for path in digests if os.path.exists(path))
     other = [path for path, digest in found.items() if digest != digests[path]]
     root = dvc_cache.root()
-    unknown = [path for path in other if root is None or not dvc_cache.path_in(root, found[path]).exists()]
+    unknown = [path for path in other if not dvc_cache.path_in(root, found[path]).exists()]
     if unknown and not force:
         more = f" and {len(unknown) - 1} more files are" if len(unknown) > 1 else " is"
         raise UserError(
@@ -239,12 +223,20 @@ def _explain(error: Exception) -> str:
 # Afterwards
 
 
-def _discard(wanted: Iterable[str], recorded: dict[str, str], seen: Verified) -> list[str]:
-    """Remove damaged files from the workspace and the cache, and say so, a line for each digest that was wanted."""
+def _discard(wanted: dict[str, str], seen: Verified) -> list[str]:
+    """Remove damaged files from the workspace and the cache, and say so, a line for each digest that was wanted.
+
+    Args:
+        wanted: path -> digest.
+        seen: what was found; problems of the removed files are taken out.
+    """
     root = dvc_cache.root()
     lines: list[str] = []
-    for digest, paths in _by_digest(wanted, recorded).items():
-        places = [*paths, *([] if root is None else [str(dvc_cache.path_in(root, digest))])]
+    copies_of: dict[str, list[str]] = {}
+    for path, digest in wanted.items():
+        copies_of.setdefault(digest, []).append(path)
+    for digest, paths in copies_of.items():
+        places = [*paths, str(dvc_cache.path_in(root, digest))]
         bad = [path for path in places if seen.found.get(path, digest) != digest]
         for path in bad:
             Path(path).unlink(missing_ok=True)
@@ -256,10 +248,3 @@ def _discard(wanted: Iterable[str], recorded: dict[str, str], seen: Verified) ->
             )
         seen.problems = [problem for problem in seen.problems if problem.path not in bad]
     return lines
-
-
-def _by_digest(wanted: Iterable[str], recorded: dict[str, str]) -> dict[str, list[str]]:
-    paths: dict[str, list[str]] = {}
-    for path in sorted(wanted):
-        paths.setdefault(recorded[path], []).append(path)
-    return paths

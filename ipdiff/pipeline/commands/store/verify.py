@@ -9,8 +9,7 @@ import json
 import os
 import re
 import subprocess
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +23,6 @@ from ipdiff.pipeline.grid import Cell, Grid, cache_keys, selection
 from ipdiff.pipeline.store import artifact, dvc_cache, receipts
 from ipdiff.work import recipes
 from ipdiff.work.recipes import RECIPE
-
-Progress = Callable[[int], object]
-"""Told how many bytes of files have been hashed since the last call."""
 
 
 @dataclass(frozen=True)
@@ -82,28 +78,31 @@ def bytes_text(size: float) -> str:
 # Hashing
 
 
-def digests_of(paths: Iterable[str], progress: Progress | None = None) -> dict[str, str]:
+def digests_of(paths: Iterable[str]) -> dict[str, str]:
     """md5 of every file, by as many threads as there are cores; a file under two names is read once.
 
-    A file that cannot be read gets a text that is no digest.
+    A file that cannot be read gets a text that is no digest. On a terminal, stderr shows how far it is.
     """
+    from tqdm import tqdm
+
+    found: dict[str, str] = {}
     names: dict[tuple[int, int], list[str]] = {}
-    unreadable: dict[str, str] = {}
+    total = 0
     for path in paths:
         try:
             status = os.stat(path)
-            names.setdefault((status.st_dev, status.st_ino), []).append(path)
         except OSError as error:
-            unreadable[path] = _unreadable(error)
-
-    found: dict[str, str] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+            found[path] = _unreadable(error)
+            continue
+        names.setdefault((status.st_dev, status.st_ino), []).append(path)
+        total += status.st_size
+    bar = tqdm(total=total, unit="B", unit_scale=True, desc="hashing", leave=False, disable=None)
+    with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
         hashed = pool.map(_digest, [group[0] for group in names.values()])
         for group, digest in zip(names.values(), hashed, strict=True):
             found |= dict.fromkeys(group, digest)
-            if progress is not None:
-                progress(sum(map(_size, group)))
-    return found | unreadable
+            bar.update(sum(map(_size, group)))
+    return found
 
 
 def _digest(path: str) -> str:
@@ -124,24 +123,14 @@ def _size(path: str) -> int:
         return 0
 
 
-def _hash(paths: Sequence[str]) -> dict[str, str]:
-    """`digests_of`, with a progress bar when stderr is a terminal."""
-    if not sys.stderr.isatty():
-        return digests_of(paths)
-    from tqdm import tqdm
-
-    with tqdm(total=sum(map(_size, paths)), unit="B", unit_scale=True, desc="hashing", leave=False) as bar:
-        return digests_of(paths, bar.update)
-
-
 # DVC's cache
 
 _OBJECT = re.compile("[0-9a-f]{2}/[0-9a-f]{30}(\\.dir)?")
 
 
-def _cached(root: Path | None, digests: Iterable[str] | None) -> dict[str, str]:
+def _cached(root: Path, digests: Iterable[str] | None) -> dict[str, str]:
     """Path of a cached object -> the md5 it is named by; only of those digests if they are given."""
-    if root is None or not root.is_dir():
+    if not root.is_dir():
         return {}
     if digests is not None:
         paths = (dvc_cache.path_in(root, digest) for digest in digests)
@@ -157,18 +146,6 @@ def _name_of(path: Path) -> str:
 # Artifacts
 
 
-@dataclass(frozen=True)
-class Word:
-    """What a recipe says of its files, and what is wrong with the recipe itself."""
-
-    recipe: dict[str, Any]
-    problem: Problem | None = None
-
-    def of(self, path: str) -> str | None:
-        """An output's digest by this recipe."""
-        return self.recipe.get("outputs", {}).get(os.path.basename(path))
-
-
 class Verifier:
     """Holds digests of now against the records; a damaged file is reported once, not for each of its users."""
 
@@ -181,30 +158,38 @@ class Verifier:
             found: path -> md5 now, of every file that is there.
         """
         self.grid, self.recorded, self.found = known, recorded, found
-        self._words: dict[str, Word] = {}
+        self._recipes: dict[str, tuple[dict[str, Any], Problem | None]] = {}
 
-    def problems(self, cell: Cell, outputs: Iterable[str]) -> Iterator[Problem]:
-        """What is wrong with a cell: with its recipe, and with those of its outputs that are asked for."""
-        word = self._word(cell)
-        files = [path for path in outputs if path in self.found and path != cell.outputs[-1]]
-        if word.problem is None:
-            yield from self._lock_problems(cell, word)
-            yield from self._input_problems(cell, word)
-        elif files or cell.outputs[-1] in self.found:
-            yield word.problem
-        for path in files:
-            said = (self.recorded.get(path) if word.problem else None) or word.of(path)
-            if said not in (None, self.found[path]):
-                yield Problem(path, str(said), self.found[path])
+    def problems(self, cell: Cell, here: Sequence[str]) -> Iterator[Problem]:
+        """What is wrong with a cell: with its recipe, and with those of its outputs that are here."""
+        recipe, wrong = self._recipe(cell)
+        *files, marker = cell.outputs
+        said = {path: recipe.get("outputs", {}).get(os.path.basename(path)) for path in files}
+        if wrong is None:
+            by = dvc_files.pointer_of(cell) if cell.given else "dvc.lock"
+            for path in files:  # dvc.lock may agree with the recipe's digest, but not with what the recipe says
+                if self.recorded.get(path) not in (None, said[path]):
+                    yield Problem(f"{by} entry of {path}", f"{said[path]} (its recipe)", self.recorded[path])
+            for path, used in recipe.get("inputs", {}).items():
+                now = self._input_now(path)
+                if now not in (None, used):
+                    yield Problem(marker, f"{used} for its input {path}", f"{now} there now")
+        elif here or marker in self.found:
+            yield wrong
+        for path in (path for path in here if path in said):
+            expected = said[path] if wrong is None else self.recorded.get(path) or said[path]
+            if expected not in (None, self.found[path]):
+                yield Problem(path, str(expected), self.found[path])
 
-    def _word(self, cell: Cell) -> Word:
-        if cell.directory not in self._words:
-            self._words[cell.directory] = self._read(cell, cell.outputs[-1])
-        return self._words[cell.directory]
+    def _recipe(self, cell: Cell) -> tuple[dict[str, Any], Problem | None]:
+        """A cell's recipe, and what is wrong with it."""
+        if cell.directory not in self._recipes:
+            self._recipes[cell.directory] = self._read(cell, cell.outputs[-1])
+        return self._recipes[cell.directory]
 
-    def _read(self, cell: Cell, path: str) -> Word:
+    def _read(self, cell: Cell, path: str) -> tuple[dict[str, Any], Problem | None]:
         if path not in self.found:
-            return Word({}, Problem(path, "the recipe of the files beside it", "nothing"))
+            return {}, Problem(path, "the recipe of the files beside it", "nothing")
         wrong, recipe = None, {}
         try:
             recipe = recipes.read(Path(path))
@@ -218,43 +203,31 @@ class Verifier:
             wrong = Problem(path, f"{recorded} ({by})", self.found[path])
         elif wrong is None and recipe.get("cell") != cell.directory:
             wrong = Problem(path, f"the recipe of {cell.directory}", f"that of {recipe.get('cell')}")
-        return Word(recipe, wrong)
-
-    def _lock_problems(self, cell: Cell, word: Word) -> Iterator[Problem]:
-        """A dvc.lock that agrees with the recipe's digest but not with what the recipe says."""
-        by = dvc_files.pointer_of(cell) if cell.given else "dvc.lock"
-        for path in cell.outputs[:-1]:
-            if self.recorded.get(path) not in (None, word.of(path)):
-                yield Problem(f"{by} entry of {path}", f"{word.of(path)} (its recipe)", self.recorded[path])
-
-    def _input_problems(self, cell: Cell, word: Word) -> Iterator[Problem]:
-        """Inputs that were other ones when the cell was made."""
-        for path, used in word.recipe.get("inputs", {}).items():
-            now = self._input_now(path)
-            if now not in (None, used):
-                yield Problem(cell.outputs[-1], f"{used} for its input {path}", f"{now} there now")
+        return recipe, wrong
 
     def _input_now(self, path: str) -> str | None:
         """An input's digest by its maker's recipe; None where that is not there or is itself a problem."""
         maker = self.grid.maker(path)
-        if maker is None or path.endswith(f"/{RECIPE}"):
-            return self.found.get(path) if maker is None or self._word(maker).problem is None else None
-        word = self._word(maker)
-        return word.of(path) if word.problem is None else None
+        if maker is None:
+            return self.found.get(path)
+        recipe, wrong = self._recipe(maker)
+        if wrong is not None:
+            return None
+        return self.found.get(path) if path == maker.outputs[-1] else recipe["outputs"].get(os.path.basename(path))
 
 
 def verify(
     names: Sequence[str] = (),
     *,
-    studies: Iterable[str] | None = None,
+    study: str | None = None,
     cache: bool = True,
     selected: dict[str, Cell] | None = None,
 ) -> Verified:
     """Hash again what is there and hold it against the records.
 
     Args:
-        names: targets (see `targets.select`); nothing means all, and then missing artifacts are no problem.
-        studies: studies whose artifacts to look at; all that can be read if None.
+        names: targets (see `selection.select`); nothing means all, and then missing artifacts are no problem.
+        study: the one whose artifacts to look at; all that can be read if None.
         cache: also hash DVC's cache (of the named artifacts alone, if any are named).
         selected: the outputs to look at, instead of `names`.
 
@@ -262,30 +235,30 @@ def verify(
         UserError: a name is unknown, or a dvc.lock cannot be read.
     """
     known = grid.load()
-    names_of_studies = _studies(known, studies)
-    outputs = selection.select(known, names, names_of_studies) if selected is None else selected
+    outputs = selection.select(known, names, study) if selected is None else selected
     recorded = dvc_files.recorded(known.studies.names)
     some = bool(names) or selected is not None
     wanted = [recorded[path] for path in outputs if path in recorded] if some else None
     cached = _cached(dvc_cache.root(), wanted) if cache else {}
     needed = _readable(known, outputs)
-    found = _hash([*needed, *cached])
+    found = digests_of([*needed, *cached])
     done = Verified(cached=len(cached), size=sum(map(_size, {*needed, *cached})), found=found)
     verifier = Verifier(known, recorded, {path: found[path] for path in needed})
-    _check_cells(outputs, verifier, done)
+    for cell in selection.cells_of(outputs):
+        here = [path for path in cell.outputs if path in outputs and path in verifier.found]
+        done.files += len(here)
+        done.artifacts += bool(here)
+        done.missing += not here
+        done.problems += verifier.problems(cell, here)
     if names:
         done.problems += _absent(outputs, names)
-    done.problems += _cache_problems(cached, found, recorded)
+    owners = {digest: path for path, digest in recorded.items()}
+    done.problems += [
+        Problem(path, name, found[path], about=owners.get(name, "of no dvc.lock here"))
+        for path, name in cached.items()
+        if found[path] != name
+    ]
     return done
-
-
-def _studies(known: Grid, studies: Iterable[str] | None) -> list[str]:
-    if studies is None:
-        return known.studies.readable()
-    names = list(studies)
-    for name in names:
-        known.studies.load(name)
-    return names
 
 
 def _readable(known: Grid, outputs: dict[str, Cell]) -> list[str]:
@@ -298,18 +271,6 @@ def _readable(known: Grid, outputs: dict[str, Cell]) -> list[str]:
     return [path for path in paths if os.path.exists(path)]
 
 
-def _check_cells(outputs: dict[str, Cell], verifier: Verifier, done: Verified) -> None:
-    files: dict[str, list[str]] = {}
-    for path, cell in outputs.items():
-        files.setdefault(cell.directory, []).append(path)
-    for cell in selection.cells_of(outputs):
-        here = [path for path in files[cell.directory] if path in verifier.found]
-        done.files += len(here)
-        done.artifacts += bool(here)
-        done.missing += not here
-        done.problems += verifier.problems(cell, here)
-
-
 def _absent(outputs: dict[str, Cell], names: Sequence[str]) -> list[Problem]:
     """Named artifacts that are not there, and missing files of those that are in part."""
     missing = {path: cell.directory for path, cell in outputs.items() if not os.path.exists(path)}
@@ -318,125 +279,85 @@ def _absent(outputs: dict[str, Cell], names: Sequence[str]) -> list[Problem]:
     return [Problem(path, f"to be here for {' '.join(names)}", "nothing") for path in lines]
 
 
-def _cache_problems(cached: dict[str, str], found: dict[str, str], recorded: dict[str, str]) -> list[Problem]:
-    outputs = {digest: path for path, digest in recorded.items()}
-    return [
-        Problem(path, name, found[path], about=outputs.get(name, "of no dvc.lock here"))
-        for path, name in cached.items()
-        if found[path] != name
-    ]
-
-
 # Against another revision
 
 
-@dataclass
-class Compared:
-    """Artifacts here and in a revision's dvc.lock, by their directories."""
-
-    revision: str
-    identical: list[str] = field(default_factory=list)
-    other_recipe: list[str] = field(default_factory=list)
-    differing: dict[str, list[str]] = field(default_factory=dict)
-    only_here: list[str] = field(default_factory=list)
-    only_there: list[str] = field(default_factory=list)
-    machines: list[str] | None = None
-    """How this machine differs from the one that made the revision's artifacts; None where it left no receipts."""
-
-    def lines(self) -> Iterator[str]:
-        """What a person wants to read, the count last."""
-        for cell, files in self.differing.items():
-            yield f"differs: {cell} ({', '.join(files)})"
-        for cell in self.other_recipe:
-            yield f"same bytes, another recipe: {cell}"
-        yield from (f"only here: {cell}" for cell in self.only_here)
-        yield from (f"only in {self.revision}: {cell}" for cell in self.only_there)
-        same = len(self.identical) + len(self.other_recipe)
-        yield (
-            f"{same} of {same + len(self.differing)} artifacts are byte-identical to those of {self.revision}"
-            f"{f' ({len(self.other_recipe)} with another recipe)' if self.other_recipe else ''}; "
-            f"{len(self.differing)} differ, {len(self.only_here)} only here, {len(self.only_there)} only there"
-        )
-        if self.machines is not None:
-            yield (
-                f"machines differ in {'; '.join(self.machines)}" if self.machines else "same machine type and versions"
-            )
-
-
-def against(revision: str, names: Sequence[str] = (), *, studies: Iterable[str] | None = None) -> Compared:
+def against(revision: str, names: Sequence[str] = (), *, study: str | None = None) -> list[str]:
     """Hash again what is there and compare it with the dvc.lock files of a git revision.
+
+    Args:
+        revision: of git.
+        names: targets, as for `verify`.
+        study: the one whose artifacts to look at; all that can be read if None.
+
+    Returns:
+        Lines for a person, the count last; then how this machine differs from the one that made the revision's
+        artifacts, where that left receipts.
 
     Raises:
         UserError: git does not know the revision, it has no dvc.lock, or a name is unknown.
     """
     known = grid.load()
-    names_of_studies = _studies(known, studies)
-    outputs = selection.select(known, names, names_of_studies)
-    some = bool(names) or studies is not None
+    outputs = selection.select(known, names, study)
+    some = bool(names) or study is not None
     there = {
         path: digest
         for path, digest in _recorded_at(revision, known.studies.names).items()
         if path in outputs or not (some or path.startswith(f"{cache_keys.FOLDER}/"))
     }
-    here = _hash([path for path in outputs if os.path.exists(path)])
-    compared = Compared(revision)
-    folders: dict[str, list[str]] = {}
-    for path in dict.fromkeys([*here, *there]):
-        folders.setdefault(os.path.dirname(path), []).append(path)
-    for folder, paths in folders.items():
-        _compare(folder, paths, here, there, compared)
-    compared.machines = _machines(revision, known.studies.names, {os.path.dirname(path) for path in here})
-    return compared
+    here = digests_of([path for path in outputs if os.path.exists(path)])
+    cells = list(dict.fromkeys(map(os.path.dirname, [*here, *there])))
+    differing: dict[str, list[str]] = {cell: [] for cell in cells}
+    for path in here:
+        if there.get(path) != here[path]:
+            differing[os.path.dirname(path)].append(os.path.basename(path))
+    ours, theirs = set(map(os.path.dirname, here)), set(map(os.path.dirname, there))
+    both = [cell for cell in cells if cell in ours and cell in theirs]
+    other = [cell for cell in both if differing[cell] and differing[cell] != [RECIPE]]
+    recipe = [cell for cell in both if differing[cell] == [RECIPE]]
+    only_here, only_there = ([cell for cell in cells if cell not in others] for others in (theirs, ours))
+    return [
+        *(f"differs: {cell} ({', '.join(differing[cell])})" for cell in other),
+        *(f"same bytes, another recipe: {cell}" for cell in recipe),
+        *(f"only here: {cell}" for cell in only_here),
+        *(f"only in {revision}: {cell}" for cell in only_there),
+        f"{len(both) - len(other)} of {len(both)} artifacts are byte-identical to those of {revision}"
+        f"{f' ({len(recipe)} with another recipe)' if recipe else ''}; "
+        f"{len(other)} differ, {len(only_here)} only here, {len(only_there)} only there",
+        *_machines(revision, known.studies.names, ours),
+    ]
 
 
-def _machines(revision: str, studies: Iterable[str], cells: set[str]) -> list[str] | None:
-    """How the machine that made these artifacts differs from the revision's, by the receipts of both."""
+def _machines(revision: str, studies: Iterable[str], cells: set[str]) -> list[str]:
+    """A line about how the machine that made these artifacts differs from the revision's, by the receipts of both."""
     theirs: dict[str, Any] = {}
     for study in studies:
         text = _git("show", f"{revision}:./{(PUBLISHED / study / RECEIPTS).as_posix()}")
         theirs |= json.loads(text) if text else {}
     ours = {cell: receipt for cell in cells if cell in theirs and (receipt := receipts.read(cell))}
-    return receipts.differences(ours.values(), [theirs[cell] for cell in ours]) if ours else None
-
-
-def _compare(folder: str, paths: list[str], here: dict[str, str], there: dict[str, str], compared: Compared) -> None:
-    other = [os.path.basename(path) for path in paths if here.get(path, there.get(path)) != there.get(path)]
-    if not any(path in there for path in paths):
-        compared.only_here.append(folder)
-    elif not any(path in here for path in paths):
-        compared.only_there.append(folder)
-    elif not other:
-        compared.identical.append(folder)
-    elif other == [RECIPE]:
-        compared.other_recipe.append(folder)
-    else:
-        compared.differing[folder] = other
+    if not ours:
+        return []
+    differences = receipts.differences(ours.values(), [theirs[cell] for cell in ours])
+    return [f"machines differ in {'; '.join(differences)}" if differences else "same machine type and versions"]
 
 
 def _recorded_at(revision: str, studies: Iterable[str]) -> dict[str, str]:
-    """Output path -> md5, by the dvc.lock files of a git revision."""
-    _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}", wrong=revision)
-    readers = {dvc_files.lock_of(study).as_posix(): dvc_files.lock_digests for study in studies}
-    pointers = _git("ls-tree", "--name-only", revision, f"./{dvc_files.IMPORTED}/").splitlines()
-    readers |= {name: dvc_files.pointer_digests for name in pointers if name.endswith(".dvc")}
-    digests: dict[str, str] = {}
-    for name, read in readers.items():
-        text = _git("show", f"{revision}:./{name}")
-        try:
-            digests |= read(text) if text else {}
-        except ValueError as error:
-            raise UserError(f"{name} of {revision} is {error}") from None
+    """Output path -> md5, by the dvc.lock and .dvc files of a git revision."""
+    if not _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}"):
+        raise UserError(f"git knows no revision '{revision}' here; see git log")
+    pointers = _git("ls-tree", "--name-only", revision, f"./{dvc_files.IMPORTED}/").decode().splitlines()
+    names = [*(dvc_files.lock_of(study).as_posix() for study in studies), *pointers]
+    files = {name: _git("show", f"{revision}:./{name}") for name in names if name.endswith((".dvc", ".lock"))}
+    digests = dvc_files.digests_in({name: text for name, text in files.items() if text}, revision)
     if not digests:
         raise UserError(f"{revision} has no dvc.lock: nothing to compare with")
     return digests
 
 
-def _git(*arguments: str, wrong: str | None = None) -> str:
-    """What git says; if it fails: nothing, or UserError about the revision `wrong`."""
+def _git(*arguments: str) -> bytes:
+    """What git says; nothing if it fails."""
     try:
-        ran = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        ran = subprocess.run(["git", *arguments], capture_output=True, check=False)
     except FileNotFoundError:
         raise UserError("git is not installed; --against asks it for a revision's dvc.lock") from None
-    if ran.returncode and wrong is not None:
-        raise UserError(f"git knows no revision '{wrong}' here; see git log")
-    return ran.stdout if not ran.returncode else ""
+    return b"" if ran.returncode else ran.stdout

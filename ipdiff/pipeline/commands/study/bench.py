@@ -127,25 +127,24 @@ def measure(
             "train": train,
             "sample": lambda: sampler.draw(range(sample_batch)),
         }
-        for precision, compute in precisions.items():
-            calls |= {f"{precision} {key}": call for key, call in _convolutions(compute, device).items()}
-            if device.type == "cuda":
-                calls[f"{precision} matmul"] = _matmul(compute, device)
+        limits = {precision: _limits(compute, device) for precision, compute in precisions.items()}
+        calls |= {f"{kind} {key}": call for kind, known in limits.items() for key, (call, _) in known.items()}
         rates = _rates(calls, seconds, device)
 
-    def limits(what: str) -> tuple[float, float]:
+    def limit(what: str) -> tuple[float, float]:
         """GFLOP/s of the fastest convolution and of the matrix product in the precision of `what`."""
-        precision = computes[what].precision
-        convolution = max(rates[f"{precision} {key}"] * work for key, work in _convolution_work(device).items())
-        return convolution, rates.get(f"{precision} matmul", 0.0) * CALLS * 2 * MATMUL**3 / 1e9
+        kind = computes[what].precision
+        found = {key: rates[f"{kind} {key}"] * work for key, (_, work) in limits[kind].items()}
+        product = found.pop("matmul", 0.0)
+        return max(found.values()), product
 
     flops = plan.network(json.dumps(spec.to_json()))[0] / 1e9
     train_rate, sample_rate = rates["train"] * updates * batch, rates["sample"] * sample_batch * sampler.nfe
     train_flops, sample_flops = train_rate * flops * plan.TRAIN_FACTOR, sample_rate * flops
     return [
-        Measured(f"{name} training, batch {batch}", train_rate, "images/s", train_flops, *limits("train")),
+        Measured(f"{name} training, batch {batch}", train_rate, "images/s", train_flops, *limit("train")),
         Measured(
-            f"{name} sampling, batch {sample_batch}", sample_rate, "image-steps/s", sample_flops, *limits("sample")
+            f"{name} sampling, batch {sample_batch}", sample_rate, "image-steps/s", sample_flops, *limit("sample")
         ),
     ]
 
@@ -198,46 +197,30 @@ def _sampler(run: Run, compute: Compute) -> ImageSampler:
         return ImageSampler(spec, weights, steps, clip_denoised=True, compute=compute, images=None)
 
 
-def _convolutions(compute: Compute, device: torch.device) -> dict[str, Callable[[], object]]:
-    """The convolutions of the limit, by name."""
+def _limits(compute: Compute, device: torch.device) -> dict[str, tuple[Callable[[], object], float]]:
+    """What the work is held against, convolutions and on a GPU a matrix product: a call of each, and its GFLOP."""
+    layout = {"dtype": dtype(compute), "device": device}
+    images = 8 if device.type == "cpu" else 256
 
-    def call(channels: int, size: int) -> Callable[[], object]:
-        layout = {"dtype": dtype(compute), "device": device, "memory_format": torch.channels_last}
-        x = torch.randn(_conv_batch(device), channels, size, size, generator=torch.Generator().manual_seed(0)).to(
-            **layout
-        )
-        w = torch.randn(channels, channels, 3, 3, generator=torch.Generator().manual_seed(1)).to(**layout)
-
+    def several(operation: Callable[..., object], *of: torch.Tensor, **more: int) -> Callable[[], object]:
         @torch.inference_mode()
-        def several() -> None:
+        def call() -> None:
             for _ in range(CALLS):
-                F.conv2d(x, w, padding=1)
+                operation(*of, **more)
 
-        return several
+        return call
 
-    return {f"conv {shape}": call(*shape) for shape in SHAPES}
-
-
-def _matmul(compute: Compute, device: torch.device) -> Callable[[], object]:
-    """The matrix product beside the limit."""
-    a, b = torch.randn(2, MATMUL, MATMUL, device=device).to(dtype(compute)).unbind()
-
-    @torch.inference_mode()
-    def several() -> None:
-        for _ in range(CALLS):
-            torch.mm(a, b)
-
-    return several
-
-
-def _convolution_work(device: torch.device) -> dict[str, float]:
-    """GFLOP of one call of each of `_convolutions`."""
-    images = CALLS * _conv_batch(device)
-    return {f"conv {(c, size)}": 2 * images * size * size * c * c * 9 / 1e9 for c, size in SHAPES}
-
-
-def _conv_batch(device: torch.device) -> int:
-    return 8 if device.type == "cpu" else 256
+    found: dict[str, tuple[Callable[[], object], float]] = {}
+    for channels, size in SHAPES:
+        x = torch.randn(images, channels, size, size, generator=torch.Generator().manual_seed(0))
+        w = torch.randn(channels, channels, 3, 3, generator=torch.Generator().manual_seed(1))
+        x, w = (each.to(**layout, memory_format=torch.channels_last) for each in (x, w))
+        work = 2 * CALLS * images * size**2 * channels**2 * 9 / 1e9
+        found[f"conv {(channels, size)}"] = several(F.conv2d, x, w, padding=1), work
+    if device.type == "cuda":
+        a, b = torch.randn(2, MATMUL, MATMUL, device=device).to(dtype(compute)).unbind()
+        found["matmul"] = several(torch.mm, a, b), CALLS * 2 * MATMUL**3 / 1e9
+    return found
 
 
 def _rates(calls: Mapping[str, Callable[[], object]], seconds: float, device: torch.device) -> dict[str, float]:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from ipdiff.metrics.features import inception_file
 from ipdiff.metrics.spec import FEATURES, Inception
 from ipdiff.pipeline import config
 from ipdiff.pipeline.engines import dvc_files
+from ipdiff.pipeline.store import receipts
 
 FINE, NOTE, WRONG = "ok", "note", "lacks"
 MISSING = "missing"
@@ -60,7 +62,7 @@ def examine(study: str | None = None) -> list[Finding]:
     Raises:
         UserError: there is no such study.
     """
-    findings = [*_itself(), *_python(), *_torch(), *_cpu(), *_packages(), *_git_state(), *_disk()]
+    findings = [*_itself(), *_torch(), *_cpu(), *_packages(), *_git_state(), *_disk()]
     study, studies = study or config.DEFAULT, config.Studies()
     try:
         broken = studies.broken()
@@ -73,23 +75,16 @@ def examine(study: str | None = None) -> list[Finding]:
     findings += [Finding(FINE, "studies", text)] if read else []
     findings += [Finding(WRONG if name == study else NOTE, "studies", line) for name, line in broken.items()]
     findings += _store(studies)
-    networks: dict[Inception, list[Finding]] = {}
-    found: list[Finding] = []
+    network, found = cache(_network), list[Finding]()  # a file of several data sets is read once
     for params in read:
         for name, dataset in params.datasets.items():
             found += _data(params, name)
             if FEATURES[dataset.features].file == "published":
-                settings = dataset.feature_settings
-                if settings not in networks:
-                    networks[settings] = list(_network(settings))
-                found += [replace(finding, about=name) for finding in networks[settings]]
+                found.append(replace(network(dataset.feature_settings), about=name))
     needed = {name for params in read if params.study == study for name in params.datasets}
-    return [*findings, *_together(replace(one, mark=_mark(one, one.about in needed)) for one in found)]
-
-
-def _mark(finding: Finding, needed: bool) -> str:
-    """What is missing stands in the way only of a study that needs it."""
-    return finding.mark if finding.mark != MISSING else WRONG if needed else NOTE
+    missing = {True: WRONG, False: NOTE}  # what is missing stands in the way only of a study that needs it
+    marks = [missing[one.about in needed] if one.mark == MISSING else one.mark for one in found]
+    return [*findings, *_together(replace(one, mark=mark) for one, mark in zip(found, marks, strict=True))]
 
 
 def _together(findings: Iterable[Finding]) -> list[Finding]:
@@ -107,9 +102,8 @@ def _joined(text: str, group: list[Finding]) -> Finding:
     mark = max((finding.mark for finding in group), key=(FINE, NOTE, WRONG).index)
     about = f"{len({finding.about for finding in group})} data sets"
     subjects = ", ".join(f"{subject} ({', '.join(of)})" for subject, of in names.items())
-    if len(names) == 1:  # one thing of all of them
-        return Finding(mark, about, f"{group[0].text} ({', '.join(names[group[0].subject])})")
-    return Finding(mark, about, f"each of {subjects}{text}")
+    one = f"{group[0].text} ({', '.join(names[group[0].subject])})"
+    return Finding(mark, about, one if len(names) == 1 else f"each of {subjects}{text}")
 
 
 def as_json(findings: Iterable[Finding]) -> list[dict[str, str]]:
@@ -120,9 +114,6 @@ def as_json(findings: Iterable[Finding]) -> list[dict[str, str]]:
 def _itself() -> Iterator[Finding]:
     yield Finding(FINE, "ipdiff", __version__)
     yield Finding(FINE, "system", platform.platform())
-
-
-def _python() -> Iterator[Finding]:
     version = platform.python_version()
     enough = sys.version_info >= (3, 11)
     yield Finding(FINE if enough else WRONG, "python", version if enough else f"{version}; ipdiff needs 3.11 or later")
@@ -144,23 +135,12 @@ def _torch() -> Iterator[Finding]:
 
 
 def _cpu() -> Iterator[Finding]:
-    found = _cpu_flags()
+    found = receipts.cpu().get("flags", "").split()
     words = {"AVX2": "avx2", "AVX-512": "avx512f", "bf16 (AVX-512)": "avx512_bf16", "bf16 (AMX)": "amx_bf16"}
     has = [name for name, flag in words.items() if flag in found]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     known = f"has {', '.join(has) or 'none of ' + ', '.join(words)}" if found else "features unknown here"
-    yield Finding(FINE, "CPU", f"{_cores()} cores for this process; {known}")
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    return set(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    yield Finding(FINE, "CPU", f"{cores} cores for this process; {known}")
 
 
 def _packages() -> Iterator[Finding]:
@@ -234,7 +214,7 @@ def _archive(name: str, archive: Archive) -> Finding:
     return Finding(MISSING, name, f"{path} is not here: {archive.how}")
 
 
-def _network(spec: Inception) -> Iterator[Finding]:
+def _network(spec: Inception) -> Finding:
     """Whether an Inception network is here, and the right one."""
     about = "Inception"
     try:
@@ -242,15 +222,13 @@ def _network(spec: Inception) -> Iterator[Finding]:
         with path.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        yield Finding(MISSING, about, f"the Inception network {spec.raw} cannot be read: {error.strerror}")
+        return Finding(MISSING, about, f"the Inception network {spec.raw} cannot be read: {error.strerror}")
     except UserError as error:
-        yield Finding(MISSING, about, f"the Inception network {error}")
-    else:
-        if spec.raw is None and found != spec.sha256:
-            text = f"{path} is not the Inception network: sha256 {found}, expected {spec.sha256}; get it again"
-            yield Finding(WRONG, about, text)
-        else:
-            yield Finding(FINE, about, f"the Inception network is {path}" + ("" if spec.raw else ", verified"))
+        return Finding(MISSING, about, f"the Inception network {error}")
+    if spec.raw is None and found != spec.sha256:
+        text = f"{path} is not the Inception network: sha256 {found}, expected {spec.sha256}; get it again"
+        return Finding(WRONG, about, text)
+    return Finding(FINE, about, f"the Inception network is {path}" + ("" if spec.raw else ", verified"))
 
 
 def _disk() -> Iterator[Finding]:

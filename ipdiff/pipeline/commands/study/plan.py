@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class Speed:
         return Speed(name, train, sample)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Cost:
     """What the cells of one verb need together.
 
@@ -85,10 +85,8 @@ class Cost:
     seconds: float = 0.0
     bytes: int = 0
 
-    def add(self, other: Cost) -> None:
-        """Add another's numbers."""
-        for item in fields(self):
-            setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -105,16 +103,13 @@ class Plan:
 
     verbs: dict[str, Cost]
     states: int
-    unknown: list[str] = field(default_factory=list)
-    otherwise: list[str] = field(default_factory=list)
+    unknown: list[str]
+    otherwise: list[str]
 
     @property
     def total(self) -> Cost:
         """All verbs together."""
-        total = Cost()
-        for cost in self.verbs.values():
-            total.add(cost)
-        return total
+        return sum(self.verbs.values(), Cost())
 
 
 @lru_cache
@@ -150,13 +145,13 @@ class Planner:
         """What these targets need, with everything they are made from.
 
         Raises:
-            UserError: a target is unknown (see `targets.select`).
+            UserError: a target is unknown (see `selection.select`).
         """
         chosen = selection.cells_of(selection.select(self.fresh.grid, names))
         cells = {cell.directory: cell for target in chosen for cell in self.fresh.grid.needed(target)}
         verbs: dict[str, Cost] = {verb: Cost() for verb in (*STAGES, IMPORT.verb)}
         for cell in cells.values():
-            verbs[cell.stage.verb].add(self._cost(cell))
+            verbs[cell.stage.verb] += self._cost(cell)
         found = {verb: cost for verb, cost in verbs.items() if cost.cells}
         return Plan(found, self._states(cells.values()), sorted(self.unknown), self._otherwise(cells.values()))
 
@@ -170,10 +165,7 @@ class Planner:
     def _cost(self, cell: Cell) -> Cost:
         missing = self.fresh.state(cell) is not State.HOLDS
         cost: Cost = getattr(self, f"_{cell.stage.verb}", lambda cell: Cost())(cell)
-        if not missing:
-            cost = Cost(bytes=cost.bytes)
-        cost.cells, cost.missing = 1, int(missing)
-        return cost
+        return replace(cost if missing else Cost(bytes=cost.bytes), cells=1, missing=int(missing))
 
     def _prepare(self, cell: Cell) -> Cost:
         name = cell.bindings["dataset"]
@@ -185,9 +177,8 @@ class Planner:
 
     def _neighbours(self, cell: Cell) -> Cost:
         name, cost = cell.bindings["dataset"], self._reference(cell)
-        cost.add(self._distances(name, cost.images * cost.images))
-        cost.bytes = cost.images * (self._width(name) + 1) * WEIGHT_BYTES
-        return cost
+        size = cost.images * (self._width(name) + 1) * WEIGHT_BYTES
+        return cost + self._distances(name, cost.images**2) + Cost(bytes=size)
 
     def _distances(self, name: str, pairs: int) -> Cost:
         """Of so many pairs of pooled features."""
@@ -213,7 +204,7 @@ class Planner:
         return Cost(bytes=self._network(self._spec(cell))[1] * WEIGHT_BYTES)
 
     def _resume(self, cell: Cell) -> Cost:
-        return Cost(bytes=self._network(self._spec(cell))[1] * WEIGHT_BYTES * STATE_COPIES)
+        return Cost(bytes=self._import(cell).bytes * STATE_COPIES)
 
     def _sample(self, cell: Cell) -> Cost:
         spec, sampler = self._spec(cell), Sampler.parse(cell.bindings["sampler"])
@@ -231,7 +222,7 @@ class Planner:
         name, drawn = cell.bindings["dataset"], self._drawn(cell)
         cost, reference = self._features(name, drawn), self.studies.dataset(name).reference
         if reference.neighbours:
-            cost.add(self._distances(name, drawn * (drawn + (reference.images or self._count(name)))))
+            cost += self._distances(name, drawn * (drawn + (reference.images or self._count(name))))
         return cost
 
     def _drawn(self, cell: Cell) -> int:
@@ -309,11 +300,11 @@ def describe(plan: Plan, speed: Speed | None) -> str:
             f"hours: one device that trains {speed.train:g} images/s and samples {speed.sample:g} image-steps/s of "
             f"{speed.dataset}; others by the arithmetic of their networks"
         )
-    if plan.otherwise and speed is not None:
-        lines.append(
-            f"sampled in another precision than {speed.dataset}, so that the hours of their samples are not known: "
-            f"{', '.join(plan.otherwise)}"
-        )
+        if plan.otherwise:
+            lines.append(
+                f"sampled in another precision than {speed.dataset}, so that the hours of their samples are not known: "
+                f"{', '.join(plan.otherwise)}"
+            )
     if plan.unknown:
         lines.append(f"not counted, since their number of images is not known yet: {', '.join(plan.unknown)}")
     return "\n".join(lines)
