@@ -6,11 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ipdiff.metrics.frechet import frechet_distance
+    from ipdiff.metrics.scores.frechet import frechet_distance
 
 __all__ = ["frechet_distance"]
 
-_HOME = {"frechet_distance": "frechet"}
+_HOME = {"frechet_distance": "scores.frechet"}
 """Names that are imported when they are asked for: params.yaml is read without scipy."""
 
 

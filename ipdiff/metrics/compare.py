@@ -19,7 +19,7 @@ from ipdiff.errors import UserError, brief
 from ipdiff.metrics import evaluate
 from ipdiff.metrics.features.extractors import Extractor, Network
 from ipdiff.metrics.features.inception_file import obtain
-from ipdiff.metrics.overlap import K
+from ipdiff.metrics.scores.overlap import K
 from ipdiff.metrics.sets import measure
 from ipdiff.metrics.spec import FEATURES, METRICS, Classifier, Inception, Measured, with_logits
 from ipdiff.work import recipes

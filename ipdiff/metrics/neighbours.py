@@ -9,7 +9,7 @@ import numpy as np
 from ipdiff.data.images import load_images
 from ipdiff.device.spec import Compute
 from ipdiff.metrics.features.extractors import Network, Pooled, show
-from ipdiff.metrics.overlap import radii
+from ipdiff.metrics.scores.overlap import radii
 from ipdiff.metrics.sets import rows
 from ipdiff.metrics.spec import Reference
 from ipdiff.work.shards import Shards

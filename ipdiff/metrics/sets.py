@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ipdiff.data.npy import load_npy
 from ipdiff.errors import UserError
 from ipdiff.metrics.features.extractors import Extractor, Observer, Pooled, Statistics, show
-from ipdiff.metrics.inception_score import InceptionScore
+from ipdiff.metrics.scores.inception_score import InceptionScore
 from ipdiff.metrics.spec import Measured, Reference
 from ipdiff.rng import Purpose, permutation
 from ipdiff.work.shards import Shards

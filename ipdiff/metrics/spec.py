@@ -152,12 +152,14 @@ class MetricKind:
 
 
 METRICS = {
-    "fid": MetricKind("FID", "ipdiff.metrics.frechet:distances", "moments"),
-    "sfid": MetricKind("sFID", "ipdiff.metrics.frechet:distances", "moments", "_s"),
-    "pixel_fd": MetricKind("pixel FD", "ipdiff.metrics.frechet:distances", "moments", "_pixel"),
-    "inception_score": MetricKind("IS", "ipdiff.metrics.inception_score:scores", "logits", higher=True),
-    "precision": MetricKind("precision", "ipdiff.metrics.overlap:overlaps", "neighbours", higher=True, decimals=3),
-    "recall": MetricKind("recall", "ipdiff.metrics.overlap:overlaps", "neighbours", higher=True, decimals=3),
+    "fid": MetricKind("FID", "ipdiff.metrics.scores.frechet:distances", "moments"),
+    "sfid": MetricKind("sFID", "ipdiff.metrics.scores.frechet:distances", "moments", "_s"),
+    "pixel_fd": MetricKind("pixel FD", "ipdiff.metrics.scores.frechet:distances", "moments", "_pixel"),
+    "inception_score": MetricKind("IS", "ipdiff.metrics.scores.inception_score:scores", "logits", higher=True),
+    "precision": MetricKind(
+        "precision", "ipdiff.metrics.scores.overlap:overlaps", "neighbours", higher=True, decimals=3
+    ),
+    "recall": MetricKind("recall", "ipdiff.metrics.scores.overlap:overlaps", "neighbours", higher=True, decimals=3),
 }
 """Metrics by name; a new one is a row here and its function."""
 

@@ -153,7 +153,7 @@ def _prepare(job: Job, made: Publication) -> None:
 
 
 def _classifier(job: Job, made: Publication) -> None:
-    from ipdiff.metrics.features import classifier
+    from ipdiff.metrics import classifier
 
     classifier.run(
         job.dataset.classifier, job.dataset.compute, job.path("images.npy"), job.path("labels.npy"), made.staging

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError
 from ipdiff.metrics.features.pixels import Features
-from ipdiff.metrics.frechet import Moments
+from ipdiff.metrics.scores.frechet import Moments
 from ipdiff.metrics.spec import FEATURES
 from ipdiff.parameters import resolve
 from ipdiff.work import signals

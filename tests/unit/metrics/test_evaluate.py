@@ -14,8 +14,8 @@ from ipdiff.data.arrays import load_npz, save_npz
 from ipdiff.data.spec import Source
 from ipdiff.device.spec import Compute
 from ipdiff.errors import Preempted, UserError
-from ipdiff.metrics import evaluate, neighbours, reference
-from ipdiff.metrics.features import classifier, extractors
+from ipdiff.metrics import classifier, evaluate, neighbours, reference
+from ipdiff.metrics.features import extractors
 from ipdiff.metrics.features.classifier_features import ClassifierFeatures
 from ipdiff.metrics.features.extractors import Network
 from ipdiff.metrics.spec import Classifier, Reference

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from ipdiff.device.spec import Compute
-from ipdiff.metrics import overlap
-from ipdiff.metrics.inception_score import SPLIT, InceptionScore
-from ipdiff.metrics.overlap import precision_recall, radii
+from ipdiff.metrics.scores import overlap
+from ipdiff.metrics.scores.inception_score import SPLIT, InceptionScore
+from ipdiff.metrics.scores.overlap import precision_recall, radii
 
 CPU = Compute()
 RNG = np.random.default_rng(0)
@@ -74,7 +74,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from ipdiff.device.spec import Compute
-from ipdiff.metrics import overlap
+from ipdiff.metrics.scores import overlap
 overlap.BLOCK = 1024
 near = np.random.default_rng(0).standard_normal((int(sys.argv[1]), 16), dtype=np.float32)
 reach = overlap.radii(near, Compute())

@@ -20,9 +20,9 @@ from ipdiff.device.spec import Compute
 from ipdiff.metrics import frechet_distance
 from ipdiff.metrics.features.extractors import Pooled, Statistics, show
 from ipdiff.metrics.features.inception import InceptionFeatures
-from ipdiff.metrics.frechet import Moments
-from ipdiff.metrics.inception_score import InceptionScore
-from ipdiff.metrics.overlap import precision_recall, radii
+from ipdiff.metrics.scores.frechet import Moments
+from ipdiff.metrics.scores.inception_score import InceptionScore
+from ipdiff.metrics.scores.overlap import precision_recall, radii
 
 CPU = Compute()
 
