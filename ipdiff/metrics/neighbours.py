@@ -1,4 +1,4 @@
-"""Stage `neighbours`: the data set's images -> their features and reaches, for precision and recall."""
+"""Stage `neighbours`: the data set's images -> their features and distances, for what compares more than moments."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from ipdiff.work.shards import Shards
 def run(
     reference: Reference, network: Network, compute: Compute, images: Path, out: Path, shards: Shards | None = None
 ) -> None:
-    """Write the pooled features of the real images, and each one's distance to its third neighbour.
+    """Write the pooled features of the real images, and each one's distances to its nearest neighbours.
 
     Args:
         reference: which of the images.
         network: computes the features.
         compute: device and threads.
         images: images.npy, [N, H, W, C] uint8.
-        out: existing directory; gets features.npy ([n, F] float32) and radii.npy ([n] float32, squared).
+        out: existing directory; gets features.npy ([n, F] float32) and radii.npy
+            ([n, NEAREST] float32, squared; see `ipdiff.metrics.scores.overlap.radii`).
         shards: see `ipdiff.metrics.features.extractors.show`; process 0 alone writes.
 
     Raises:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from ipdiff.metrics.spec import METRICS
+from ipdiff.metrics.spec import label as metric_label
 from ipdiff.sample_sets.spec import Sampler
 
 MODELS = {
@@ -43,18 +44,22 @@ def dataset(name: str) -> str:
     return DATASETS.get(name, name)
 
 
-def metric(name: str) -> str:
-    """FID for fid, and so on."""
-    return METRICS[name].label if name in METRICS else name
+def metric(name: str, features: str = "", digest: str = "") -> str:
+    """FID for fid, and so on; of features that have names of their own for it, that name."""
+    return metric_label(name, features, digest) if name in METRICS else name
 
 
-def better(metrics: Iterable[str]) -> str:
-    """Which way is better: `lower is better`, or which metrics go which way."""
-    names = list(dict.fromkeys(metrics))
-    higher = [metric(name) for name in names if METRICS[name].higher]
+def better(metrics: Mapping[str, str]) -> str:
+    """Which way is better: `lower is better`, or which metrics go which way.
+
+    Args:
+        metrics: label -> metric; those of which neither is better are passed over.
+    """
+    judged = {label: METRICS[name].higher for label, name in metrics.items() if METRICS[name].higher is not None}
+    higher = [label for label, is_higher in judged.items() if is_higher]
     if not higher:
         return "lower is better"
-    if len(higher) == len(names):
+    if len(higher) == len(judged):
         return "higher is better"
     return f"lower is better, but for {' and '.join(higher)}"
 

@@ -10,7 +10,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class Protocol:
 class Record:
     """One metrics file: one sample set of one trained model, measured.
 
+    `dimensions` holds how many features of an image the metrics compare, as far as the file says it;
     `made_with` is what its recipes say (see `ipdiff.report.origin.attach`), where they were asked.
     """
 
@@ -57,6 +58,7 @@ class Record:
     protocol: Protocol
     metrics: dict[str, float]
     source: str = ""
+    dimensions: Mapping[str, int] = field(default_factory=dict)
     made_with: Mapping[str, Any] | None = None
 
 
@@ -67,6 +69,7 @@ class Result:
     Attributes:
         seeds: ascending training seeds.
         metrics: metric -> one value for each seed, in the order of `seeds`.
+        dimensions: metric -> how many features of an image it compares, as far as the files say it.
         made_with: what each seed's recipes say; empty where they were not asked.
     """
 
@@ -78,6 +81,7 @@ class Result:
     protocol: Protocol
     seeds: tuple[int, ...]
     metrics: dict[str, tuple[float, ...]]
+    dimensions: Mapping[str, int] = field(default_factory=dict)
     made_with: tuple[Mapping[str, Any], ...] = ()
 
     def values(self, metric: str) -> tuple[float, ...]:
@@ -190,7 +194,7 @@ def _result(group: list[Record]) -> Result:
     values = {name: tuple(record.metrics[name] for record in group) for name in shared}
     made = tuple(record.made_with for record in group if record.made_with is not None)
     point = (first.dataset, first.model, first.step, first.sampler)
-    return Result(*point, first.nfe, first.protocol, seeds, values, made)
+    return Result(*point, first.nfe, first.protocol, seeds, values, first.dimensions, made)
 
 
 def _read(path: Path) -> Record:
@@ -223,6 +227,7 @@ def _read(path: Path) -> Record:
         protocol,
         take.metrics(),
         str(path),
+        take.dimensions(),
     )
 
 
@@ -251,6 +256,11 @@ class _Fields:
         if not found:
             raise UserError(f"{self.path}: none of {', '.join(METRICS)} is there")
         return found
+
+    def dimensions(self) -> dict[str, int]:
+        """How many features of an image the metrics compare; empty where the file does not say it."""
+        found = self._checked("dimensions", dict) if "dimensions" in self.data else {}
+        return {name: size for name, size in found.items() if name in METRICS and isinstance(size, int)}
 
     def _checked(self, key: str, kind: type | tuple[type, ...]) -> Any:
         if key not in self.data:

@@ -132,7 +132,7 @@ def _panel(axis: Axes, figure: Figure, made: list[Entry], theirs: paper.PaperTab
     axis.set_title(labels.dataset(made[0].dataset), loc="left", pad=16)
     axis.text(0, 1.015, made[0].protocol.text(), transform=axis.transAxes, fontsize=7, color=canvas.SOFT)
     spread = ", mean \N{PLUS-MINUS SIGN} sd over seeds" if several else ""
-    axis.set_ylabel(f"{labels.metric(figure.metric)} ({labels.better([figure.metric])}{spread})")
+    axis.set_ylabel(f"{made[0].label} ({labels.better({made[0].label: figure.metric})}{spread})")
     _x_axis(axis, figure, sorted({_x(figure, entry) for entry in made}), made)
 
 

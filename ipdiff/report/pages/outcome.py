@@ -26,17 +26,17 @@ class Pair:
 
     @property
     def metrics(self) -> list[str]:
-        """Metrics compared, in order of first appearance."""
-        return list(dict.fromkeys(entry.metric for entry, _ in self.cases))
+        """Labels of the metrics compared, in order of first appearance."""
+        return list(dict.fromkeys(entry.label for entry, _ in self.cases))
 
-    def counts(self, metric: str) -> dict[str, int]:
+    def counts(self, label: str) -> dict[str, int]:
         """Number of cases of each verdict, zeros included."""
-        said = [entry.verdict for entry, _ in self.cases if entry.metric == metric]
+        said = [entry.verdict for entry, _ in self.cases if entry.label == label]
         return {verdict: said.count(verdict) for verdict in ORDER}
 
 
 def pairs(tables: dict[str, list[Entry]]) -> list[Pair]:
-    """Collect the differences of all tables.
+    """Collect the differences of all tables that say which side is better.
 
     A comparison that stands in several tables is one case. Comparisons of different samplers (fewer steps
     against more, say) are kept apart from those under equal conditions.
@@ -46,7 +46,7 @@ def pairs(tables: dict[str, list[Entry]]) -> list[Pair]:
     found: dict[tuple[str, str, bool], Pair] = {}
     for name, entries in tables.items():
         for entry in entries:
-            if entry.kind != "difference":
+            if not entry.verdict:  # a value, or a difference of which neither side is better
                 continue
             case = (
                 entry.dataset,

@@ -38,7 +38,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {name: getattr(labels, name) for name in ("dataset", "model", "metric", "sampler")}
+    made.filters |= {name: getattr(labels, name) for name in ("dataset", "model", "sampler")}
     made.filters["prose"] = prose
     made.globals |= {"layout": layout, "style": Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))}
     return made

@@ -11,7 +11,7 @@ from typing import Literal
 
 from ipdiff.errors import UserError
 from ipdiff.metrics.spec import METRICS
-from ipdiff.report import paper
+from ipdiff.report import labels, paper
 from ipdiff.report.results import Protocol, Result, spread
 
 Verdict = Literal["", "better", "worse", "within spread", "one seed"]
@@ -23,7 +23,8 @@ class Entry:
 
     `reason` says why the paper's value is not comparable, `unknown` what of it the paper does not say. For a
     difference, `model` minus `baseline`; `step`, `sampler` and `nfe` are the model's, `baseline_step`
-    and `baseline_sampler` the baseline's. `values` holds one number for each seed of `seeds`.
+    and `baseline_sampler` the baseline's. `values` holds one number for each seed of `seeds`. `dimensions` is how many
+    features of an image the metric compares, where that is known.
     """
 
     kind: Literal["value", "difference"]
@@ -47,6 +48,7 @@ class Entry:
     features: str
     features_digest: str
     reference_digest: str
+    dimensions: int | None
     paper: float | None
     minus_paper: float | None
     comparable: bool
@@ -57,6 +59,11 @@ class Entry:
     def protocol(self) -> Protocol:
         """What it was measured with."""
         return Protocol(self.features, self.features_digest, self.n, self.reference_n, self.reference_digest)
+
+    @property
+    def label(self) -> str:
+        """How tables name its metric."""
+        return labels.metric(self.metric, self.features, self.features_digest)
 
     @property
     def card(self) -> str:
@@ -77,14 +84,16 @@ class Entry:
 COLUMNS = tuple(field.name for field in fields(Entry))
 
 
-def verdict(differences: Sequence[float], *, higher: bool = False) -> Verdict:
+def verdict(differences: Sequence[float], *, higher: bool | None = False) -> Verdict:
     """What paired differences (model minus baseline) say, in plain words.
 
     `better` or `worse`: the mean difference is larger than the standard deviation (N - 1) of the differences
     across seeds, and on the better side (above 0 where `higher` is better, else below) or on the other. `within
     spread`: it is not larger. `one seed`: fewer than two seeds in common, so the spread is unknown. It is a plain
-    mark of size against spread, not a significance test.
+    mark of size against spread, not a significance test. Where `higher` is None neither side is better: no verdict.
     """
+    if higher is None:
+        return ""
     sd = spread(differences)
     if sd is None:
         return "one seed"
@@ -180,6 +189,7 @@ def _entry(
         verdict="",
         nfe=result.nfe,
         **asdict(how),
+        dimensions=result.dimensions.get(metric),
         paper=found.value,
         minus_paper=mean - found.value if found.value is not None and found.comparable else None,
         comparable=found.comparable,

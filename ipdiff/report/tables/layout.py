@@ -129,6 +129,7 @@ def notes(table: Table, entries: list[Entry], paper: PaperTable | None) -> list[
         _constant_note(entries, axes),
         _step_note(entries, axes),
         _protocol_note(entries),
+        _dimensions_note(entries),
         _paper_note(entries, paper),
         _missing_note(entries, paper),
     ]
@@ -174,7 +175,7 @@ class _Style:
             return step_text(entry)
         if axis == "sampler":
             return sampler_text(entry, bare)
-        return labels.metric(entry.metric)
+        return entry.label
 
 
 def decimals(entries: list[Entry]) -> dict[str, int]:
@@ -287,7 +288,7 @@ class _Contest:
 def _contests(table: Table, entries: list[Entry]) -> list[_Contest]:
     groups: dict[tuple[object, ...], list[Entry]] = {}
     for entry in entries:
-        if entry.kind == "value":
+        if entry.kind == "value" and METRICS[entry.metric].higher is not None:
             where = () if table.points else (entry.sampler, entry.step if table.steps else None)
             groups.setdefault((entry.dataset, entry.metric, entry.protocol, *where), []).append(entry)
     return [
@@ -331,7 +332,7 @@ def _difference_note(entries: list[Entry]) -> str:
 
 
 def _best_note(table: Table, entries: list[Entry]) -> str:
-    text = labels.better(entry.metric for entry in entries)
+    text = labels.better({entry.label: entry.metric for entry in entries})
     direction = f"{text[0].upper()}{text[1:]}."
     contests = _contests(table, entries)
     judged = [contest for contest in contests if contest.seeds]
@@ -352,7 +353,7 @@ def _best_note(table: Table, entries: list[Entry]) -> str:
 def _constant_note(entries: list[Entry], axes: Axes) -> str:
     one = entries[0]
     said = {
-        "metric": f"Metric: {labels.metric(one.metric)}.",
+        "metric": f"Metric: {one.label}.",
         "dataset": f"Data set: {labels.dataset(one.dataset)}.",
         "model": f"Model: {labels.model(one.model)}.",
         "sampler": f"Sampler: {labels.sampler(one.sampler)}.",
@@ -385,6 +386,16 @@ def _protocol_note(entries: list[Entry]) -> str:
         found.setdefault(labels.dataset(entry.dataset), []).append(entry.protocol.text())
     parts = (f"{name}: {' and '.join(_in_order(texts))}" for name, texts in found.items())
     return f"Measured with: {'; '.join(parts)}."
+
+
+def _dimensions_note(entries: list[Entry]) -> str:
+    """How many features each metric compares: with N, all that is known of how sure a figure without a spread is."""
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        if entry.dimensions is not None and METRICS[entry.metric].higher is not None:
+            found.setdefault(entry.label, []).append(f"{entry.dimensions:,}")
+    parts = (f"{label} {' or '.join(_in_order(sizes))}" for label, sizes in found.items())
+    return f"Features of an image that are compared: {', '.join(parts)}." if found else ""
 
 
 def _paper_note(entries: list[Entry], paper: PaperTable | None) -> str:

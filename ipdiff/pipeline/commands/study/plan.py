@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ipdiff.errors import UserError
-from ipdiff.metrics.spec import FEATURES
+from ipdiff.metrics.spec import FEATURES, NEAREST
 from ipdiff.pipeline import grid
 from ipdiff.pipeline.grid import Cell, selection
 from ipdiff.pipeline.grid.freshness import Freshness, State
@@ -186,7 +186,7 @@ class Planner:
     def _neighbours(self, cell: Cell) -> Cost:
         name, cost = cell.bindings["dataset"], self._reference(cell)
         cost.add(self._distances(name, cost.images * cost.images))
-        cost.bytes = cost.images * (self._width(name) + 1) * WEIGHT_BYTES
+        cost.bytes = cost.images * (self._width(name) + NEAREST) * WEIGHT_BYTES
         return cost
 
     def _distances(self, name: str, pairs: int) -> Cost:
