@@ -36,7 +36,7 @@ class Table(Record):
     title: Annotated[str, "what the table shows"]
     metrics: Annotated[
         list[Metric],
-        "what is shown; inception_score needs `features: inception`, precision and recall `reference.neighbours: true`",
+        "what is shown; docs/metrics.md says what each needs",
     ]
     rows: Annotated[list[Axis], "axes that make the rows"]
     columns: Annotated[list[Axis], "axes that make the columns"]

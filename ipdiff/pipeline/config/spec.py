@@ -96,11 +96,13 @@ class Dataset(Record):
     features: Annotated[FeatureName, "the network whose activations are compared; the paper's is inception"] = (
         "classifier"
     )
-    metrics: Annotated[list[Metric], "measured besides those that always are"] = field(default_factory=list)
+    metrics: Annotated[list[Metric], "measured besides those that always are; docs/metrics.md says what each needs"] = (
+        field(default_factory=list)
+    )
     classifier: Classifier = field(default_factory=Classifier)
     inception: Inception = field(default_factory=Inception)
     torchscript: Annotated[TorchScript | None, "needed by `features: torchscript`"] = None
-    kid: KernelDistance = field(default_factory=KernelDistance)
+    kid: Annotated[KernelDistance, "written out where `metrics` names kid"] = field(default_factory=KernelDistance)
     reference: Reference = field(default_factory=Reference)
     compute: Compute = field(default_factory=Compute)
     analysis: Annotated[Analysis | None, "prediction-error statistics; needed by figures of kind errors"] = None

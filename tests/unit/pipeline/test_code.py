@@ -243,6 +243,29 @@ def test_a_definition_that_no_stage_names_does_not_count(package: Package) -> No
     assert package.changed() == set()
 
 
+@pytest.mark.parametrize(
+    ("name", "registry", "row"),
+    [
+        ("metrics/scores/kernel.py", "METRICS", "kid"),
+        ("metrics/scores/kernel.py", "METRICS", "kid_se"),
+        ("metrics/scores/density.py", "METRICS", "coverage"),
+        ("metrics/features/torchscript.py", "FEATURES", "torchscript"),
+    ],
+)
+def test_of_metrics_and_features_only_what_a_cell_names_counts(
+    package: Package, name: str, registry: str, row: str
+) -> None:
+    fewer = {"METRICS": ("fid", "precision"), "FEATURES": ("inception",)}
+    more = fewer | {registry: (*fewer[registry], row)}
+    before, after = ([], [])
+    for found in (before, after):
+        code_digests.code_digest.cache_clear()
+        for rows in (fewer, more):
+            found.append(digest("evaluate", tuple((f"ipdiff.metrics.spec.{key}", rows[key]) for key in rows)))
+        package.append(name, "\n_PROBE = 1\n")
+    assert before[0] == after[0] != before[1] != after[1]
+
+
 def test_annotated_constants_of_the_records_count(package: Package) -> None:
     package.append("spec.py", "\nLIMIT: int = 1\n")
     package.append("data/prepare.py", "\nfrom ipdiff.spec import LIMIT\n")

@@ -21,7 +21,7 @@ from ipdiff.data.download import place
 from ipdiff.data.spec import Archive
 from ipdiff.errors import UserError
 from ipdiff.metrics.features import inception_file
-from ipdiff.metrics.spec import FEATURES, Inception
+from ipdiff.metrics.spec import FEATURES, Inception, TorchScript
 from ipdiff.pipeline import config
 from ipdiff.pipeline.engines import dvc_files
 
@@ -83,6 +83,8 @@ def examine(study: str | None = None) -> list[Finding]:
                 if settings not in networks:
                     networks[settings] = list(_network(settings))
                 found += [replace(finding, about=name) for finding in networks[settings]]
+            elif FEATURES[dataset.features].file == "named":
+                found.append(_named(name, dataset.feature_settings))
     needed = {name for params in read if params.study == study for name in params.datasets}
     return [*findings, *_together(replace(one, mark=_mark(one, one.about in needed)) for one in found)]
 
@@ -251,6 +253,18 @@ def _network(spec: Inception) -> Iterator[Finding]:
             yield Finding(WRONG, about, text)
         else:
             yield Finding(FINE, about, f"the Inception network is {path}" + ("" if spec.raw else ", verified"))
+
+
+def _named(about: str, spec: TorchScript) -> Finding:
+    """Whether the network that a data set names is here, and the right one."""
+    try:
+        with Path(spec.path).open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        return Finding(MISSING, about, f"the network {spec.path} cannot be read: {error.strerror}", spec.path)
+    if found != spec.sha256:
+        return Finding(WRONG, about, f"{spec.path} has the sha256 {found}, expected {spec.sha256}")
+    return Finding(FINE, about, f"the network is {spec.path}, verified")
 
 
 def _disk() -> Iterator[Finding]:
