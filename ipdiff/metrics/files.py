@@ -60,7 +60,7 @@ class Side:
         path, name = Path(source), str(source)
         kind = filekind.Kind("folder", "a folder") if path.is_dir() else filekind.look(path)
         if kind.name in ("folder", "zip", "gzip"):
-            return Side(name, _two_or_more(name, _folder(path)), {})
+            return Side(name, _two_or_more(name, _folder(path, kind)), {})
         if kind.name == "npy":
             return Side(name, _two_or_more(name, load_images(path)), {})
         if kind.name != "npz":
@@ -105,27 +105,30 @@ def _two_or_more(name: str, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return images
 
 
-def _folder(path: Path) -> NDArray[np.uint8]:
+def _folder(path: Path, kind: filekind.Kind) -> NDArray[np.uint8]:
     """The images of a folder or archive, [N, H, W, C], all of the size and mode of the first."""
-    size, channels = _first(path)
+    size, channels = _first(path, kind)
     source = Source("folder", size, channels, raw=str(path), labels="none")
     with tempfile.TemporaryDirectory() as scratch:
         return np.concatenate([images for images, _ in readers.read(source, [path], Path(scratch), {})])
 
 
-def _first(path: Path) -> tuple[int, int]:
+def _first(path: Path, kind: filekind.Kind) -> tuple[int, int]:
     """Side and channels of the first image of a folder or archive; what is no image says so when it is read."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     suffixes = tuple(suffix for ends in decode.FORMATS.values() for suffix in ends)
     with files.opened(path) as found:
         names = sorted(name for name in found if name.lower().endswith(suffixes) and not re.search(_HIDDEN, name))
         if not names:
-            raise UserError(f"{path}: holds no images; expected {_EXPECTED}")
+            raise UserError(f"{path}: is {kind.words}, without images; expected {_EXPECTED}")
         data = found[names[0]].read()
     try:
         with Image.open(io.BytesIO(data), formats=tuple(decode.FORMATS)) as picture:  # its header alone
             width, height, mode = *picture.size, picture.mode
+    except UnidentifiedImageError:
+        what = filekind.of(data[: filekind.HEAD]).words
+        raise UserError(f"{path}: {files.shown(names[0])} cannot be read as an image; it is {what}") from None
     except Exception as error:  # Pillow raises many kinds on damaged bytes
         raise UserError(f"{path}: {files.shown(names[0])}: cannot be read: {brief(error)}") from None
     if width != height:

@@ -122,12 +122,12 @@ def test_folders_that_are_no_set_of_images(folder, net, tmp_path):
         return str(error.value).replace(str(tmp_path), "FOLDER")
 
     (tmp_path / ".hidden.png").write_bytes(b"")
-    assert said().startswith("FOLDER: holds no images; expected an npz with images (arr_0)")
+    assert said().startswith("FOLDER: is a folder, without images; expected an npz with images (arr_0)")
     assert said(a=(8, 6)).startswith("FOLDER: a.png is 8x6 pixels; a folder's images have to be square")
     assert said(a=(8, 8), b=(9, 9)).startswith("FOLDER: b.png: is 9x9 pixels, not 8x8 (image_size)")
     assert said(a=8, b=8).startswith("FOLDER: 2 of 2 images cannot be used: a.png, b.png is P, not RGB")
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    assert said().startswith("FOLDER: a.png: cannot be read: ")
+    assert said() == "FOLDER: a.png cannot be read as an image; it is a PNG image"
 
 
 def test_the_package_is_cheap_to_import():
