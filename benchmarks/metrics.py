@@ -149,7 +149,7 @@ def overlap(images: str, dim: str, threads: str) -> dict[str, Any]:
 
     from ipdiff.device.compute import configure
     from ipdiff.device.spec import Compute
-    from ipdiff.metrics.scores.overlap import BLOCK, precision_recall, radii
+    from ipdiff.metrics.scores.overlap import BLOCK, K, precision_recall, radii
 
     compute = Compute(threads=int(threads))
     configure(compute)
@@ -157,7 +157,7 @@ def overlap(images: str, dim: str, threads: str) -> dict[str, Any]:
     samples, reference = _features(n, int(dim)), _features(n, int(dim))
     held = _status("VmRSS")
     rows = torch.from_numpy(samples[:BLOCK])
-    own, found = radii(samples, compute), {}
+    own, found = radii(samples, compute)[:, K - 1], {}
     found["radii"] = seconds(lambda: radii(samples, compute))
     found["overlap"] = seconds(lambda: precision_recall(samples, own, reference, own, compute))
     found["mib"] = (_status("VmHWM") - held) / 1024

@@ -150,7 +150,7 @@ def network_of(features: str | TorchScript) -> Network:
         UserError: there is no such file, or it does not say how the network was built.
     """
     if isinstance(features, TorchScript):
-        return Network("torchscript", Path(features.path), features)
+        return Network("torchscript", None, features)
     named = [name for name, kind in FEATURES.items() if kind.file in ("published", "none")]
     if features in named:
         published = Inception() if FEATURES[features].file == "published" else None

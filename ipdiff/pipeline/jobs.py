@@ -72,14 +72,9 @@ class Job:
         from ipdiff.metrics.features.extractors import Network
 
         name, settings = self.dataset.features, self.dataset.feature_settings
-        path = None
-        if FEATURES[name].file == "stage":
-            path = self.path(STAGES[name].files[0])
-        elif FEATURES[name].file == "published":
-            path = inception_file.obtain(settings)
-        elif FEATURES[name].file == "named":
-            path = Path(settings.path)
-        return Network(name, path, settings)
+        file = FEATURES[name].file
+        made = self.path(STAGES[name].files[0]) if file == "stage" else None
+        return Network(name, inception_file.obtain(settings) if file == "published" else made, settings)
 
     def run_spec(self) -> RunSpec:
         """The training run of the cell's names."""

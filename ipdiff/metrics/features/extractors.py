@@ -52,7 +52,7 @@ class Network:
 
     Attributes:
         kind: a key of `FEATURES`.
-        path: its file; None where it needs none.
+        path: its file; None where it needs none, or its settings say it.
         settings: how it was built, or which file it must be; None where it has none.
     """
 

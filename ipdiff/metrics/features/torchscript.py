@@ -33,12 +33,12 @@ class TorchScriptFeatures:
     name = "torchscript"
     batch_size = 64
 
-    def __init__(self, path: Path, settings: TorchScript, compute: Compute) -> None:
+    def __init__(self, path: Path | None, settings: TorchScript, compute: Compute) -> None:
         """Open the network and look at what it gives for three images.
 
         Args:
-            path: the TorchScript file.
-            settings: its digest, its width, and what is made of images for it.
+            path: not used: its settings say where it is.
+            settings: the file and its digest, its width, and what is made of images for it.
             compute: device and threads.
 
         Raises:
@@ -46,9 +46,9 @@ class TorchScriptFeatures:
             UserError: it is no TorchScript file, cannot take such images, does not give [n, width], or gives an image
                 other features in another batch; or the device is absent.
         """
-        self._path, self._settings = path, settings
+        self._path, self._settings = Path(settings.path), settings
         self._device = configure(compute)
-        self._network, sha256 = open_file(path, self._device, settings.sha256)
+        self._network, sha256 = open_file(self._path, self._device, settings.sha256)
         chosen = [settings.image_size, settings.resize, settings.mean, settings.std]
         self.digest = f"{sha256}-{hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:8]}"
         self._mean, self._std = (
