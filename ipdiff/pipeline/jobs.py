@@ -276,11 +276,8 @@ def _evaluate(job: Job, made: Publication) -> None:
 
     names = job.names
     about = {
-        "dataset": names["dataset"],
-        "model": names["model"],
-        "seed": int(names["seed"]),
-        "step": int(names["step"]),
-        "sampler": names["sampler"],
+        **{name: names[name] for name in ("dataset", "model", "sampler")},
+        **{name: int(names[name]) for name in ("seed", "step")},
         "sample_steps": Sampler.parse(names["sampler"]).steps,
         "nfe": job.recipe()["nfe"],
         "reference_digest": job.inputs[str(job.path("stats.npz"))],
