@@ -180,9 +180,9 @@ def _settings(path: Path) -> TorchScript:
         if not isinstance(found, dict) or found.keys() != kinds.keys():
             raise ValueError(f"expected an object with the keys {', '.join(kinds)}")
         for key, kind in kinds.items():
-            values = found[key] if kind is list and isinstance(found[key], list) else [found[key]]
-            if any(type(value) not in ({list: (int, float)}.get(kind, (kind,))) for value in values):
-                raise ValueError(f"{key} is {brief(found[key], 40)}; expected {_WORDS[kind]}")
+            value = found[key]
+            if type(value) is not kind or (kind is list and not {type(item) for item in value} <= {int, float}):
+                raise ValueError(f"{key} is {brief(value, 40)}; expected {_WORDS[kind]}")
         return TorchScript(**found)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: no settings of a TorchScript network: {brief(error, 160)}") from None

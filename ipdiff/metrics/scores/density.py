@@ -35,7 +35,7 @@ def density_coverage(
         Density, 0 or more, and coverage, 0..1. Of samples from the real images' own distribution the expected density
         is 1 and the expected coverage 1 - (M-1)...(M-K) / ((N+M-1)...(N+M-K)).
 
-    Source: Naeem et al., arXiv:2002.09797, section 3 and appendix A; clovaai/generative-evaluation-prdc prdc/prdc.py.
+    Source: Naeem et al., arXiv:2002.09797, section 3 and lemma 2; clovaai/generative-evaluation-prdc prdc/prdc.py.
     """
     device = configure(compute)
     inside, covered = 0, 0

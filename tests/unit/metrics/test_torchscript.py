@@ -211,6 +211,7 @@ def test_on_the_command_line(net, tmp_path, monkeypatch, capsys):
             (2, "net.json: no settings of a TorchScript network: width is 5; expected a whole num"),
         ),
         ({**net, "mean": ["a", "b", "c"]}, (2, "mean is ['a', 'b', 'c']; expected three numbers")),
+        ({**net, "mean": 0.5}, (2, "mean is 0.5; expected three numbers")),
         ({**net, "image_size": True}, (2, "image_size is True; expected a whole number")),
         ({"path": "x"}, (2, "expected an object with the keys path, sha256, image_size")),
         ("[1", (2, "no settings of a TorchScript network: ")),
