@@ -161,8 +161,7 @@ def metrics(samples: np.ndarray, folder: str) -> dict[str, float]:
 def references(folder: Path) -> None:
     """Images, classifier and reference statistics of the study, made once."""
     from ipdiff.data import prepare
-    from ipdiff.metrics import reference
-    from ipdiff.metrics.features import classifier
+    from ipdiff.metrics import classifier, reference
     from ipdiff.metrics.features.extractors import Network
 
     dataset = config.load().dataset("digits")

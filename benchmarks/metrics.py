@@ -73,7 +73,7 @@ def _overlap(measured: int, images: int, dim: int, threads: int) -> Iterator[Row
 
 def _more(what: str, images: int, measured: int) -> float:
     """How many times the products of `images` are those of `measured`."""
-    from ipdiff.metrics.overlap import BLOCK
+    from ipdiff.metrics.scores.overlap import BLOCK
 
     def products(n: int) -> float:
         sizes = [min(BLOCK, n - start) for start in range(0, n, BLOCK)]
@@ -118,7 +118,7 @@ def fid(images: str, dim: str) -> dict[str, Any]:
     """Seconds of the moments of float32 rows given 64 at a time, and of the distance; and of their limits."""
     from scipy import linalg
 
-    from ipdiff.metrics.frechet import Moments, frechet_distance
+    from ipdiff.metrics.scores.frechet import Moments, frechet_distance
 
     rows = _features(int(images), int(dim))
     block = rows[: Moments.BLOCK].astype(np.float64)
@@ -149,7 +149,7 @@ def overlap(images: str, dim: str, threads: str) -> dict[str, Any]:
 
     from ipdiff.device.compute import configure
     from ipdiff.device.spec import Compute
-    from ipdiff.metrics.overlap import BLOCK, precision_recall, radii
+    from ipdiff.metrics.scores.overlap import BLOCK, K, precision_recall, radii
 
     compute = Compute(threads=int(threads))
     configure(compute)
@@ -157,7 +157,7 @@ def overlap(images: str, dim: str, threads: str) -> dict[str, Any]:
     samples, reference = _features(n, int(dim)), _features(n, int(dim))
     held = _status("VmRSS")
     rows = torch.from_numpy(samples[:BLOCK])
-    own, found = radii(samples, compute), {}
+    own, found = radii(samples, compute)[:, K - 1], {}
     found["radii"] = seconds(lambda: radii(samples, compute))
     found["overlap"] = seconds(lambda: precision_recall(samples, own, reference, own, compute))
     found["mib"] = (_status("VmHWM") - held) / 1024
@@ -232,7 +232,7 @@ def classifier(budget: str) -> dict[str, Any]:
 def _rates(extractor: Any, images: NDArray[np.uint8], alone: dict[str, Callable[[], None]], budget: float) -> Any:
     """Images a second of `alone`, and of features with what observes them (whose share is measured apart)."""
     from ipdiff.metrics.features.extractors import Pooled, Statistics, show
-    from ipdiff.metrics.frechet import Moments
+    from ipdiff.metrics.scores.frechet import Moments
 
     n = len(images)
     found = quickest({"ours": lambda: show(extractor, images), **alone}, budget)

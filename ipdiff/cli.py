@@ -152,10 +152,10 @@ def _add_files(sub: argparse.ArgumentParser) -> None:
     names = " ".join(f"--{name} {name.upper()}" for name in STAGES["evaluate"].wildcards)
     sub.usage = f"%(prog)s {names}\n       %(prog)s SAMPLES --reference FILE [--features F] [--metrics M] [--json]"
     files = sub.add_argument_group("files from outside the pipeline")
-    text = "npz with arr_0 (images, uint8 NHWC) or mu, sigma, mu_s, sigma_s (used as they are), or npy of images"
+    text = "npz with arr_0 (uint8 NHWC) or mu, sigma, mu_s, sigma_s (used as they are); npy, folder or zip of images"
     files.add_argument("samples", nargs="?", metavar="SAMPLES", type=Path, help=text)
     files.add_argument("--reference", metavar="FILE", type=Path, help="the real images: a file of the same kinds")
-    text = "inception (default), or a classifier.safetensors of the pipeline"
+    text = "inception (default), a classifier.safetensors of the pipeline, or a .json that names a TorchScript network"
     files.add_argument("--features", help=text)
     files.add_argument("--metrics", help="comma-separated (default: all that the files permit)")
     files.add_argument("--device", choices=["cpu", "cuda"], help="where to compute (default: cpu)")
@@ -198,8 +198,9 @@ def _compare(args: argparse.Namespace) -> int:
     compared = compare(args.samples, args.reference, args.features or "inception", compute, metrics)
     for warning in compared.warnings:
         _say(f"warning: {warning}")
-    lines = (f"{name:<16}{'unknown' if value is None else value}" for name, value in compared.values.items())
-    print(_json(compared.values) if args.json else "\n".join(lines))
+    said = {name: "unknown" if value is None else value for name, value in compared.values.items()}
+    said["dimensions"] = ", ".join(f"{of} {size}" for of, size in compared.values["dimensions"].items())
+    print(_json(compared.values) if args.json else "\n".join(f"{name:<16}{value}" for name, value in said.items()))
     return 0
 
 

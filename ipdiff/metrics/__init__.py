@@ -6,11 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ipdiff.metrics.frechet import frechet_distance
+    from ipdiff.metrics.compare import fid, kid
+    from ipdiff.metrics.scores.frechet import frechet_distance
 
-__all__ = ["frechet_distance"]
+__all__ = ["fid", "frechet_distance", "kid"]
 
-_HOME = {"frechet_distance": "frechet"}
+_HOME = {"fid": "compare", "frechet_distance": "scores.frechet", "kid": "compare"}
 """Names that are imported when they are asked for: params.yaml is read without scipy."""
 
 

@@ -1,8 +1,10 @@
-"""Metrics of files from outside the pipeline: `ipdiff evaluate SAMPLES --reference FILE`."""
+"""Metrics of images from outside the pipeline: `fid`, `kid`, and `ipdiff evaluate SAMPLES --reference FILE`."""
 
 from __future__ import annotations
 
-import math
+import json
+import os
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,153 +13,153 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ipdiff.data.arrays import Npz, open_npz
-from ipdiff.data.formats import filekind
-from ipdiff.data.images import check_images, load_images
 from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError, brief
 from ipdiff.metrics import evaluate
 from ipdiff.metrics.features.extractors import Extractor, Network
 from ipdiff.metrics.features.inception_file import obtain
-from ipdiff.metrics.overlap import K
+from ipdiff.metrics.files import MOMENTS, Side
 from ipdiff.metrics.sets import measure
-from ipdiff.metrics.spec import FEATURES, METRICS, Classifier, Inception, Measured, with_logits
+from ipdiff.metrics.spec import (
+    FEATURES,
+    METRICS,
+    Classifier,
+    Inception,
+    KernelDistance,
+    Measured,
+    TorchScript,
+    with_logits,
+)
 from ipdiff.work import recipes
 from ipdiff.work.recipes import RECIPE
 
-MOMENTS = {name: kind.moments for name, kind in METRICS.items() if kind.moments}
-"""Metric -> the names of its moments in a file."""
+Images = Path | str | NDArray[np.uint8]
+"""Images, or where they or their statistics are; see `Side.read`."""
 
 _BLOCK = 64
 """Images whose values are looked at together."""
 
 
-_EXPECTED = "an npz with images (arr_0) or statistics (mu, sigma, mu_s, sigma_s), or an npy of images"
+def fid(
+    images: Images,
+    reference: Images,
+    features: str | TorchScript = "inception",
+    device: str = "cpu",
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """The Frechet distance between two sets of images: FID, where the features are those of Inception.
+
+    It needs no project. What makes the figure doubtful (fewer images than features, images of 0 and 1) is a warning.
+    Torch's threads and its deterministic algorithms are set for the whole process.
+
+    Args:
+        images: uint8 [N, H, W, C] with N >= 2 and C 1 or 3; or the path of a folder or .zip of images, of an npz with
+            `arr_0` or with the statistics mu [d] and sigma [d, d], or of an npy.
+        reference: the real images, as `images`; of the same shape [H, W, C].
+        features: "inception", whose file is the one that IPDIFF_INCEPTION or raw/ has, or is downloaded; the path of
+            another file, see `network_of`; or a `TorchScript` record of a network of your own.
+        device: cpu or cuda.
+        threads: CPU threads; all cores if None.
+
+    Returns:
+        fid, and what it is of: dimensions (features of an image, by metric), features and features_digest, n and
+        reference_n (None where a file does not say it). With a `TorchScript` network it is no FID, whatever the key
+        says; name the network beside it.
+
+    Raises:
+        UserError: the sets cannot be read, or not be compared.
+        IntegrityError: the network's file has another digest.
+
+    Source: Heusel et al., arXiv:1706.08500; guided-diffusion evaluations/evaluator.py (the resizing, the features).
+    """
+    return _only("fid", images, reference, features, device, threads)
+
+
+def kid(
+    images: Images,
+    reference: Images,
+    features: str | TorchScript = "inception",
+    device: str = "cpu",
+    threads: int | None = None,
+    *,
+    subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The kernel distance between two sets of images: KID, where the features are those of Inception.
+
+    Args:
+        images: see `fid`; statistics alone do not do.
+        reference: see `fid`.
+        features: see `fid`.
+        device: see `fid`.
+        threads: see `fid`.
+        subsets: random subsets of both sets, 2 or more.
+        subset_size: images of each set in a subset, 2 or more; all of a set that has fewer.
+        seed: of the subsets.
+
+    Returns:
+        kid, the mean over subsets; kid_se, its standard error over them (not there where both sets have no more than
+        `subset_size` images, which are then compared once); and the rest as `fid` has it.
+
+    Raises:
+        UserError: see `fid`.
+        IntegrityError: see `fid`.
+
+    Source: Binkowski et al., arXiv:1801.01401, section 4.
+    """
+    settings = {"kid": KernelDistance(subsets, subset_size, seed)}
+    return _only("kid", images, reference, features, device, threads, settings)
+
+
+def _only(
+    metric: str,
+    images: Images,
+    reference: Images,
+    features: str | TorchScript,
+    device: str,
+    threads: int | None,
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"device is {brief(device)}; use cpu or cuda")
+    compute = Compute("cuda" if device == "cuda" else "cpu", threads or os.cpu_count() or 1)
+    found = compare(images, reference, features, compute, [metric], settings)
+    for line in found.warnings:
+        warnings.warn(line, stacklevel=3)
+    return found.values
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two files are measured to be, and what makes the figures doubtful, a line each."""
+    """What two sets are measured to be, and what makes the figures doubtful, a line each."""
 
     values: dict[str, Any]
     warnings: list[str]
 
 
-@dataclass(frozen=True)
-class Side:
-    """One of the two files: its images and its statistics, as far as it has them."""
+def network_of(features: str | TorchScript) -> Network:
+    """The network that `--features` names.
 
-    path: Path
-    images: NDArray[np.uint8] | None
-    statistics: Mapping[str, NDArray[Any]]
-
-    @staticmethod
-    def read(path: Path) -> Side:
-        """Read an npz (arr_0, or mu, sigma, mu_s, sigma_s, or both) or an npy of images; its bytes decide which.
-
-        Other arrays of an npz are not read.
-
-        Raises:
-            UserError: it is neither, or is damaged; its images are not uint8 [N, H, W, C] with N >= 2 and C 1 or 3; its
-                statistics are not finite numbers [d] and [d, d].
-        """
-        kind = filekind.look(path)
-        if kind.name == "npy":
-            return Side(path, _two_or_more(path, load_images(path)), {})
-        if kind.name != "npz":
-            raise UserError(f"{path}: is {kind.words}; expected {_EXPECTED}")
-        with open_npz(path) as file:
-            pictures = "arr_0" in file.names
-            if pictures:
-                header = file.header("arr_0")
-                check_images(header.shape, header.dtype, path)
-            elif not {"mu", "sigma"} <= {*file.names}:
-                raise UserError(f"{path}: expected {_EXPECTED}, found {brief(', '.join(file.names))}")
-            statistics = _moments(file) | _about(file)
-            images = _two_or_more(path, file.read("arr_0")) if pictures else None
-        return Side(path, images, statistics)
-
-    @property
-    def shape(self) -> list[int] | None:
-        """Of an image, [H, W, C]; None where the file does not say."""
-        if self.images is not None:
-            return list(self.images.shape[1:])
-        return [int(size) for size in self.statistics["image_shape"]] if "image_shape" in self.statistics else None
-
-    @property
-    def n(self) -> int | None:
-        """Number of images; None where the file does not say."""
-        if self.images is not None:
-            return len(self.images)
-        return int(self.statistics["n"]) if "n" in self.statistics else None
-
-    def lacks(self, metric: str) -> bool:
-        """Whether the metric needs moments that the file does not hold."""
-        return metric in MOMENTS and not self.statistics.keys() >= set(MOMENTS[metric])
-
-    def must_be_seen(self, wanted: Collection[str]) -> bool:
-        """Whether something that is wanted has to be computed from the images."""
-        return self.images is not None and any(name not in MOMENTS or self.lacks(name) for name in wanted)
-
-
-def _two_or_more(path: Path, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    if len(images) < 2:
-        raise UserError(f"{path}: a Frechet distance needs 2 images or more; got {len(images)}")
-    return images
-
-
-def _moments(file: Npz) -> dict[str, NDArray[Any]]:
-    """The means and covariances in a file: mu [d] and sigma [d, d], finite real numbers."""
-    found: dict[str, NDArray[Any]] = {}
-    for pair in MOMENTS.values():
-        there = [name for name in pair if name in file.names]
-        if len(there) == 1:
-            raise UserError(f"{file.path}: holds {there[0]} alone; expected both {' and '.join(pair)}, or neither")
-        if not there:
-            continue
-        mu, sigma = headers = [file.header(name) for name in pair]
-        real = all(header.dtype.kind in "fiu" for header in headers)
-        if not real or len(mu.shape) != 1 or 0 in mu.shape or sigma.shape != mu.shape * 2:
-            shown = " and ".join(
-                f"{name} {brief(header.dtype, 20)} {brief(list(header.shape), 30)}"
-                for name, header in zip(pair, headers, strict=True)
-            )
-            raise UserError(f"{file.path}: holds {shown}; expected real numbers [d] and [d, d]")
-        for name in pair:
-            found[name] = file.read(name)
-            if bad := int((~np.isfinite(found[name])).sum()):
-                raise UserError(f"{file.path}: {name} has {bad} values that are not finite, of {found[name].size}")
-    return found
-
-
-def _about(file: Npz) -> dict[str, NDArray[Any]]:
-    """What a file says of its images: n [], image_shape [3], features []."""
-    found: dict[str, NDArray[Any]] = {}
-    for name, kinds, size in (("n", "iu", 1), ("image_shape", "iu", 3), ("features", "U", 1)):
-        if name not in file.names:
-            continue
-        header = file.header(name)
-        if header.dtype.kind not in kinds or math.prod(header.shape) != size:
-            expected = "a text" if kinds == "U" else f"{size} whole number{'s' * (size > 1)}"
-            shown = f"{brief(header.dtype, 20)} {brief(list(header.shape), 30)}"
-            raise UserError(f"{file.path}: {name} is {shown}; expected {expected}")
-        found[name] = file.read(name).reshape(-1) if size > 1 else file.read(name).reshape(())
-    return found
-
-
-def network_of(features: str) -> Network:
-    """The network that `--features` names: one of `FEATURES` by name, a classifier.safetensors, or a TorchScript file.
+    Args:
+        features: one of `FEATURES` by name; the path of a classifier.safetensors with its recipe beside it, of a .json
+            with the settings of a `TorchScript` network, or of another TorchScript file of the Inception network; or
+            those settings.
 
     Raises:
-        UserError: there is no such file, or no recipe beside a classifier says how it was built.
+        UserError: there is no such file, or it does not say how the network was built.
     """
-    named = [name for name, kind in FEATURES.items() if kind.file != "stage"]
+    if isinstance(features, TorchScript):
+        return Network("torchscript", None, features)
+    named = [name for name, kind in FEATURES.items() if kind.file in ("published", "none")]
     if features in named:
         published = Inception() if FEATURES[features].file == "published" else None
         return Network(features, published and obtain(published), published)
     path = Path(features)
     if not path.is_file():
         raise UserError(f"--features {features}: no such file; use {' or '.join(named)}, or a path of a network")
+    if path.suffix == ".json":
+        return network_of(_settings(path))
     if path.suffix != ".safetensors":
         return Network("inception", path, Inception(raw=features))
     params = recipes.read(path.parent / RECIPE).get("params", {})
@@ -170,30 +172,55 @@ def network_of(features: str) -> Network:
         raise UserError(f"{path.parent / RECIPE}: not the recipe of a classifier: {brief(error)}") from None
 
 
+def _settings(path: Path) -> TorchScript:
+    """The settings of a network in a JSON file: an object with all the keys of `TorchScript`."""
+    kinds = {"path": str, "sha256": str, "image_size": int, "resize": str, "mean": list, "std": list, "width": int}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or found.keys() != kinds.keys():
+            raise ValueError(f"expected an object with the keys {', '.join(kinds)}")
+        for key, kind in kinds.items():
+            value = found[key]
+            if type(value) is not kind or (kind is list and not {type(item) for item in value} <= {int, float}):
+                raise ValueError(f"{key} is {brief(value, 40)}; expected {_WORDS[kind]}")
+        return TorchScript(**found)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no settings of a TorchScript network: {brief(error, 160)}") from None
+
+
+_WORDS = {str: "a text", int: "a whole number", list: "three numbers"}
+
+
 def compare(
-    samples: Path, reference: Path, features: str, compute: Compute, metrics: Collection[str] = ()
+    samples: Images,
+    reference: Images,
+    features: str | TorchScript,
+    compute: Compute,
+    metrics: Collection[str] = (),
+    settings: Mapping[str, Any] | None = None,
 ) -> Comparison:
-    """Measure two files against each other.
+    """Measure two sets against each other.
 
     Statistics in a file are used as they are; what is missing is computed from its images.
 
     Args:
-        samples: npz or npy, see `Side.read`.
-        reference: npz or npy of the real images.
+        samples: see `Side.read`.
+        reference: the real images, likewise.
         features: see `network_of`; opened only if something has to be computed.
         compute: device and threads.
-        metrics: which of `METRICS`; all that the files permit if empty.
+        metrics: which of `METRICS`; all that the sets permit if empty.
+        settings: of metrics that have some, by their key; defaults where it is not there.
 
     Returns:
-        The metrics, and what they are of: features, features_digest, n, reference_n (null where unknown). Warnings of
-        fewer images than features, and of images of 0 and 1 only.
+        The metrics, and what they are of: dimensions, features, features_digest, n, reference_n (null where unknown).
+        Warnings of fewer images than features, and of images of 0 and 1 only.
 
     Raises:
         UserError: the files cannot be compared, or not by a metric that was asked for.
     """
-    ours, theirs = Side.read(samples), Side.read(reference)
+    ours, theirs = Side.read(samples, "samples"), Side.read(reference, "reference")
     if None not in (ours.shape, theirs.shape) and ours.shape != theirs.shape:
-        raise UserError(f"{samples}: images are {ours.shape} [H, W, C]; those of {reference} are {theirs.shape}")
+        raise UserError(f"{ours.name}: images are {ours.shape} [H, W, C]; those of {theirs.name} are {theirs.shape}")
     wanted = [name for name in METRICS if name in (metrics or METRICS) and _permitted(name, ours, theirs)]
     _refuse_missing(metrics, wanted, ours, theirs)
     look = (
@@ -202,22 +229,23 @@ def compare(
     )
     extractor = network_of(features).open(compute) if any(look) else None
     name = _common_features(ours, theirs, extractor)
-    pooled = any(METRICS[name].needs == "neighbours" for name in wanted)
+    pooled = any(METRICS[name].needs == "features" for name in wanted)
     with np.errstate(all="ignore"):  # what is not finite in the end is refused
         first, second = (
             _measured(side, extractor if seen else None, pooled=pooled)
             for side, seen in zip((ours, theirs), look, strict=True)
         )
-        found = evaluate.values(first, second, evaluate.possible(wanted, first, second), compute)
+        found = evaluate.values(first, second, evaluate.possible(wanted, first, second), compute, settings)
     _refuse_missing(metrics, found, ours, theirs)
     values = {
-        **{metric: found[metric] for metric in wanted if metric in found},
+        **found,
+        "dimensions": (dimensions := evaluate.dimensions(found, second)),
         "features": name.rpartition(" ")[0] if name else None,
         "features_digest": name.rpartition(" ")[2] if name else None,
         "n": ours.n,
         "reference_n": theirs.n,
     }
-    sizes = {metric: len(first.statistics[MOMENTS[metric][0]]) for metric in found if metric in MOMENTS}
+    sizes = {metric: size for metric, size in dimensions.items() if metric in MOMENTS}
     return Comparison(values, [*_few_images(ours, theirs, sizes), *_cast(ours, theirs)])
 
 
@@ -225,14 +253,14 @@ def _permitted(metric: str, ours: Side, theirs: Side) -> bool:
     """Whether the files hold what the metric needs."""
     if METRICS[metric].needs == "logits":
         return ours.images is not None
-    if METRICS[metric].needs == "neighbours":
-        return all(side.images is not None and len(side.images) > K for side in (ours, theirs))
+    if METRICS[metric].needs == "features":
+        return all(side.images is not None and len(side.images) >= METRICS[metric].least for side in (ours, theirs))
     return not any(side.images is None and side.lacks(metric) for side in (ours, theirs))
 
 
 def _refuse_missing(metrics: Collection[str], there: Collection[str], ours: Side, theirs: Side) -> None:
     if missing := [metric for metric in (metrics or ("fid",)) if metric not in there]:
-        raise UserError(f"{ours.path} against {theirs.path}: no {missing[0]}: {_needs(missing[0])}")
+        raise UserError(f"{ours.name} against {theirs.name}: no {missing[0]}: {_needs(missing[0])}")
 
 
 def _few_images(ours: Side, theirs: Side, sizes: Mapping[str, int]) -> list[str]:
@@ -275,7 +303,7 @@ def _common_features(ours: Side, theirs: Side, extractor: Extractor | None) -> s
     said += [] if extractor is None else [f"{extractor.name} {extractor.digest}"]
     if len(set(said)) > 1:
         raise UserError(
-            f"{ours.path} against {theirs.path}: of different features: {' and '.join(dict.fromkeys(said))}"
+            f"{ours.name} against {theirs.name}: of different features: {' and '.join(dict.fromkeys(said))}"
         )
     return said[0] if said else None
 
@@ -290,8 +318,9 @@ def _measured(side: Side, extractor: Extractor | None, *, pooled: bool) -> Measu
 
 
 def _needs(metric: str) -> str:
-    if METRICS[metric].needs == "neighbours":
-        return f"it needs the images of both (arr_0), {K + 1} or more"
+    if METRICS[metric].needs == "features":
+        return f"it needs the images of both (arr_0), {METRICS[metric].least} or more"
     if METRICS[metric].needs == "logits":
         return f"it needs the samples' images (arr_0) and features {with_logits()}"
-    return f"both need {' and '.join(MOMENTS[metric])}, or images (arr_0)"
+    network = " and a network with spatial features" if METRICS[metric].ending == "_s" else ""
+    return f"both need {' and '.join(MOMENTS[metric])}, or images (arr_0){network}"

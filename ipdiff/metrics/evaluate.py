@@ -34,6 +34,7 @@ def run(
     out: Path,
     *,
     metrics: Collection[str] = (),
+    settings: Mapping[str, Any] | None = None,
     neighbours: Path | None = None,
     shards: Shards | None = None,
 ) -> None:
@@ -47,6 +48,7 @@ def run(
         about: what the metrics are of (data set, model, seed, ...): JSON values, written beside them.
         out: existing directory; gets metrics.json.
         metrics: those to measure besides the ones that always are.
+        settings: of the metrics that have some, by their key; defaults where it is not there.
         neighbours: directory of the stage `neighbours`; None: no metric that needs it.
         shards: see `ipdiff.metrics.features.extractors.show`; process 0 alone writes.
 
@@ -69,8 +71,10 @@ def run(
         return
     found, real = measure(extractor, images, pooled=neighbours is not None, shards=shards), Measured(stats, None, *near)
     wanted = [name for name, kind in METRICS.items() if kind.always or name in metrics]
+    got = values(found, real, possible(wanted, found, real), compute, settings)
     measured = {
-        **values(found, real, possible(wanted, found, real), compute),
+        **got,
+        "dimensions": dimensions(got, real),
         "n": len(images),
         "reference_n": int(stats["n"]),
         "features": extractor.name,
@@ -82,7 +86,13 @@ def run(
     (out / "metrics.json").write_text(text + "\n")
 
 
-def values(ours: Measured, theirs: Measured, names: Collection[str], compute: Compute) -> dict[str, float]:
+def values(
+    ours: Measured,
+    theirs: Measured,
+    names: Collection[str],
+    compute: Compute,
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, float]:
     """Metrics of a set against the reference, in the order of the registry; ten digits.
 
     Args:
@@ -90,25 +100,54 @@ def values(ours: Measured, theirs: Measured, names: Collection[str], compute: Co
         theirs: the real images.
         names: which metrics; what they need is there.
         compute: device and threads.
+        settings: see `run`.
 
     Raises:
         UserError: one of them cannot be taken, or is not finite.
     """
-    together: dict[str, list[str]] = {}
+    together: dict[tuple[str, str], list[str]] = {}
     for name, kind in METRICS.items():
         if name in names:
-            together.setdefault(kind.function, []).append(name)
+            _check_features(name, ours, theirs)
+            together.setdefault((kind.function, kind.settings), []).append(name)
     found: dict[str, float] = {}
-    for function, members in together.items():
-        found |= resolve(function)(ours, theirs, members, compute)
-    return {name: rounded(found[name]) for name in METRICS if name in found}
+    for (function, key), members in together.items():
+        own = {key: settings[key]} if settings and key in settings else {}
+        found |= resolve(function)(ours, theirs, members, compute, **own)
+    return {name: rounded(value) for name, value in found.items()}
+
+
+def _check_features(name: str, ours: Measured, theirs: Measured) -> None:
+    """Raise UserError where a metric of pooled features has too few of them, or those of two networks."""
+    if METRICS[name].needs != "features":
+        return
+    first, second = ours.features(), theirs.features()
+    if min(len(first), len(second)) < METRICS[name].least:
+        raise UserError(
+            f"{name} needs {METRICS[name].least} images or more on both sides; got {len(first)}, {len(second)}"
+        )
+    if first.shape[1] != second.shape[1]:
+        raise UserError(
+            f"the samples have {first.shape[1]} features and the reference {second.shape[1]}; expected the same network"
+        )
+
+
+def dimensions(names: Collection[str], theirs: Measured) -> dict[str, int]:
+    """How many features of an image the metrics compare, of those that compare features."""
+    found: dict[str, int] = {}
+    for name in names:
+        if METRICS[name].needs == "moments":
+            found[name] = len(theirs.statistics[METRICS[name].moments[0]])
+        elif METRICS[name].needs == "features":
+            found[name] = theirs.features().shape[1]
+    return found
 
 
 def possible(names: Collection[str], ours: Measured, theirs: Measured) -> list[str]:
     """Those of the metrics whose needs both sets meet."""
     has = {
         "logits": ours.inception_score is not None,
-        "neighbours": ours.pooled is not None and theirs.pooled is not None,
+        "features": ours.pooled is not None and theirs.pooled is not None,
     }
     return [
         name

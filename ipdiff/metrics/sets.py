@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from ipdiff.data.npy import load_npy
 from ipdiff.errors import UserError
 from ipdiff.metrics.features.extractors import Extractor, Observer, Pooled, Statistics, show
-from ipdiff.metrics.inception_score import InceptionScore
-from ipdiff.metrics.spec import Measured, Reference
+from ipdiff.metrics.scores.inception_score import InceptionScore
+from ipdiff.metrics.spec import NEAREST, Measured, Reference
 from ipdiff.rng import Purpose, permutation
 from ipdiff.work.shards import Shards
 
@@ -27,13 +27,14 @@ def measure(
 
 
 def published_neighbours(directory: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """What the stage `neighbours` published: features [M, F] and squared radii [M] of the real images, float32.
+    """What the stage `neighbours` published: features [M, F] of the real images, and squared distances [M, NEAREST] of
+    each to its nearest other ones; float32.
 
     Raises:
         UserError: they are not what they should be.
     """
     features, reach = load_npy(directory / "features.npy"), load_npy(directory / "radii.npy", mmap=False)
-    if features.ndim != 2 or reach.shape != features.shape[:1]:
+    if features.ndim != 2 or reach.shape != (len(features), NEAREST):
         raise UserError(f"{directory}: features {list(features.shape)} and radii {list(reach.shape)} do not agree")
     return features, reach
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -54,10 +54,42 @@ class Inception(Record):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(
-            re.fullmatch("[0-9a-f]{64}", self.sha256) is not None,
-            f"sha256 is '{self.sha256}'; use 64 digits 0-9a-f",
-        )
+        _check_digest(self.sha256)
+
+
+@dataclass(frozen=True)
+class TorchScript(Record):
+    """A feature network of the user's own: a TorchScript file, and what is made of images for it."""
+
+    __pydantic_config__: ClassVar = FORBID
+    path: Annotated[str, "the file; it is a program, and run only if its digest is `sha256`"]
+    sha256: Annotated[str, "of the file; names the network in the cells' parameters"]
+    image_size: Annotated[int, "side of the square that images are resized to", Range(1)]
+    resize: Annotated[Literal["bicubic", "bilinear"], "how, with antialiasing; values stay within 0..255"]
+    mean: Annotated[list[float], "of red, green and blue in 0..1: subtracted", Range(0, 1)]
+    std: Annotated[list[float], "of red, green and blue in 0..1: what is left is divided by it", Range(above=0)]
+    width: Annotated[int, "features of an image: the network maps [n, 3, side, side] to [n, width]", Range(1)]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_digest(self.sha256)
+        check(self.resize in ("bicubic", "bilinear"), f"resize is {self.resize}; use bicubic or bilinear")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            check(len(values) == 3, f"{name} is {values}; use three numbers, of red, green and blue")
+
+
+def _check_digest(sha256: str) -> None:
+    check(re.fullmatch("[0-9a-f]{64}", sha256) is not None, f"sha256 is '{sha256}'; use 64 digits 0-9a-f")
+
+
+@dataclass(frozen=True)
+class KernelDistance(Record):
+    """The random subsets of both sets over which KID is a mean."""
+
+    __pydantic_config__: ClassVar = FORBID
+    subsets: Annotated[int, "how many", Range(2)] = 100
+    subset_size: Annotated[int, "images of each set in a subset; all of a set that has fewer", Range(2)] = 1000
+    seed: Annotated[int, "seed of the subsets", SEED] = 0
 
 
 @dataclass(frozen=True)
@@ -67,7 +99,11 @@ class Reference(Record):
     __pydantic_config__: ClassVar = FORBID
     images: Annotated[int | None, "a random subset of so many; all if empty", Range(2)] = None
     seed: Annotated[int, "seed of that subset", SEED] = 0
-    neighbours: Annotated[bool, "also measure precision and recall: distances of all images to each other"] = False
+    neighbours: Annotated[
+        bool,
+        "also keep the features of all images and their distances to each other, for precision, recall and other "
+        "metrics",
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -77,17 +113,21 @@ class FeatureKind:
     Attributes:
         open: what opens it: module:function, (file or None, settings or None, compute) -> Extractor.
         file: "stage": what the stage of its name makes first; "published": where its settings say, an `Inception`
-            record; "none": it needs no file.
+            record; "named": the `path` of its settings; "none": it needs no file.
         params: keys of a data set that decide it.
         logits: whether its features have logits, of which the Inception Score is taken.
+        spatial: whether it has spatial features, which sFID compares.
+        labels: what tables call metrics of its features whose names belong to other networks.
         width: of its pooled features, or the key of its settings that says it.
         flops: arithmetic of one image; 0 where that is little.
     """
 
     open: str
-    file: Literal["stage", "published", "none"] = "none"
+    file: Literal["stage", "published", "named", "none"] = "none"
     params: tuple[str, ...] = ()
     logits: bool = False
+    spatial: bool = True
+    labels: Mapping[str, str] = field(default_factory=dict)
     width: int | str = 0
     flops: int = 0
 
@@ -107,6 +147,14 @@ FEATURES = {
         width=2048,
         flops=11_440_000_000,  # at 299x299: 5.72 G multiply-adds, two operations each
     ),
+    "torchscript": FeatureKind(
+        "ipdiff.metrics.features.torchscript:TorchScriptFeatures",
+        file="named",
+        params=tuple(f"torchscript.{key}" for key in ("sha256", "image_size", "resize", "mean", "std", "width")),
+        spatial=False,
+        labels={"fid": "FD", "kid": "KD", "kid_se": "KD standard error"},
+        width="width",
+    ),
 }
 """Feature networks by name; a new one is a row here and what opens it."""
 
@@ -121,6 +169,10 @@ def with_logits() -> str:
     return " or ".join(name for name, kind in FEATURES.items() if kind.logits)
 
 
+NEAREST = 5
+"""Neighbours of each image whose distances are kept: those of density and coverage, more than precision's."""
+
+
 @dataclass(frozen=True)
 class MetricKind:
     """What there is to know of a metric.
@@ -128,22 +180,27 @@ class MetricKind:
     Attributes:
         label: how tables name it.
         function: what computes it, with others of the same function: (samples, reference, names, compute) -> values by
-            name, see `Measured`.
-        needs: "moments" of both sets; "logits" of the samples, which not every network has; "neighbours", the pooled
-            features of both sets and the real images' distances to each other.
+            name, see `Measured`; one with `settings` gets them by their key. Written out, for a cell's code is read
+            off its row.
+        needs: "moments" of both sets; "logits" of the samples, which not every network has; "features", the pooled
+            features of both sets, and the real images' distances to each other.
         ending: of the names of the moments that it compares: mu, sigma (pooled features); mu_s, sigma_s (spatial); ...
-        higher: whether more is better.
+        higher: whether more is better; None where neither is.
         decimals: how many the paper prints.
         always: whether it is measured wherever it can be; if not, only where a data set's `metrics` names it.
+        least: images that both sets must have.
+        settings: the key of its settings in a data set; empty where it has none.
     """
 
     label: str
     function: str
-    needs: Literal["moments", "logits", "neighbours"]
+    needs: Literal["moments", "logits", "features"]
     ending: str = ""
-    higher: bool = False
+    higher: bool | None = False
     decimals: int = 2
     always: bool = True
+    least: int = 2
+    settings: str = ""
 
     @property
     def moments(self) -> tuple[str, ...]:
@@ -152,14 +209,55 @@ class MetricKind:
 
 
 METRICS = {
-    "fid": MetricKind("FID", "ipdiff.metrics.frechet:distances", "moments"),
-    "sfid": MetricKind("sFID", "ipdiff.metrics.frechet:distances", "moments", "_s"),
-    "pixel_fd": MetricKind("pixel FD", "ipdiff.metrics.frechet:distances", "moments", "_pixel"),
-    "inception_score": MetricKind("IS", "ipdiff.metrics.inception_score:scores", "logits", higher=True),
-    "precision": MetricKind("precision", "ipdiff.metrics.overlap:overlaps", "neighbours", higher=True, decimals=3),
-    "recall": MetricKind("recall", "ipdiff.metrics.overlap:overlaps", "neighbours", higher=True, decimals=3),
+    "fid": MetricKind("FID", "ipdiff.metrics.scores.frechet:distances", "moments"),
+    "sfid": MetricKind("sFID", "ipdiff.metrics.scores.frechet:distances", "moments", "_s"),
+    "pixel_fd": MetricKind("pixel FD", "ipdiff.metrics.scores.frechet:distances", "moments", "_pixel"),
+    "inception_score": MetricKind("IS", "ipdiff.metrics.scores.inception_score:scores", "logits", higher=True),
+    "precision": MetricKind(
+        "precision", "ipdiff.metrics.scores.overlap:overlaps", "features", higher=True, decimals=3, least=4
+    ),
+    "recall": MetricKind(
+        "recall", "ipdiff.metrics.scores.overlap:overlaps", "features", higher=True, decimals=3, least=4
+    ),
+    "kid": MetricKind(
+        "KID", "ipdiff.metrics.scores.kernel:distances", "features", decimals=4, always=False, settings="kid"
+    ),
+    "kid_se": MetricKind(
+        "KID standard error",
+        "ipdiff.metrics.scores.kernel:distances",
+        "features",
+        higher=None,
+        decimals=4,
+        always=False,
+        settings="kid",
+    ),
+    "density": MetricKind(
+        "density",
+        "ipdiff.metrics.scores.density:densities",
+        "features",
+        higher=True,
+        decimals=3,
+        always=False,
+        least=NEAREST + 1,
+    ),
+    "coverage": MetricKind(
+        "coverage",
+        "ipdiff.metrics.scores.density:densities",
+        "features",
+        higher=True,
+        decimals=3,
+        always=False,
+        least=NEAREST + 1,
+    ),
 }
 """Metrics by name; a new one is a row here and its function."""
+
+
+def label(metric: str, features: str = "", digest: str = "") -> str:
+    """How tables name a metric: FID; FD with the features' name and digest where FID is another network's name."""
+    own = FEATURES[features].labels.get(metric) if features in FEATURES else None
+    return METRICS[metric].label if own is None else f"{own} ({features}:{digest[:8]})"
+
 
 if TYPE_CHECKING:
     Metric = str
@@ -175,10 +273,16 @@ class Measured:
         statistics: means and covariances of its features, as a statistics file holds them.
         inception_score: where its features have logits.
         pooled: [N, F] float32, its pooled features, where they were kept.
-        radii: [N] float32, squared distance of each to its K-th nearest other one, where that is known already.
+        radii: [N, NEAREST] float32, squared distances of each to its nearest other ones, where they are known already.
     """
 
     statistics: Mapping[str, NDArray[Any]]
     inception_score: float | None = None
     pooled: NDArray[np.float32] | None = None
     radii: NDArray[np.float32] | None = None
+
+    def features(self) -> NDArray[np.float32]:
+        """`pooled`. Raises ValueError where they were not kept."""
+        if self.pooled is None:
+            raise ValueError("the pooled features of this set were not kept")
+        return self.pooled

@@ -175,7 +175,7 @@ def _prepare(job: Job, made: Publication) -> None:
 
 
 def _classifier(job: Job, made: Publication) -> None:
-    from ipdiff.metrics.features import classifier
+    from ipdiff.metrics import classifier
 
     classifier.run(
         job.dataset.classifier, job.dataset.compute, job.path("images.npy"), job.path("labels.npy"), made.staging
@@ -310,6 +310,7 @@ def _evaluate(job: Job, made: Publication) -> None:
         about,
         made.staging,
         metrics=job.dataset.metrics,
+        settings=job.dataset.metric_settings,
         neighbours=job.path("features.npy").parent if job.dataset.reference.neighbours else None,
         shards=job.shared(made),
     )

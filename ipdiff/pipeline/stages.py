@@ -136,7 +136,7 @@ STAGES = {
         ),
         Stage(
             verb="classifier",
-            module="ipdiff.metrics.features.classifier",
+            module="ipdiff.metrics.classifier",
             help="train the small CNN whose activations FID compares",
             directory="features/{dataset}",
             files=("classifier.safetensors", "accuracy.json"),

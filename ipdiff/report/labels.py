@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ipdiff.metrics.spec import METRICS
+from ipdiff.metrics.spec import label as metric_label
 from ipdiff.sample_sets.spec import Sampler
 
 
@@ -54,18 +55,22 @@ def dataset(name: str) -> str:
     return DATASETS.get(name, name)
 
 
-def metric(name: str) -> str:
-    """FID for fid, and so on."""
-    return METRICS[name].label
+def metric(name: str, features: str = "", digest: str = "") -> str:
+    """FID for fid, and so on; of features that have names of their own for it, that name."""
+    return metric_label(name, features, digest)
 
 
-def better(metrics: Iterable[str]) -> str:
-    """Which way is better: `lower is better`, or which metrics go which way."""
-    names = list(dict.fromkeys(metrics))
-    higher = [metric(name) for name in names if METRICS[name].higher]
+def better(metrics: Mapping[str, str]) -> str:
+    """Which way is better: `lower is better`, or which metrics go which way.
+
+    Args:
+        metrics: label -> metric; those of which neither is better are passed over.
+    """
+    judged = {label: METRICS[name].higher for label, name in metrics.items() if METRICS[name].higher is not None}
+    higher = [label for label, is_higher in judged.items() if is_higher]
     if not higher:
         return "lower is better"
-    if len(higher) == len(names):
+    if len(higher) == len(judged):
         return "higher is better"
     return f"lower is better, but for {' and '.join(higher)}"
 
@@ -76,18 +81,21 @@ def sampler(name: str) -> str:
 
 
 class Axis(NamedTuple):
-    """How a table calls an axis, and what stands on it."""
+    """How a table calls an axis, what stands on it, and of which attribute of an entry."""
 
     header: str
     name: Callable[[Any], str]
+    of: str
 
 
 AXES = {
-    "dataset": Axis("data set", dataset),
-    "model": Axis("model", model),
-    "step": Axis("training steps", "{:,}".format),
-    "sampler": Axis("sampler", sampler),
-    "metric": Axis("metric", metric),
+    "dataset": Axis("data set", dataset, "dataset"),
+    "model": Axis("model", model, "model"),
+    "step": Axis("training steps", "{:,}".format, "step"),
+    "sampler": Axis("sampler", sampler, "sampler"),
+    "method": Axis("sampler", lambda name: Sampler.parse(name).method, "sampler"),
+    "sample_steps": Axis("T'", lambda name: f"T' = {Sampler.parse(name).steps}", "sampler"),
+    "metric": Axis("metric", str, "label"),
 }
 
 
@@ -96,7 +104,7 @@ def sampler_axis(names: Iterable[str]) -> Axis:
     headers = {Sampler.parse(name).row.header for name in names}
     if len(headers) > 1 or "" in headers:
         return AXES["sampler"]
-    return Axis(headers.pop(), lambda name: str(Sampler.parse(name).steps))
+    return Axis(headers.pop(), lambda name: str(Sampler.parse(name).steps), "sampler")
 
 
 def number(value: float, decimals: int, *, signed: bool = False) -> str:

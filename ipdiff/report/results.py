@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,6 +50,7 @@ class Result:
         seeds: ascending training seeds; one, where it was read from one metrics file.
         metrics: metric -> one value for each seed, in the order of `seeds`.
         files: the metrics file of each seed.
+        dimensions: metric -> how many features of an image it compares, as far as the files say it.
         made_with: what each seed's recipes say (see `ipdiff.report.origin.attach`); empty where they were not asked.
     """
 
@@ -62,6 +63,7 @@ class Result:
     seeds: tuple[int, ...]
     metrics: dict[str, tuple[float, ...]]
     files: tuple[str, ...]
+    dimensions: Mapping[str, int] = field(default_factory=dict)
     made_with: tuple[Mapping[str, Any], ...] = ()
 
     def values(self, metric: str) -> dict[int, float]:
@@ -200,4 +202,12 @@ def _read(path: Path) -> Result:
         seeds=(said["seed"],),
         metrics={name: (float(value),) for name, value in metrics.items()},
         files=(str(path),),
+        dimensions={name: size for name, size in _sizes(path, said).items() if name in METRICS},
     )
+
+
+def _sizes(path: Path, said: Mapping[str, Any]) -> Mapping[str, int]:
+    found = said.get("dimensions", {})
+    if not isinstance(found, dict) or any(type(size) is not int for size in found.values()):
+        raise UserError(f"{path}: 'dimensions' is {found!r:.40}, expected a whole number for each metric")
+    return found

@@ -9,7 +9,8 @@ from typing import Annotated, ClassVar, Literal
 from ipdiff.metrics.spec import Metric
 from ipdiff.parameters import FORBID, SEED, Range, Record, check
 
-Axis = Literal["dataset", "model", "step", "sampler", "metric"]
+Axis = Literal["dataset", "model", "step", "sampler", "method", "sample_steps", "metric"]
+"""`method` is the sampler without T', `sample_steps` T' alone: the two together are `sampler`."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Table(Record):
     title: Annotated[str, "what the table shows"]
     metrics: Annotated[
         list[Metric],
-        "what is shown; inception_score needs `features: inception`, precision and recall `reference.neighbours: true`",
+        "what is shown; docs/metrics.md says what each needs",
     ]
     rows: Annotated[list[Axis], "axes that make the rows"]
     columns: Annotated[list[Axis], "axes that make the columns"]
@@ -63,6 +64,13 @@ class Table(Record):
         check(bool(self.metrics), "no metric; name one or more")
         axes, rows, columns = [*self.rows, *self.columns], f"rows {self.rows}", f"columns {self.columns}"
         check(len(set(axes)) == len(axes), f"an axis stands twice in {rows} and {columns}")
+        both = {"method", "sample_steps"}
+        part = both & set(axes)
+        check(
+            len(part) != 1 or "sampler" in axes,
+            f"{''.join(part)} alone tells no samplers apart; add {''.join(both - part)}",
+        )
+        axes += ["sampler"] if part == both else []
         asked_for = {"dataset": self.datasets, "model": self.models, "sampler": self.samplers, "step": self.steps}
         for name, asked in asked_for.items():
             check(
@@ -108,7 +116,7 @@ class Figure(Record):
         default_factory=dict
     )
     metric: Annotated[Metric, "what the lines show"] = "fid"
-    x: Annotated[Literal["step", "sample_steps"], "x axis of lines"] = "sample_steps"
+    x: Annotated[Literal["step", "sample_steps", "nfe"], "x axis of lines"] = "sample_steps"
     images: Annotated[int, "images a row of a sample grid", Range(1)] = 16
     paper: Annotated[
         str | None, "key of ipdiff/report/paper_values.yaml whose curves stand beside lines over training steps"

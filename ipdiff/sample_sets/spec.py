@@ -63,6 +63,7 @@ class SamplerKind:
             guided-diffusion's), every other field a number that the function takes as an option.
         label: template of their names in tables; `{grid}` there is ` (rule)` or nothing.
         written: how a message writes such names.
+        method: template of what tables and figures call it where T' stands elsewhere; `name` up to the dash if empty.
         header: of a table's column in which the number of steps alone says which sampler is meant; empty: none can.
         options: what the function takes besides, each a field of `name`, and the numbers it may be.
         from_images: the chain starts from real images diffused to `steps`, and is a part of the full one.
@@ -71,6 +72,7 @@ class SamplerKind:
     name: str
     label: str
     written: str
+    method: str = ""
     header: str = ""
     options: Mapping[str, Range] = field(default_factory=dict)
     from_images: bool = False
@@ -101,17 +103,20 @@ SAMPLERS = {
         name="ddim{eta}-{grid}{steps}",
         label="eta = {eta}, T' = {steps}{grid}",
         written="ddimETA-N, ddimETA-uniformN, ddimETA-quadN",
+        method="DDIM, eta = {eta}{grid}",
         options={"eta": Range(0, 1)},
     ),
     "dpmpp2m": SamplerKind(
         name="dpmpp2m-{grid}{steps}",
         label="DPM-Solver++(2M), T' = {steps}{grid}",
         written="dpmpp2m-N, dpmpp2m-logsnrN",
+        method="DPM-Solver++(2M){grid}",
     ),
     "unipc": SamplerKind(
         name="unipc-{grid}{steps}",
         label="UniPC-2, T' = {steps}{grid}",
         written="unipc-N, unipc-karrasN",
+        method="UniPC-2{grid}",
     ),
     "exposure": SamplerKind(
         name="exposure-{steps}",
@@ -213,12 +218,20 @@ class Sampler(Record):
         """DDIM's share of noise; None for samplers that have none."""
         return dict(self.options).get("eta")
 
+    @property
+    def method(self) -> str:
+        """How it is named where T' stands elsewhere: `ancestral`, `DDIM, eta = 0 (quad), eps / 1.01`."""
+        return self._said(self.row.method or self.row.name.partition("-")[0])
+
     def label(self) -> str:
         """How a table names it: T' and, for DDIM, eta and the grid."""
+        return self._said(self.row.label)
+
+    def _said(self, template: str) -> str:
         grid = f" ({self.grid})" if self.grid else ""
         numbers = {key: f"{value:g}" for key, value in self.options}
-        chain = self.row.label.format(steps=self.steps, grid=grid, **numbers)
-        return f"{chain}, {self.eps_scale.label()}" if self.eps_scale else chain
+        text = template.format(steps=self.steps, grid=grid, **numbers)
+        return f"{text}, {self.eps_scale.label()}" if self.eps_scale else text
 
 
 def plain(value: float) -> str:

@@ -133,8 +133,16 @@ def evaluate(folder, capsys, monkeypatch):
     return run
 
 
+ARCHIVES = {
+    "pngs": "a/rather/long/folder/of/images/000000.png cannot be read as an image; it is a text that ",
+    "mixed": "is a zip archive of 2 files such as b/readme, without images; expected an npz with images",
+    "gzip": "cannot be read: Compressed file ended",
+}
+"""What may be a set of images by its first bytes, and is none."""
+
+
 @pytest.mark.parametrize("suffix", ["npz", "npy"])
-@pytest.mark.parametrize("name", [*KINDS, *SAVED, *SAFE])
+@pytest.mark.parametrize("name", [name for name in (*KINDS, *SAVED, *SAFE) if name not in ARCHIVES])
 def test_evaluate_says_what_a_file_is_and_what_to_give(evaluate, folder, name, suffix):
     data, _, words = {**KINDS, **SAVED, **SAFE}[name]
     (folder / f"{name}.{suffix}").write_bytes(data)
@@ -143,8 +151,18 @@ def test_evaluate_says_what_a_file_is_and_what_to_give(evaluate, folder, name, s
         assert (code, said.count("\n")) == (2, 1)
         assert said.startswith(f"ipdiff: {name}.{suffix}: is {words}")
         assert said.endswith(
-            "; expected an npz with images (arr_0) or statistics (mu, sigma, mu_s, sigma_s), or an npy of images\n"
+            "; expected an npz with images (arr_0) or statistics (mu, sigma, mu_s, sigma_s), an npy of images, or a "
+            "folder or zip of them\n"
         )
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_evaluate_looks_for_images_in_an_archive(evaluate, folder, name):
+    (folder / name).write_bytes(KINDS[name][0])
+    for files in ((name, "real.npy"), ("real.npy", name)):
+        code, _, said = evaluate(*files)
+        assert (code, said.count("\n")) == (2, 1)
+        assert said.startswith(f"ipdiff: {name}: {ARCHIVES[name]}")
 
 
 def test_the_bytes_of_a_file_decide_not_its_name(evaluate, folder):

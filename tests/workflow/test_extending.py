@@ -189,7 +189,7 @@ def test_a_new_row_of_each_kind_makes_no_cell_stale_in_either_engine(extended: P
     assert stale(extended, "small") == {}
     assert planned(extended, study="small") == set()
     assert changed(extended, "small") == set()
-    with (extended / "ipdiff/metrics/frechet.py").open("a") as stream:
+    with (extended / "ipdiff/metrics/scores/frechet.py").open("a") as stream:
         stream.write("\n_MORE = 1\n")
     assert codes(extended) != codes(ROOT), "a module that counts whole"
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError
 from ipdiff.metrics.features.pixels import Features
-from ipdiff.metrics.frechet import Moments
+from ipdiff.metrics.scores.frechet import Moments
 from ipdiff.metrics.spec import FEATURES
 from ipdiff.parameters import resolve
 from ipdiff.work import signals
@@ -40,8 +40,8 @@ class Extractor(Protocol):
         """Features of images [n, H, W, C] uint8.
 
         Returns:
-            pool [n, F] (FID), spatial [n, S] (sFID), pixel [n, P] (in [-1, 1]), and where the network has
-            them logits [n, K] (Inception Score); float32 or float64.
+            pool [n, F] (FID), pixel [n, P] (in [-1, 1]), and where the network has them spatial [n, S] (sFID) and
+            logits [n, K] (Inception Score); float32 or float64.
         """
         ...
 
@@ -52,7 +52,7 @@ class Network:
 
     Attributes:
         kind: a key of `FEATURES`.
-        path: its file; None where it needs none.
+        path: its file; None where it needs none, or its settings say it.
         settings: how it was built, or which file it must be; None where it has none.
     """
 
@@ -139,8 +139,9 @@ class Statistics:
     def __call__(self, features: Features) -> None:
         """Add a batch."""
         for kind in NAMES:
-            rows = features[kind]
-            self._moments.setdefault(kind, Moments(rows.shape[1])).update(rows)
+            if kind in features:
+                rows = features[kind]
+                self._moments.setdefault(kind, Moments(rows.shape[1])).update(rows)
 
     def arrays(self, extractor: Extractor, shape: tuple[int, ...]) -> dict[str, NDArray[Any]]:
         """What a statistics file holds.
@@ -152,8 +153,8 @@ class Statistics:
             shape: of an image, [H, W, C].
 
         Returns:
-            mu, sigma (pool), mu_s, sigma_s (spatial), mu_pixel, sigma_pixel, float64 (sigma with N - 1);
-            n [] and image_shape [3], int64; features [], text: name and digest of the network.
+            mu, sigma (pool), mu_s, sigma_s (spatial, where there are some), mu_pixel, sigma_pixel, float64 (sigma
+            with N - 1); n [] and image_shape [3], int64; features [], text: name and digest of the network.
 
         Source: guided-diffusion evaluations/evaluator.py (the names of the first four).
         """
@@ -162,8 +163,8 @@ class Statistics:
             "image_shape": np.array(shape, np.int64),
             "features": np.array(f"{extractor.name} {extractor.digest}"),
         }
-        for kind, ending in NAMES.items():
-            out[f"mu{ending}"], out[f"sigma{ending}"] = self._moments[kind].mu, self._moments[kind].cov
+        for kind, moments in self._moments.items():
+            out[f"mu{NAMES[kind]}"], out[f"sigma{NAMES[kind]}"] = moments.mu, moments.cov
         return out
 
 

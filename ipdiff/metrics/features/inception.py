@@ -8,9 +8,6 @@ is checked whenever a file is opened.
 
 from __future__ import annotations
 
-import hashlib
-import warnings
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from ipdiff.data.formats import filekind
 from ipdiff.device.compute import configure
 from ipdiff.device.spec import Compute
-from ipdiff.errors import IntegrityError, UserError, brief
+from ipdiff.errors import UserError
 from ipdiff.metrics.features.pixels import Features, pixels
+from ipdiff.metrics.features.torchscript_file import first_line, open_file, three_channels, unfused
 from ipdiff.metrics.spec import INCEPTION_SHA256, Inception
 
 SIZE = 299
@@ -51,22 +48,15 @@ class InceptionFeatures:
             IntegrityError: the file has another digest.
             UserError: the file is no such network, or the device is absent.
         """
-        kind = filekind.look(path)
-        if kind.name != "torchscript":
-            raise UserError(
-                f"{path}: is {kind.words}; expected the Inception network of 2015-12-05, a TorchScript file"
-            )
-        self.digest = _digest(path)
-        if sha256 not in (None, self.digest):
-            raise IntegrityError(path, f"sha256 {sha256}", self.digest)
-        self.name = "inception" if self.digest == INCEPTION_SHA256 else "other inception"
         self._device = configure(compute)
-        self._network = _load(path, self._device)
+        what = "the Inception network of 2015-12-05"
+        self._network, self.digest = open_file(path, self._device, sha256, what)
+        self.name = "inception" if self.digest == INCEPTION_SHA256 else "other inception"
         try:
             self._layers = list(self._network.layers.named_children())
             self._check(path)
         except (AttributeError, RuntimeError, TypeError, NotImplementedError) as error:
-            raise UserError(f"{path}: not the Inception network of 2015-12-05: {_first_line(error)}") from None
+            raise UserError(f"{path}: not the Inception network of 2015-12-05: {first_line(error)}") from None
 
     @torch.no_grad()
     def __call__(self, images: NDArray[np.uint8]) -> Features:
@@ -74,7 +64,7 @@ class InceptionFeatures:
 
         Grey images are repeated to three channels.
         """
-        pool, spatial = self._features(_as_input(images).to(self._device))
+        pool, spatial = self._features(three_channels(images).to(self._device))
         logits = F.linear(pool, self._network.output.weight)
         return {
             "pool": pool.cpu().numpy(),
@@ -93,7 +83,7 @@ class InceptionFeatures:
         """
         x = ((resize(x) - 128) / 128).contiguous(memory_format=torch.channels_last)  # a third faster on CPUs
         spatial = None
-        with _unfused():
+        with unfused():
             for name, layer in self._layers:
                 if name == SPATIAL_LAYER:
                     spatial = layer.conv(x)[:, :SPATIAL_CHANNELS]
@@ -141,35 +131,3 @@ def resize(x: Tensor) -> Tensor:
     theta[1, 2] = 1 / height - 1 / SIZE
     grid = F.affine_grid(theta.expand(n, 2, 3), [n, channels, SIZE, SIZE], align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
-
-
-def _unfused() -> AbstractContextManager[None]:
-    """Without TorchScript's own optimiser, whose first calls differ from the later, fused ones."""
-    return torch.jit.optimized_execution(False)  # pyright: ignore[reportPrivateImportUsage]
-
-
-def _as_input(images: NDArray[np.uint8]) -> Tensor:
-    """[n, H, W, C] uint8 -> [n, 3, H, W] float32 in [0, 255]."""
-    x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).to(torch.float32)
-    return (x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x).contiguous()
-
-
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _load(path: Path, device: torch.device) -> torch.jit.ScriptModule:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch prefers torch.export; the file is TorchScript
-        try:
-            return torch.jit.load(path, map_location=device).eval()
-        except Exception as error:  # torch raises many kinds on damaged bytes
-            raise UserError(f"{path}: a damaged or truncated TorchScript file: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return brief(str(error).strip().split("\n", 1)[0] or type(error).__name__)

@@ -55,6 +55,9 @@ def _check_dataset(params: Params, name: str, dataset: Dataset) -> None:
                 f"url or how{nearest(file, params.downloads)}"
             )
     _check_families(name, dataset)
+    for metric in dataset.metrics:
+        if wrong := _not_measured(dataset, name, metric):
+            raise _Wrong(f"datasets.{name}.metrics: {wrong}")
     for key, path in (("source.raw", dataset.source.raw), ("inception.raw", dataset.inception.raw)):
         if path is not None and (not path or set(project_path(path)) <= {".", "/"}):
             raise _Wrong(
@@ -123,13 +126,22 @@ def _check_view(params: Params, where: str, view: Table | Figure) -> None:
 
 def _check_metrics(dataset: Dataset, name: str, where: str, metrics: Iterable[str]) -> None:
     for metric in metrics:
-        kind = METRICS[metric]
-        if kind.needs == "logits" and not FEATURES[dataset.features].logits:
-            raise _Wrong(f"{where}: {metric} needs datasets.{name}.features: {with_logits()}, found {dataset.features}")
-        if kind.needs == "neighbours" and not dataset.reference.neighbours:
-            raise _Wrong(f"{where}: {metric} needs datasets.{name}.reference.neighbours: true")
-        if not kind.always and metric not in dataset.metrics:
+        if wrong := _not_measured(dataset, name, metric):
+            raise _Wrong(f"{where}: {wrong}")
+        if not METRICS[metric].always and metric not in dataset.metrics:
             raise _Wrong(f"{where}: {metric} is measured where datasets.{name}.metrics names it")
+
+
+def _not_measured(dataset: Dataset, name: str, metric: str) -> str | None:
+    """What a metric needs that a data set does not have."""
+    kind, features = METRICS[metric], FEATURES[dataset.features]
+    if kind.needs == "logits" and not features.logits:
+        return f"{metric} needs datasets.{name}.features: {with_logits()}, found {dataset.features}"
+    if kind.ending == "_s" and not features.spatial:
+        return f"{metric} needs spatial features; datasets.{name}.features is {dataset.features}, which has none"
+    if kind.needs == "features" and not dataset.reference.neighbours:
+        return f"{metric} needs datasets.{name}.reference.neighbours: true"
+    return None
 
 
 def _check_errors(params: Params, where: str, figure: Figure) -> None:

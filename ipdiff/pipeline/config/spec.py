@@ -7,7 +7,17 @@ from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 
 from ipdiff.data.spec import Download, Quantise, Source
 from ipdiff.device.spec import Compute
-from ipdiff.metrics.spec import Classifier, FeatureName, Inception, Metric, Reference
+from ipdiff.metrics.spec import (
+    FEATURES,
+    METRICS,
+    Classifier,
+    FeatureName,
+    Inception,
+    KernelDistance,
+    Metric,
+    Reference,
+    TorchScript,
+)
 from ipdiff.parameters import FORBID, Range, Record, check
 from ipdiff.report.spec import Study
 from ipdiff.sample_sets.spec import Analysis, Sampling
@@ -86,9 +96,13 @@ class Dataset(Record):
     features: Annotated[FeatureName, "the network whose activations are compared; the paper's is inception"] = (
         "classifier"
     )
-    metrics: Annotated[list[Metric], "measured besides those that always are"] = field(default_factory=list)
+    metrics: Annotated[list[Metric], "measured besides those that always are; docs/metrics.md says what each needs"] = (
+        field(default_factory=list)
+    )
     classifier: Classifier = field(default_factory=Classifier)
     inception: Inception = field(default_factory=Inception)
+    torchscript: Annotated[TorchScript | None, "needed by `features: torchscript`"] = None
+    kid: Annotated[KernelDistance, "written out where `metrics` names kid"] = field(default_factory=KernelDistance)
     reference: Reference = field(default_factory=Reference)
     compute: Compute = field(default_factory=Compute)
     analysis: Annotated[Analysis | None, "prediction-error statistics; needed by figures of kind errors and drift"] = (
@@ -111,6 +125,11 @@ class Dataset(Record):
             self.features != "classifier" or self.source.image_size >= 2,
             "features is classifier, which needs source.image_size of 2 or more",
         )
+        check(
+            FEATURES[self.features].file != "named" or self.feature_settings is not None,
+            f"features is {self.features}, which needs the key {self.features}: path, sha256 and how images are made "
+            "ready for it",
+        )
         check("default" in self.final_step, "final_step needs a `default`")
         last = self.final_step["default"]
         check(last in steps, f"final_step.default is {last}, not one of checkpoints {steps}")
@@ -124,6 +143,12 @@ class Dataset(Record):
     def feature_settings(self) -> Any:
         """Settings of its feature network: the key of that name, or None."""
         return getattr(self, self.features, None)
+
+    @property
+    def metric_settings(self) -> dict[str, Any]:
+        """Settings of the metrics that it names, by their keys."""
+        keys = dict.fromkeys(METRICS[name].settings for name in self.metrics)
+        return {key: getattr(self, key) for key in keys if key}
 
     @property
     def sampling_compute(self) -> Compute:

@@ -173,7 +173,8 @@ class Grid:
             near = tuple(f"{NEIGHBOURS}/{name}" for name in ("features.npy", "radii.npy"))
             stage = stage.reading("evaluate_neighbours", near)
         if self._dataset(names).metrics:
-            stage = stage.reading(f"{stage.name}_more", params=(f"{SETTINGS}.metrics",))
+            keys = ("metrics", *self._dataset(names).metric_settings)
+            stage = stage.reading(f"{stage.name}_more", params=tuple(f"{SETTINGS}.{key}" for key in keys))
         return self._measuring(stage, names)
 
     def _analyse(self, stage: Stage, names: dict[str, str]) -> Cell:

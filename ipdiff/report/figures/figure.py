@@ -112,7 +112,7 @@ def _panel(axis: Axes, figure: Figure, made: list[Entry], theirs: paper.PaperTab
     axis.set_title(labels.dataset(made[0].dataset), loc="left", pad=16)
     axis.text(0, 1.015, made[0].protocol.text(), transform=axis.transAxes, fontsize=7, color=canvas.SOFT)
     spread = ", mean \N{PLUS-MINUS SIGN} sd over seeds" if several else ""
-    axis.set_ylabel(f"{labels.metric(figure.metric)} ({labels.better([figure.metric])}{spread})")
+    axis.set_ylabel(f"{made[0].label} ({labels.better({made[0].label: figure.metric})}{spread})")
     _x_axis(axis, figure, sorted({_x(figure, entry) for entry in made}), made)
 
 
@@ -179,17 +179,14 @@ def _paper_line(axis: Axes, figure: Figure, entries: list[Entry], theirs: paper.
 
 
 def _x(figure: Figure, entry: Entry) -> int:
-    return entry.step if figure.x == "step" else Sampler.parse(entry.sampler).steps
+    return {"step": entry.step, "nfe": entry.nfe}.get(figure.x) or Sampler.parse(entry.sampler).steps
 
 
 def _part(figure: Figure, entry: Entry) -> str:
-    """Name what tells a model's lines apart: the sampler over steps; its kind (and the step) over T'."""
+    """Name what tells a model's lines apart: the sampler over steps; its method (and the step) over T' or NFE."""
     if figure.x == "step":
         return labels.sampler(entry.sampler)
-    sampler = Sampler.parse(entry.sampler)
-    grid = f" ({sampler.grid})" if sampler.grid else ""
-    kind = sampler.kind if sampler.eta is None else f"eta = {sampler.eta:g}{grid}"
-    return kind + (f", {entry.step:,} training steps" if len(figure.steps) > 1 else "")
+    return Sampler.parse(entry.sampler).method + (f", {entry.step:,} training steps" if len(figure.steps) > 1 else "")
 
 
 def _x_axis(axis: Axes, figure: Figure, ticks: list[int], made: list[Entry]) -> None:
@@ -198,7 +195,8 @@ def _x_axis(axis: Axes, figure: Figure, ticks: list[int], made: list[Entry]) -> 
         axis.set_xlabel("training steps (optimiser updates)")
         axis.xaxis.set_major_formatter(FuncFormatter(_thousands))
         return
-    axis.set_xlabel("reverse steps of the full chain" if kinds == {"exposure"} else "sampling steps T'")
+    steps = "reverse steps of the full chain" if kinds == {"exposure"} else "sampling steps T'"
+    axis.set_xlabel("network calls an image (NFE)" if figure.x == "nfe" else steps)
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(FixedLocator(ticks))
     axis.xaxis.set_minor_locator(NullLocator())

@@ -27,23 +27,23 @@ class Pair:
 
     @property
     def metrics(self) -> list[str]:
-        """Metrics compared, in order of first appearance."""
-        return list(dict.fromkeys(entry.metric for entry, _ in self.cases))
+        """Labels of the metrics compared, in order of first appearance."""
+        return list(dict.fromkeys(entry.label for entry, _ in self.cases))
 
-    def counts(self, metric: str) -> dict[str, int]:
+    def counts(self, label: str) -> dict[str, int]:
         """Number of cases of each verdict, zeros included."""
-        said = [entry.verdict for entry, _ in self.cases if entry.metric == metric]
+        said = [entry.verdict for entry, _ in self.cases if entry.label == label]
         return {verdict: said.count(verdict) for verdict in ORDER}
 
 
 def pairs(tables: dict[str, list[Entry]]) -> list[Pair]:
-    """Collect the differences of all tables.
+    """Collect the differences of all tables that say which side is better.
 
     A comparison that stands in several tables is one case. Comparisons of different samplers (fewer steps
     against more, say) are kept apart from those under equal conditions.
     """
     places = layout.decimals(entry for entries in tables.values() for entry in entries)
-    shown = [(name, entry) for name, entries in tables.items() for entry in entries if entry.kind == "difference"]
+    shown = [(name, entry) for name, entries in tables.items() for entry in entries if entry.verdict]
     groups = grouped(shown, lambda one: replace(one[1], paper=None, comparable=False, reason="", unknown="")).values()
     cases = [(group[0][1], [name for name, _ in group]) for group in groups]
     found = grouped(cases, lambda case: (case[0].model, case[0].baseline, case[0].same_sampler))

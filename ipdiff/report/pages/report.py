@@ -45,7 +45,7 @@ def run(
         if figure.kind == "lines":
             shown += read_csv(figures[name] / "figure.csv")
     out.mkdir(parents=True, exist_ok=True)
-    better = labels.better(metric for pair in found for metric in pair.metrics)
+    better = labels.better({entry.label: entry.metric for pair in found for entry, _ in pair.cases})
     context = {"study_name": study_name, "study": study, "frames": frames, "pictures": pictures}
     page.write("index", out, {**context, "pairs": found, "better": better})
     cards.run(study.title, shown, recipes, out)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from ipdiff.errors import UserError
 from ipdiff.metrics.spec import METRICS
-from ipdiff.report import paper
+from ipdiff.report import labels, paper
 from ipdiff.report.results import Protocol, Result
 
 Verdict = Literal["", "better", "worse", "within spread", "one seed"]
@@ -20,7 +20,7 @@ Verdict = Literal["", "better", "worse", "within spread", "one seed"]
 COLUMNS = (
     *("kind", "dataset", "model", "step", "sampler", "baseline", "baseline_step", "baseline_sampler", "metric"),
     *("mean", "sd", "seed_count", "seeds", "values", "verdict", "nfe"),
-    *("n", "reference_n", "features", "features_digest", "reference_digest"),
+    *("n", "reference_n", "features", "features_digest", "reference_digest", "dimensions"),
     *("paper", "minus_paper", "comparable", "reason", "unknown"),
 )
 """Of the csv, each an attribute of Entry."""
@@ -32,7 +32,8 @@ class Entry:
 
     `reason` says why the paper's value is not comparable, `unknown` what of it the paper does not say. For a
     difference, `model` minus `baseline`; `step`, `sampler` and `nfe` are the model's, `baseline_step`
-    and `baseline_sampler` the baseline's. `values` holds one number for each seed of `seeds`.
+    and `baseline_sampler` the baseline's. `values` holds one number for each seed of `seeds`. `dimensions` is how many
+    features of an image the metric compares, where that is known.
     """
 
     dataset: str
@@ -48,6 +49,7 @@ class Entry:
     features: str
     features_digest: str
     reference_digest: str
+    dimensions: int | None
     paper: float | None
     comparable: bool
     reason: str
@@ -82,15 +84,27 @@ class Entry:
 
         `better` or `worse`: the mean difference is larger than the standard deviation (N - 1) of the differences
         across seeds, and on the better side (above 0 where higher is better, else below) or on the other. `within
-        spread`: it is not larger. `one seed`: fewer than two seeds in common, so the spread is unknown.
+        spread`: it is not larger. `one seed`: fewer than two seeds in common, so the spread is unknown. None where
+        neither side of the metric is better.
         """
-        if self.kind == "value":
+        higher = METRICS[self.metric].higher
+        if self.kind == "value" or higher is None:
             return ""
         if self.sd is None:
             return "one seed"
         if abs(self.mean) <= self.sd:
             return "within spread"
-        return "better" if (self.mean > 0) is METRICS[self.metric].higher else "worse"
+        return "better" if (self.mean > 0) is higher else "worse"
+
+    @property
+    def judged(self) -> bool:
+        """Whether it is a value of a metric of which one side is better."""
+        return self.kind == "value" and METRICS[self.metric].higher is not None
+
+    @property
+    def label(self) -> str:
+        """How tables name its metric."""
+        return labels.metric(self.metric, self.features, self.features_digest)
 
     @property
     def minus_paper(self) -> float | None:
@@ -178,6 +192,7 @@ def _entry(result: Result, metric: str, values: dict[int, float], found: paper.M
         values=tuple(values.values()),
         nfe=result.nfe,
         **asdict(result.how(metric)),
+        dimensions=result.dimensions.get(metric),
         paper=found.value,
         comparable=found.comparable,
         reason=found.reason,

@@ -113,12 +113,12 @@ def panels(table: Table, entries: list[Entry]) -> list[Panel]:
 
 def label(entry: Entry, axis: str, axes: Mapping[str, labels.Axis] = labels.AXES) -> str:
     """What names an entry on an axis; of a difference both sides, where they differ."""
-    name = axes[axis].name
-    ours = name(getattr(entry, axis))
+    _, name, of = axes[axis]
+    ours = name(getattr(entry, of))
     baseline = {"model": entry.baseline, "step": entry.baseline_step, "sampler": entry.baseline_sampler}
-    if not entry.baseline or axis not in baseline:
+    if not entry.baseline or of not in baseline:
         return ours
-    theirs = name(baseline[axis])
+    theirs = name(baseline[of])
     if axis == "model":
         return f"{ours} {labels.MINUS} {theirs}"
     return ours if ours == theirs else f"{ours} vs {theirs}"
@@ -214,6 +214,6 @@ def contests(table: Table, entries: Iterable[Entry]) -> list[Contest]:
 
     return [
         Contest(group, tuple(seed for seed in group[0].seeds if all(seed in entry.seeds for entry in group)))
-        for group in grouped((entry for entry in entries if entry.kind == "value"), conditions).values()
+        for group in grouped((entry for entry in entries if entry.judged), conditions).values()
         if len({entry.model for entry in group}) > 1
     ]

@@ -21,6 +21,7 @@ def write(table: Table, entries: list[Entry], paper: PaperTable | None) -> list[
         _constants(table, entries[0]),
         _steps(table, values),
         _protocols(entries),
+        _dimensions(values),
         _comparable(values, paper),
         _missing(values, paper),
     ]
@@ -64,7 +65,7 @@ def _differences(differences: list[Entry]) -> str:
 
 
 def _best(table: Table, values: list[Entry]) -> str:
-    text = labels.better(entry.metric for entry in values)
+    text = labels.better({entry.label: entry.metric for entry in values})
     direction = _sentence(text)
     found = contests(table, values)
     judged = [contest for contest in found if contest.seeds]
@@ -84,9 +85,11 @@ def _best(table: Table, values: list[Entry]) -> str:
 
 def _constants(table: Table, one: Entry) -> str:
     rows, columns = table.axes
-    constant = [axis for axis in ("metric", "dataset", "model", "sampler") if axis not in rows + columns]
+    shown = {labels.AXES[axis].of for axis in rows + columns}
+    constant = [axis for axis in ("metric", "dataset", "model", "sampler") if labels.AXES[axis].of not in shown]
     return " ".join(
-        f"{labels.AXES[axis].header.capitalize()}: {labels.AXES[axis].name(getattr(one, axis))}." for axis in constant
+        f"{header.capitalize()}: {name(getattr(one, of))}."
+        for header, name, of in (labels.AXES[axis] for axis in constant)
     )
 
 
@@ -113,6 +116,15 @@ def _protocols(entries: list[Entry]) -> str:
         name: " and ".join(dict.fromkeys(entry.protocol.text() for entry in each)) for name, each in groups.items()
     }
     return f"Measured with: {'; '.join(f'{name}: {text}' for name, text in texts.items())}."
+
+
+def _dimensions(values: list[Entry]) -> str:
+    """How many features each metric compares: with N, all that is known of how sure a figure without a spread is."""
+    groups = grouped((entry for entry in values if entry.judged and entry.dimensions), lambda entry: entry.label)
+    parts = (
+        f"{name} {' or '.join(dict.fromkeys(f'{e.dimensions:,}' for e in group))}" for name, group in groups.items()
+    )
+    return f"Features of an image that are compared: {', '.join(parts)}." if groups else ""
 
 
 def _comparable(values: list[Entry], paper: PaperTable | None) -> str:

@@ -12,7 +12,7 @@ from ipdiff.data.spec import Source
 from ipdiff.device.compute import configure
 from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError
-from ipdiff.metrics.features import classifier
+from ipdiff.metrics import classifier
 from ipdiff.metrics.features.classifier_features import ClassifierFeatures
 from ipdiff.metrics.features.classifier_net import FeatureNet, load, save
 from ipdiff.metrics.features.extractors import Statistics, show

@@ -75,9 +75,13 @@ def test_everything_that_the_files_permit(compare):
     assert code == 0, text
     got = json.loads(text)
     assert list(got) == [
-        *("fid", "sfid", "pixel_fd", "inception_score", "precision", "recall"),
-        *("features", "features_digest", "n", "reference_n"),
+        *("fid", "sfid", "pixel_fd", "inception_score", "precision", "recall", "kid", "density", "coverage"),
+        *("dimensions", "features", "features_digest", "n", "reference_n"),
     ]
+    assert got["dimensions"] == {
+        "fid": 64, "sfid": 2023, "pixel_fd": 192,
+        **dict.fromkeys(("precision", "recall", "kid", "density", "coverage"), 64),
+    }  # fmt: skip
     assert got["inception_score"] > 1
     assert 0 <= got["precision"] <= 1
     stats_only = json.loads(compare("drawn_adm.npz", "real_adm_stats.npz", "--json")[1])
@@ -85,6 +89,8 @@ def test_everything_that_the_files_permit(compare):
     assert not {"pixel_fd", "precision", "recall"} & stats_only.keys()
     lines = compare("drawn_adm.npz", "real_adm.npz", "--metrics", "fid")[1].splitlines()
     assert lines[0].split() == ["fid", str(got["fid"])]
+    assert lines[1].split() == ["dimensions", "fid", "64"]
+    assert [line.split()[0] for line in lines[2:]] == ["features", "features_digest", "n", "reference_n"]
 
 
 def test_statistics_are_used_as_they_are(compare, folder):
@@ -112,7 +118,7 @@ def test_statistics_need_no_network(compare):
             "drawn_images.npz",
             "none.npz",
             (),
-            "or statistics (mu, sigma, mu_s, sigma_s), or an npy of images, found x",
+            "or statistics (mu, sigma, mu_s, sigma_s), an npy of images, or a folder or zip of them; found x",
         ),
         ("drawn_images.npz", "absent.npz", (), "absent.npz is missing"),
         ("drawn_images.npz", "float.npz", (), "float.npz: expected images uint8 [N, H, W, C], found float32"),

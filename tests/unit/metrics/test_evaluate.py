@@ -14,11 +14,11 @@ from ipdiff.data.arrays import load_npz, save_npz
 from ipdiff.data.spec import Source
 from ipdiff.device.spec import Compute
 from ipdiff.errors import Preempted, UserError
-from ipdiff.metrics import evaluate, neighbours, reference
-from ipdiff.metrics.features import classifier, extractors
+from ipdiff.metrics import classifier, evaluate, neighbours, reference
+from ipdiff.metrics.features import extractors
 from ipdiff.metrics.features.classifier_features import ClassifierFeatures
 from ipdiff.metrics.features.extractors import Network
-from ipdiff.metrics.spec import Classifier, Reference
+from ipdiff.metrics.spec import Classifier, KernelDistance, Reference
 from ipdiff.work.shards import Shards
 
 SPEC, CPU = Classifier(steps=60, width=16), Compute()
@@ -73,8 +73,10 @@ def test_metrics_carry_what_they_are(pipeline, images, tmp_path):
     about = {"seed": 0, "model": "adm-ip", "nfe": 100}
     got = measure(pipeline, tmp_path, images[:500], about)
     assert set(got) == {
-        *("fid", "sfid", "pixel_fd", "n", "reference_n", "features", "features_digest", "seed", "model", "nfe")
+        *("fid", "sfid", "pixel_fd", "n", "reference_n", "features", "features_digest", "seed", "model", "nfe"),
+        "dimensions",
     }
+    assert got["dimensions"] == {"fid": 64, "sfid": 448, "pixel_fd": 64}
     assert got["features_digest"] == hashlib.md5((pipeline / "classifier.safetensors").read_bytes()).hexdigest()
     assert (got["n"], got["reference_n"], got["features"], got["model"]) == (
         500,
@@ -145,7 +147,7 @@ def test_precision_and_recall(pipeline, images, tmp_path):
     near.mkdir()
     neighbours.run(ALL, network(pipeline), CPU, pipeline / "images.npy", near)
     features, radii = np.load(near / "features.npy"), np.load(near / "radii.npy")
-    assert (features.shape, features.dtype, radii.shape, radii.dtype) == ((1797, 64), np.float32, (1797,), np.float32)
+    assert (features.shape, features.dtype, radii.shape, radii.dtype) == ((1797, 64), np.float32, (1797, 5), np.float32)
     got = measure(pipeline, tmp_path, images, neighbours=near)
     assert (got["precision"], got["recall"]) == (1, 1)
     ones = measure(pipeline, tmp_path, images[np.load(pipeline / "labels.npy") == 1], neighbours=near)
@@ -153,11 +155,33 @@ def test_precision_and_recall(pipeline, images, tmp_path):
     rng = np.random.default_rng(0)
     noise = measure(pipeline, tmp_path, rng.integers(0, 256, (300, 8, 8, 1), dtype=np.uint8), neighbours=near)
     assert noise["precision"] < 0.2
-    with pytest.raises(UserError, match="need 4 images or more on both sides; got 3, 1797"):
+    with pytest.raises(UserError, match="precision needs 4 images or more on both sides; got 3, 1797"):
         measure(pipeline, tmp_path, images[:3], neighbours=near)
     np.save(near / "radii.npy", radii[:-1])
     with pytest.raises(UserError, match="do not agree"):
         measure(pipeline, tmp_path, images, neighbours=near)
+
+
+def test_metrics_that_are_asked_for_with_their_settings(pipeline, images, tmp_path):
+    near = tmp_path / "near"
+    near.mkdir()
+    neighbours.run(ALL, network(pipeline), CPU, pipeline / "images.npy", near)
+    plain = measure(pipeline, tmp_path, images[:400], neighbours=near)
+    assert not {"kid", "kid_se", "density", "coverage"} & plain.keys()
+    more = {"metrics": ["kid", "density"], "neighbours": near}
+    got = measure(pipeline, tmp_path, images[:400], settings={"kid": KernelDistance(10, 100)}, **more)
+    assert got.keys() - plain.keys() == {"kid", "kid_se", "density"}
+    assert got["dimensions"].keys() - plain["dimensions"].keys() == {"kid", "kid_se", "density"}
+    assert got["dimensions"]["kid"] == 64
+    assert abs(got["kid"]) < 6 * got["kid_se"]  # images of the set itself
+    assert 0.8 < got["density"] < 1.5
+    text = (tmp_path / "metrics.json").read_text()
+    measure(pipeline, tmp_path, images[:400], settings={"kid": KernelDistance(10, 100)}, **more)
+    assert (tmp_path / "metrics.json").read_text() == text
+    other = measure(pipeline, tmp_path, images[:400], settings={"kid": KernelDistance(10, 100, seed=1)}, **more)
+    assert other["kid"] != got["kid"]
+    with pytest.raises(UserError, match="density needs 6 images or more on both sides; got 5, 1797"):
+        measure(pipeline, tmp_path, images[:5], **more)
 
 
 def test_order_of_the_images_does_not_matter(pipeline, images, tmp_path):

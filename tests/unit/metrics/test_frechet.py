@@ -8,7 +8,7 @@ import pytest
 from scipy import linalg
 
 from ipdiff.metrics import frechet_distance
-from ipdiff.metrics.frechet import Moments
+from ipdiff.metrics.scores.frechet import Moments
 
 
 def gaussian(rng, dim, rank=None):

@@ -20,9 +20,11 @@ from ipdiff.device.spec import Compute
 from ipdiff.metrics import frechet_distance
 from ipdiff.metrics.features.extractors import Pooled, Statistics, show
 from ipdiff.metrics.features.inception import InceptionFeatures
-from ipdiff.metrics.frechet import Moments
-from ipdiff.metrics.inception_score import InceptionScore
-from ipdiff.metrics.overlap import precision_recall, radii
+from ipdiff.metrics.scores.frechet import Moments
+from ipdiff.metrics.scores.inception_score import InceptionScore
+from ipdiff.metrics.scores.kernel import distances, kernel_distance
+from ipdiff.metrics.scores.overlap import precision_recall, radii
+from ipdiff.metrics.spec import KernelDistance, Measured
 
 CPU = Compute()
 
@@ -89,10 +91,36 @@ def test_inception_score_of_the_same_logits(other):
 def test_precision_and_recall_of_the_same_features(other, rows):
     overlap = other("torch_fidelity.metric_prc")
     samples, reference = rows
-    got = precision_recall(samples, radii(samples, CPU), reference, radii(reference, CPU), CPU)
+    own, reach = (radii(side, CPU)[:, 2] for side in (samples, reference))
+    got = precision_recall(samples, own, reference, reach, CPU)
     theirs = overlap.calculate_precision_recall_full(torch.from_numpy(samples), torch.from_numpy(reference))
     assert got == pytest.approx(theirs, abs=1.5 / 1200)  # a rounded distance may move one image
     assert 0.05 < min(got) < max(got) < 0.99
+
+
+def test_kernel_distance_of_the_same_features(other, rows):
+    """torch-fidelity's estimate of a subset as large as both sets is that of the sets."""
+    kernel = other("torch_fidelity.metric_kid")
+    first, second = (part[:1200] for part in rows)
+    theirs = kernel.kid_features_to_metric(
+        *(torch.from_numpy(part.astype(np.float64)) for part in (first, second)),
+        kid_subsets=1,
+        kid_subset_size=1200,
+        verbose=False,
+    )["kernel_inception_distance_mean"]
+    assert kernel_distance(first, second) == pytest.approx(theirs, rel=1e-9)
+    assert theirs > 1e-3
+
+
+def test_kid_is_within_the_error_of_torch_fidelitys_subsets(other, rows):
+    """Other random subsets of the same features: their mean and ours differ by no more than both standard errors."""
+    theirs = other("torch_fidelity.metric_kid").kid_features_to_metric(
+        *map(torch.from_numpy, rows), kid_subsets=100, kid_subset_size=300, verbose=False
+    )
+    ours = distances(Measured({}, None, rows[0]), Measured({}, None, rows[1]), ["kid"], CPU, KernelDistance(100, 300))
+    error = np.hypot(ours["kid_se"], theirs["kernel_inception_distance_std"] / np.sqrt(100))
+    assert abs(ours["kid"] - theirs["kernel_inception_distance_mean"]) < 4 * error
+    assert ours["kid_se"] == pytest.approx(theirs["kernel_inception_distance_std"] / np.sqrt(100), rel=0.5)
 
 
 def test_pooled_features_are_those_of_clean_fids_legacy_mode(tmp_path):

@@ -15,7 +15,7 @@ from benchmarks.configurations import CIFAR10, FFHQ128
 from benchmarks.rows import Row, as_json, describe
 from ipdiff import cli
 from ipdiff.device.spec import Compute
-from ipdiff.metrics import overlap
+from ipdiff.metrics.scores import overlap
 from ipdiff.pipeline.commands.study import bench, plan
 from ipdiff.pipeline.commands.study.bench import SHAPES, Measured
 

@@ -1,5 +1,6 @@
 """`ipdiff doctor`: each finding when it is there, and when it is not."""
 
+import hashlib
 import json
 import subprocess
 from dataclasses import replace
@@ -122,6 +123,23 @@ def test_the_inception_file(project, tmp_path, monkeypatch):
     put(project, "datasets.tiny.inception", {"raw": "raw/net.pt"})
     write(tmp_path, project)
     assert about("tiny")[1].mark == WRONG
+
+
+def test_a_network_that_a_data_set_names(project, tmp_path):
+    (tmp_path / "net.pt").write_bytes(b"a program")
+    settings = {"path": "net.pt", "image_size": 8, "resize": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3, "width": 5}
+    put(project, "datasets.tiny.features", "torchscript")
+    put(project, "tables.table3.metrics", ["fid"])
+    for sha256, path, mark, said in (
+        (hashlib.sha256(b"a program").hexdigest(), "net.pt", FINE, "the network is net.pt, verified"),
+        ("0" * 64, "net.pt", WRONG, f"expected {'0' * 64}"),
+        ("0" * 64, "absent.pt", WRONG, "the network absent.pt cannot be read: No such file"),
+    ):
+        put(project, "datasets.tiny.torchscript", {**settings, "path": path, "sha256": sha256})
+        write(tmp_path, project)
+        found = about("tiny")[1]
+        assert found.mark == mark
+        assert said in found.text
 
 
 def test_a_broken_params_file_is_a_finding_not_an_end(project, tmp_path):

@@ -82,7 +82,7 @@ def test_precision_and_recall_count_pairs_of_features(tmp_path: Path, monkeypatc
     costs = Planner(Freshness(grid.load())).plan(["small"]).verbs
     width, drawn = raw["datasets"]["tiny"]["classifier"]["features"], [64, 64, 64, 64, 48]
     assert (costs["neighbours"].images, costs["neighbours"].flops) == (50, 2 * width * 50**2)
-    assert costs["neighbours"].bytes == 50 * (width + 1) * 4
+    assert costs["neighbours"].bytes == 50 * (width + 5) * 4
     assert costs["evaluate"].flops == sum(2 * width * n * (n + 50) for n in drawn)
 
 

@@ -343,8 +343,8 @@ def test_the_outcome_lists_each_comparison_once(report: Path) -> None:
     equal, other = pairs(frames)
     assert (equal.same_sampler, other.same_sampler) == (True, False)
     assert [names for _, names in equal.cases] == [["wide", "again"], ["wide", "again"]]
-    assert equal.counts("fid") == {"better": 2, "within spread": 0, "worse": 0, "one seed": 0}
-    assert other.counts("fid")["worse"] == 1
+    assert equal.counts("FID") == {"better": 2, "within spread": 0, "worse": 0, "one seed": 0}
+    assert other.counts("FID")["worse"] == 1
     text = report.read_text()
     assert "ADM-IP against ADM</h3>" in text
     assert "ADM-IP against ADM, with different samplers" in text

@@ -22,7 +22,7 @@ from ipdiff.data.download import place
 from ipdiff.data.spec import Archive
 from ipdiff.errors import UserError
 from ipdiff.metrics.features import inception_file
-from ipdiff.metrics.spec import FEATURES, Inception
+from ipdiff.metrics.spec import FEATURES, Inception, TorchScript
 from ipdiff.pipeline import config
 from ipdiff.pipeline.engines import dvc_files
 from ipdiff.pipeline.store import receipts
@@ -81,6 +81,8 @@ def examine(study: str | None = None) -> list[Finding]:
             found += _data(params, name)
             if FEATURES[dataset.features].file == "published":
                 found.append(replace(network(dataset.feature_settings), about=name))
+            elif FEATURES[dataset.features].file == "named":
+                found.append(_named(name, dataset.feature_settings))
     needed = {name for params in read if params.study == study for name in params.datasets}
     missing = {True: WRONG, False: NOTE}  # what is missing stands in the way only of a study that needs it
     marks = [missing[one.about in needed] if one.mark == MISSING else one.mark for one in found]
@@ -229,6 +231,18 @@ def _network(spec: Inception) -> Finding:
         text = f"{path} is not the Inception network: sha256 {found}, expected {spec.sha256}; get it again"
         return Finding(WRONG, about, text)
     return Finding(FINE, about, f"the Inception network is {path}" + ("" if spec.raw else ", verified"))
+
+
+def _named(about: str, spec: TorchScript) -> Finding:
+    """Whether the network that a data set names is here, and the right one."""
+    try:
+        with Path(spec.path).open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        return Finding(MISSING, about, f"the network {spec.path} cannot be read: {error.strerror}", spec.path)
+    if found != spec.sha256:
+        return Finding(WRONG, about, f"{spec.path} has the sha256 {found}, expected {spec.sha256}")
+    return Finding(FINE, about, f"the network is {spec.path}, verified")
 
 
 def _disk() -> Iterator[Finding]:

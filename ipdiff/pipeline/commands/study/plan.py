@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ipdiff.errors import UserError
-from ipdiff.metrics.spec import FEATURES
+from ipdiff.metrics.spec import FEATURES, NEAREST
 from ipdiff.pipeline import grid
 from ipdiff.pipeline.grid import Cell, selection
 from ipdiff.pipeline.grid.freshness import Freshness, State
@@ -177,7 +177,7 @@ class Planner:
 
     def _neighbours(self, cell: Cell) -> Cost:
         name, cost = cell.bindings["dataset"], self._reference(cell)
-        size = cost.images * (self._width(name) + 1) * WEIGHT_BYTES
+        size = cost.images * (self._width(name) + NEAREST) * WEIGHT_BYTES
         return cost + self._distances(name, cost.images**2) + Cost(bytes=size)
 
     def _distances(self, name: str, pairs: int) -> Cost:

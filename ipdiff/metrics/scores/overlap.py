@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ipdiff.device.compute import configure
 from ipdiff.device.spec import Compute
-from ipdiff.errors import UserError
-from ipdiff.metrics.spec import Measured
+from ipdiff.metrics.spec import NEAREST, Measured
 
 K = 3
 """A set's manifold is the union of balls around its features that reach to the K-th nearest other one."""
@@ -26,7 +25,7 @@ distances, its transpose, and both blocks of features with their squares.
 
 
 def radii(features: NDArray[np.float32], compute: Compute) -> NDArray[np.float32]:
-    """Squared distance from each feature to its K-th nearest other one.
+    """Squared distances from each feature to its nearest other ones: column k - 1 for the k-th.
 
     Distances are float32 (the official evaluator computes them in float16 and falls back to float32 where that
     overflows, so its figures carry that rounding).
@@ -36,27 +35,28 @@ def radii(features: NDArray[np.float32], compute: Compute) -> NDArray[np.float32
         compute: device and threads.
 
     Returns:
-        [N] float32; infinite where there are fewer than K others.
+        [N, NEAREST] float32, ascending; infinite where there are fewer others.
 
     Source: guided-diffusion evaluations/evaluator.py ManifoldEstimator.manifold_radii.
     """
     device = configure(compute)
-    nearest = torch.full((len(features), K + 1), torch.inf, device=device)
-    for here, rows in _blocks(features, device):
-        for there, columns in _blocks(features, device, here.start):  # those before have seen these rows
+    nearest = torch.full((len(features), NEAREST + 1), torch.inf, device=device)
+    for here, rows in blocks(features, device):
+        for there, columns in blocks(features, device, here.start):  # those before have seen these rows
             found = squared_distances(rows, columns)
             if there == here:
                 found.fill_diagonal_(0)  # itself, whatever rounding says
             else:
                 _keep_nearest(nearest[there], found.T)
             _keep_nearest(nearest[here], found)
-    return nearest[:, K].cpu().numpy()
+    return nearest[:, 1:].cpu().numpy()
 
 
 def _keep_nearest(nearest: Tensor, found: Tensor) -> None:
-    """Put the smallest of both into `nearest`: [n, K + 1] ascending, and found [n, m]."""
-    best = found.contiguous().topk(min(K + 1, found.shape[1]), dim=1, largest=False).values
-    nearest.copy_(torch.cat([nearest, best], dim=1).topk(K + 1, dim=1, largest=False).values)
+    """Put the smallest of both into `nearest`: [n, NEAREST + 1] ascending, and found [n, m]."""
+    count = nearest.shape[1]
+    best = found.contiguous().topk(min(count, found.shape[1]), dim=1, largest=False).values
+    nearest.copy_(torch.cat([nearest, best], dim=1).topk(count, dim=1, largest=False).values)
 
 
 def precision_recall(
@@ -70,7 +70,7 @@ def precision_recall(
 
     Args:
         features: [N, F] float32, of the samples.
-        own_radii: [N] float32, their `radii`.
+        own_radii: [N] float32, squared, to the K-th of their neighbours (`radii`).
         reference: [M, F] float32, of the real images.
         reference_radii: [M] float32, theirs.
         compute: device and threads.
@@ -83,9 +83,9 @@ def precision_recall(
     device = configure(compute)
     sample_inside = torch.zeros(len(features), dtype=torch.bool, device=device)
     reference_inside = torch.zeros(len(reference), dtype=torch.bool, device=device)
-    for there, columns in _blocks(reference, device):
+    for there, columns in blocks(reference, device):
         reach = torch.from_numpy(reference_radii[there]).to(device)
-        for here, rows in _blocks(features, device):
+        for here, rows in blocks(features, device):
             found = squared_distances(rows, columns)
             sample_inside[here] |= (found <= reach).any(dim=1)
             own_reach = torch.from_numpy(own_radii[here]).to(device)
@@ -99,7 +99,7 @@ def squared_distances(rows: Tensor, columns: Tensor) -> Tensor:
     return out.add_((rows * rows).sum(dim=1)[:, None]).clamp_(min=0)
 
 
-def _blocks(features: NDArray[np.float32], device: torch.device, first: int = 0) -> Iterator[tuple[slice, Tensor]]:
+def blocks(features: NDArray[np.float32], device: torch.device, first: int = 0) -> Iterator[tuple[slice, Tensor]]:
     """Blocks of rows from row `first` on (the start of a block), on the device."""
     for start in range(first, len(features), BLOCK):
         part = slice(start, start + BLOCK)
@@ -107,18 +107,12 @@ def _blocks(features: NDArray[np.float32], device: torch.device, first: int = 0)
 
 
 def overlaps(ours: Measured, theirs: Measured, names: Iterable[str], compute: Compute) -> dict[str, float]:
-    """Precision and recall. Raises UserError for sets of fewer than four images, or of different features."""
-    if ours.pooled is None or theirs.pooled is None:
-        raise ValueError("precision and recall need the pooled features of both sets")
-    counts = (len(ours.pooled), len(theirs.pooled))
-    if min(counts) <= K:
-        raise UserError(f"precision and recall need {K + 1} images or more on both sides; got {counts[0]}, {counts[1]}")
-    if ours.pooled.shape[1] != theirs.pooled.shape[1]:
-        raise UserError(
-            f"the samples have {ours.pooled.shape[1]} features and the reference {theirs.pooled.shape[1]}; "
-            "expected the same network"
-        )
-    own = radii(ours.pooled, compute) if ours.radii is None else ours.radii
-    reach = radii(theirs.pooled, compute) if theirs.radii is None else theirs.radii
-    precision, recall = precision_recall(ours.pooled, own, theirs.pooled, reach, compute)
-    return {"precision": precision, "recall": recall}
+    """Precision and recall, those that are named."""
+    first, second = ours.features(), theirs.features()
+    own, reach = (
+        radii(side, compute) if known.radii is None else known.radii
+        for side, known in ((first, ours), (second, theirs))
+    )
+    precision, recall = precision_recall(first, own[:, K - 1], second, reach[:, K - 1], compute)
+    found = {"precision": precision, "recall": recall}
+    return {name: found[name] for name in names}

@@ -1,0 +1,1 @@
+"""The scores themselves: features or their moments in, numbers out."""
