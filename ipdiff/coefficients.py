@@ -71,6 +71,21 @@ class Coefficients:
         """Eq. 4 solved for eps."""
         return (at(np.sqrt(1 / self.alphas_cumprod), i, x_t) * x_t - x0) / self._eps_coef(i, x_t)
 
+    def v_from_eps(self, x0: Tensor, t: Index, eps: Tensor) -> Tensor:
+        """The velocity v = sqrt(alpha-bar) eps - sqrt(1 - alpha-bar) x0 (arXiv:2202.00512 appendix D)."""
+        return at(np.sqrt(self.alphas_cumprod), t, x0) * eps - at(np.sqrt(1 - self.alphas_cumprod), t, x0) * x0
+
+    def eps_from_v(self, x_t: Tensor, i: Index, v: Tensor) -> Tensor:
+        """Eq. 4 and v, which is x_t rotated by a right angle, solved for eps."""
+        return at(np.sqrt(self.alphas_cumprod), i, x_t) * v + at(np.sqrt(1 - self.alphas_cumprod), i, x_t) * x_t
+
+    def min_snr_weights(self, k: float) -> FloatArray:
+        """min(SNR, k) / SNR, [K]: the weights of eps' squared error (arXiv:2303.09556); ValueError where k <= 0."""
+        if not 0 < k < math.inf:
+            raise ValueError(f"min_snr={k}: expected a finite value > 0; the paper uses 5")
+        snr = self.alphas_cumprod / (1 - self.alphas_cumprod)
+        return np.minimum(snr, k) / snr
+
     def _eps_coef(self, i: Index, x_t: Tensor) -> float | Tensor:
         return at(np.sqrt(1 / self.alphas_cumprod - 1), i, x_t)
 
@@ -122,6 +137,24 @@ def checked_betas(betas: npt.ArrayLike) -> FloatArray:
     if bad.size:
         raise ValueError(f"betas[{bad[0]}]={array[bad[0]]:g}: expected a value between 0 and 1; use make_betas")
     return array
+
+
+def checked_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """A value that is one of the choices; ValueError where it is none."""
+    if value not in choices:
+        raise ValueError(f"unknown {name} {value!r}; use {' or '.join(map(repr, choices))}")
+    return value
+
+
+def checked_gamma(gamma: npt.ArrayLike, T: int) -> FloatArray:
+    """[T] float64 of one number or one for each t; ValueError where one is negative or not finite."""
+    array = np.array(gamma, dtype=np.float64)
+    if array.shape not in ((), (T,)):
+        raise ValueError(f"gamma has shape {array.shape}, expected one number or T={T} of them")
+    bad = np.flatnonzero(~(np.isfinite(array) & (array >= 0)))
+    if bad.size:
+        raise ValueError(f"gamma={array.flat[bad[0]]:g}: expected a finite value >= 0; the paper uses 0.1 or 0.15")
+    return np.broadcast_to(array, (T,)).copy()
 
 
 def checked_timesteps(timesteps: Sequence[int] | IntArray | None, T: int) -> IntArray:

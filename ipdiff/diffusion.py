@@ -24,6 +24,8 @@ from ipdiff.coefficients import (
     at,
     check_index,
     checked_betas,
+    checked_choice,
+    checked_gamma,
     checked_timesteps,
     decoder_log_likelihood,
     normal_kl,
@@ -40,23 +42,18 @@ class Target(NamedTuple):
     """What a network is trained to say, and how the noise is read from what it says.
 
     Attributes:
-        of: (process, coefficients of the full chain, x0, t, eps, noise of y_t) -> what the network should say at y_t.
-        eps: (coefficients of the chain, x_t, step, what it says) -> eps.
+        of: (coefficients of the full chain, x0, t, eps, gamma of each image, noise of y_t) -> what the network should
+            say at y_t.
+        eps: (coefficients of the chain, x_t, step, what it says) -> eps, a linear function of x_t and what it says.
     """
 
-    of: Callable[[GaussianDiffusion, Coefficients, Tensor, Tensor, Tensor, Tensor], Tensor]
+    of: Callable[[Coefficients, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
     eps: Callable[[Coefficients, Tensor, Index, Tensor], Tensor]
 
 
-def _eps(process: GaussianDiffusion, full: Coefficients, x0: Tensor, t: Tensor, eps: Tensor, noise: Tensor) -> Tensor:
-    return eps
-
-
-def _unit_noise(
-    process: GaussianDiffusion, full: Coefficients, x0: Tensor, t: Tensor, eps: Tensor, noise: Tensor
-) -> Tensor:
+def _unit_noise(full: Coefficients, x0: Tensor, t: Tensor, eps: Tensor, gamma: Tensor, noise: Tensor) -> Tensor:
     # DDPM-y: eps' = (eps + gamma_t xi) / sqrt(1 + gamma_t^2)
-    return noise / at(np.sqrt(1 + process.gamma**2), t, eps)
+    return noise / per_image(torch.sqrt(1 + gamma**2).to(eps.dtype), eps)
 
 
 def _as_said(chain: Coefficients, x_t: Tensor, i: Index, said: Tensor) -> Tensor:
@@ -64,8 +61,9 @@ def _as_said(chain: Coefficients, x_t: Tensor, i: Index, said: Tensor) -> Tensor
 
 
 TARGETS = {
-    "eps": Target(_eps, _as_said),
+    "eps": Target(lambda full, x0, t, eps, gamma, noise: eps, _as_said),
     "eps_prime": Target(_unit_noise, _as_said),
+    "v": Target(lambda full, x0, t, eps, gamma, noise: full.v_from_eps(x0, t, eps), Coefficients.eps_from_v),
 }
 """What networks are trained to say, by the name in `ipdiff.spec.OBJECTIVES`."""
 
@@ -85,14 +83,18 @@ class GaussianDiffusion:
         timesteps: [K] integers, strictly increasing, in 0..T-1: the steps that sampling keeps; None keeps
             all. Training and `q_sample` always use the full chain.
         learn_sigma: the network gives 2C channels, eps and v; else C channels.
-        gamma: perturbation strength of Eq. 6, >= 0: a constant (the paper) or [T], one value for each t.
-        target: a key of `TARGETS`: "eps" (Alg. 3), or "eps_prime", the unit-variance noise of y_t (DDPM-y).
+        gamma: perturbation strength of Eq. 6, >= 0: a constant (the paper) or [T], one value for each t. Where it
+            changes over training, its largest value.
+        target: a key of `TARGETS`: "eps" (Alg. 3), "eps_prime", the unit-variance noise of y_t (DDPM-y), or "v".
         fixed_variance: where sigma is not learned: "small" (beta tilde) or "large" (beta).
         loss_reduction: of the squared error and the gradient penalty over C, H, W: "mean" (ADM) or "sum" (the
             DDIM code base).
         gp_weight: lambda_GP, >= 0, weight of the gradient penalty (ADM-GP), which is reduced like the squared
             error: for a linear network it acts as extra input noise of this variance. It is defined without
             perturbation and so excludes gamma > 0.
+        min_snr: k > 0: the squared error (and the penalty) of each t is weighted so that that of the x0 which follows
+            counts min(SNR, k) times, SNR = alpha-bar / (1 - alpha-bar); for eps that is min(SNR, k) / SNR. None: all
+            weights are 1.
 
     Attributes:
         T: number of train steps.
@@ -103,8 +105,8 @@ class GaussianDiffusion:
     Raises:
         ValueError: an argument outside the range given above.
 
-    Source: arXiv:2301.11706 Eq. 4 and 6, Alg. 1 to 3;
-        guided-diffusion guided_diffusion/gaussian_diffusion.py and respace.py@22e0df8.
+    Source: arXiv:2301.11706 Eq. 4 and 6, Alg. 1 to 3; arXiv:2202.00512 appendix D (v); arXiv:2303.09556 section 3.4
+        (min-SNR); guided-diffusion guided_diffusion/gaussian_diffusion.py and respace.py@22e0df8.
     """
 
     def __init__(
@@ -118,19 +120,22 @@ class GaussianDiffusion:
         fixed_variance: Literal["small", "large"] = "small",
         loss_reduction: Literal["mean", "sum"] = "mean",
         gp_weight: float = 0.0,
+        min_snr: float | None = None,
     ) -> None:
         betas = checked_betas(betas)
         self.T = len(betas)
         self.timesteps = checked_timesteps(timesteps, self.T)
         self.num_steps = len(self.timesteps)
         self.learn_sigma = learn_sigma
-        self.gamma = _checked_gamma(gamma, self.T)
-        self.target = _checked_choice("target", target, tuple(TARGETS))
-        self.fixed_variance = _checked_choice("fixed_variance", fixed_variance, ("small", "large"))
-        self.loss_reduction = _checked_choice("loss_reduction", loss_reduction, ("mean", "sum"))
+        self.gamma = checked_gamma(gamma, self.T)
+        self.target = checked_choice("target", target, tuple(TARGETS))
+        self.fixed_variance = checked_choice("fixed_variance", fixed_variance, ("small", "large"))
+        self.loss_reduction = checked_choice("loss_reduction", loss_reduction, ("mean", "sum"))
         self.gp_weight = self._checked_gp_weight(gp_weight)
         self._full = Coefficients.build(betas, np.cumprod(1 - betas, dtype=np.float64))
         self._chain = self._full.respaced(self.timesteps)
+        self.min_snr = min_snr
+        self._loss_weights = None if min_snr is None else self._min_snr_weights(min_snr)
 
     @property
     def needs_xi(self) -> bool:
@@ -179,7 +184,7 @@ class GaussianDiffusion:
         Source: arXiv:2301.11706 Eq. 6.
         """
         check_index(t, self.T, x0)
-        return self._full.diffuse(x0, t, self._perturbed_noise(t, eps, xi))
+        return self._full.diffuse(x0, t, self._perturbed_noise(self._gamma_at(t, eps), eps, xi))
 
     def training_losses(
         self,
@@ -190,6 +195,7 @@ class GaussianDiffusion:
         xi: Tensor | None = None,
         *,
         probe: Tensor | None = None,
+        gamma: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Compute the loss of each image from one call of the network.
 
@@ -202,16 +208,18 @@ class GaussianDiffusion:
             probe: [N,C,H,W] float, standard normal or random signs: the direction in which the gradient
                 penalty looks. Where it is needed (`needs_probe`), the network must be differentiable twice;
                 elsewhere the penalty is reported and not added. Autograd must be enabled.
+            gamma: [] or [N] float64 on x0's device, >= 0: the strength at this update, where it changes over training
+                (only where `needs_xi`); None: the process'.
 
         Returns:
             dict of [N], dtype of x0: "mse" (squared error, mean or sum over C, H, W); with learned sigma "vb"
-            (bits per dimension, times T/1000, trains v only); with a probe "gp" (an unbiased estimate of the
-            squared Frobenius norm of d eps_theta / d x, over C * H * W where the squared error is a mean);
-            "loss" = mse + vb + gp_weight * gp.
+            (bits per dimension, times T/1000, trains the variance only); with a probe "gp" (an unbiased estimate of
+            the squared Frobenius norm of d eps_theta / d x, over C * H * W where the squared error is a mean);
+            "loss" = w * mse + vb + w * gp_weight * gp, w = 1 without `min_snr`.
 
         Raises:
-            ValueError: as `perturbed`, a probe that is missing or of another shape than x0, or a network output of the
-                wrong shape.
+            ValueError: as `perturbed`, a probe that is missing or of another shape than x0, a gamma for a process that
+                perturbs nothing, or a network output of the wrong shape.
 
         Source: arXiv:2301.11706 Alg. 3, Table 7 (DDPM-y), L_GP (its estimator is not published); guided-diffusion
             guided_diffusion/gaussian_diffusion.py@22e0df8 (RESCALED_MSE). As there, the variational bound
@@ -219,16 +227,19 @@ class GaussianDiffusion:
         """
         if self.needs_probe and probe is None:
             raise ValueError(f"gp_weight={self.gp_weight} needs probe: give standard normal noise of x0's shape")
+        if gamma is not None and not self.needs_xi:
+            raise ValueError("gamma of an update, for a process with gamma=0; give the process its largest value")
         check_index(t, self.T, x0)
-        noise = self._perturbed_noise(t, eps, xi)
+        gamma = self._gamma_at(t, eps) if gamma is None else gamma
+        noise = self._perturbed_noise(gamma, eps, xi)
         y_t = self._full.diffuse(x0, t, noise)
         if probe is not None:
             y_t = y_t.detach().requires_grad_()
         said, v = self._split(model(y_t, t), y_t)
         target = TARGETS[self.target]
-        terms = {"mse": self._reduce((target.of(self, self._full, x0, t, eps, noise) - said).square())}
+        terms = {"mse": self._reduce((target.of(self._full, x0, t, eps, gamma, noise) - said).square())}
         output = _Output(target.eps(self._full, y_t, t, said), v)
-        loss = terms["mse"]
+        loss = self._weighted(terms["mse"], t)
         if output.v is not None:
             # arXiv:2102.09672 section 3.1: the bound trains the variance only; T/1000 is the code's scale
             terms["vb"] = self._vb(_Output(output.eps.detach(), output.v), x0, y_t.detach(), t) * (self.T / 1000)
@@ -237,7 +248,7 @@ class GaussianDiffusion:
             gp = self._reduce(_vjp(output.eps, y_t, probe).square())
             terms["gp"] = gp if self.needs_probe else gp.detach()
             # L_GP = ||eps - eps_theta||^2 + lambda_GP ||d eps_theta / d x||_F^2
-            loss = loss + self.gp_weight * gp if self.needs_probe else loss
+            loss = loss + self.gp_weight * self._weighted(gp, t) if self.needs_probe else loss
         return {**terms, "loss": loss}
 
     def p_mean_variance(self, model: Model, x_t: Tensor, i: Index, clip_denoised: bool = True) -> dict[str, Tensor]:
@@ -343,11 +354,23 @@ class GaussianDiffusion:
             )
         return gp_weight
 
-    def _perturbed_noise(self, t: Index, eps: Tensor, xi: Tensor | None) -> Tensor:
+    def _min_snr_weights(self, k: float) -> FloatArray:
+        one = torch.ones((self.T, 1, 1, 1), dtype=torch.float64)
+        eps = TARGETS[self.target].eps(self._full, 0 * one, torch.arange(self.T), one)  # by what is said: it is linear
+        return self._full.min_snr_weights(k) * eps.flatten().square().numpy()
+
+    def _weighted(self, squared: Tensor, t: Tensor) -> Tensor:
+        return squared if self._loss_weights is None else at(self._loss_weights, t, squared) * squared
+
+    def _gamma_at(self, t: Index, like: Tensor) -> Tensor:
+        """gamma_t of each image, [N] float64, or of all, []."""
+        return on_device(self.gamma.tobytes(), np.float64, torch.float64, like.device)[t]
+
+    def _perturbed_noise(self, gamma: Tensor, eps: Tensor, xi: Tensor | None) -> Tensor:
         if not self.needs_xi:
             return eps
         # Eq. 6: eps + gamma_t xi
-        return eps + at(self.gamma, t, eps) * _given("xi", xi)
+        return eps + per_image(gamma.to(eps.dtype), eps) * _given("xi", xi)
 
     def _reduce(self, squared: Tensor) -> Tensor:
         return squared.flatten(1).sum(1) if self.loss_reduction == "sum" else _image_mean(squared)
@@ -420,19 +443,3 @@ def _given(name: str, noise: Tensor | None) -> Tensor:
     if noise is None:
         raise ValueError(f"{name} is None but needed here; give standard normal noise of the images' shape")
     return noise
-
-
-def _checked_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise ValueError(f"unknown {name} {value!r}; use {' or '.join(map(repr, choices))}")
-    return value
-
-
-def _checked_gamma(gamma: npt.ArrayLike, T: int) -> FloatArray:
-    array = np.array(gamma, dtype=np.float64)
-    if array.shape not in ((), (T,)):
-        raise ValueError(f"gamma has shape {array.shape}, expected one number or T={T} of them")
-    bad = np.flatnonzero(~(np.isfinite(array) & (array >= 0)))
-    if bad.size:
-        raise ValueError(f"gamma={array.flat[bad[0]]:g}: expected a finite value >= 0; the paper uses 0.1 or 0.15")
-    return np.broadcast_to(array, (T,)).copy()

@@ -57,6 +57,8 @@ class HostFeeder:
         size = spec.micro_batch or spec.batch_size
         indices, mirrored = run.indices(run.step), run.mirrored(run.step)
         factor = 1.0 if run.scale is None else run.scale.factor
+        strength = run.gamma(run.step)
+        gamma = None if strength is None else self._tensor(np.array(strength))
         mine: list[Tensor] = []
 
         def gradients(micro: int) -> list[Tensor]:
@@ -65,7 +67,7 @@ class HostFeeder:
             here = slice(part.start, part.stop)
             flipped = None if mirrored is None else self._tensor(mirrored[here])
             times = self._tensor(t[here]), self._tensor(weights[here])
-            losses, grads = run.gradients(run.pictures(indices[here]), flipped, *times, part, run.step, factor)
+            losses, grads = run.gradients(run.pictures(indices[here]), flipped, *times, part, run.step, factor, gamma)
             mine.append(losses.cpu())
             return grads
 

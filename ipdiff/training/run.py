@@ -27,7 +27,7 @@ from ipdiff.nets.execution import compiled, low_precision
 from ipdiff.nets.initial import initialise
 from ipdiff.nets.layers import dropout_masks, keep_threshold, twice_differentiable
 from ipdiff.rng import Purpose
-from ipdiff.spec import RunSpec
+from ipdiff.spec import Ramp, RunSpec
 from ipdiff.training import optimizer
 from ipdiff.training.timesteps import make_timestep_sampler
 
@@ -130,6 +130,11 @@ class Run:
         places = range(self.spec.training.batch_size)
         return rng.uniforms(self.spec.seed, Purpose.TIMESTEP, places, 1, step=step)[:, 0]
 
+    def gamma(self, step: int) -> float | None:
+        """The strength of their perturbation; None: that of the diffusion process, which does not change."""
+        gamma = self.spec.objective.gamma
+        return gamma.at(step) if isinstance(gamma, Ramp) else None
+
     # What it computes: the same on the host's call and in a captured program
 
     def gradients(
@@ -141,6 +146,7 @@ class Run:
         places: range | Tensor,
         step: int | Tensor,
         factor: float | Tensor,
+        gamma: Tensor | None,
     ) -> tuple[Tensor, list[Tensor]]:
         """What images of a batch add to the gradients of its mean loss.
 
@@ -152,6 +158,7 @@ class Run:
             places: see `t`.
             step: see `t`.
             factor: what the gradients come multiplied by.
+            gamma: see `t`.
 
         Returns:
             The loss of each image, [n] float64, and a gradient for each parameter, laid out in memory like it.
@@ -159,7 +166,7 @@ class Run:
         x0 = to_network(pictures).to(self.device).to(memory_format=self.format)
         if mirrored is not None:
             x0 = torch.where(mirrored[:, None, None, None], x0.flip(3), x0)
-        losses = self.loss(x0, t, places, step)
+        losses = self.loss(x0, t, places, step, gamma)
         total = (losses * (weights.to(torch.float32) / self.spec.training.batch_size)).sum() * factor
         self.optimizer.zero_grad()
         total.backward()
@@ -167,7 +174,7 @@ class Run:
         self.optimizer.zero_grad()
         return losses.detach().double(), grads
 
-    def loss(self, x0: Tensor, t: Tensor, places: range | Tensor, step: int | Tensor) -> Tensor:
+    def loss(self, x0: Tensor, t: Tensor, places: range | Tensor, step: int | Tensor, gamma: Tensor | None) -> Tensor:
         """The loss of each image, [n], with the noise and the dropout of an update.
 
         Args:
@@ -175,6 +182,7 @@ class Run:
             t: [n] int64, likewise.
             places: of the images in the batch, [n].
             step: the update; an int, or one int64 on the device.
+            gamma: what `gamma` says of it, one float64 on the device, or None.
         """
 
         def noise(purpose: Purpose) -> Tensor:
@@ -184,7 +192,7 @@ class Run:
         xi = noise(Purpose.XI) if self.diffusion.needs_xi else None
         probe = noise(Purpose.PROBE) if self.diffusion.needs_probe else None
         with self._dropout(places, step), nullcontext() if probe is None else twice_differentiable():
-            return self.diffusion.training_losses(self.model, x0, t, eps, xi, probe=probe)["loss"]
+            return self.diffusion.training_losses(self.model, x0, t, eps, xi, probe=probe, gamma=gamma)["loss"]
 
     def _dropout(self, places: range | Tensor, step: int | Tensor) -> Any:
         dropout: float = getattr(self.spec.network, "dropout", 0.0)

@@ -58,7 +58,7 @@ class Strengths(Record):
     """Strengths of the regularisers, chosen for each data set; models ask for them with the word `dataset`."""
 
     __pydantic_config__: ClassVar = FORBID
-    gamma: Annotated[Strength, "input perturbation, Eq. 6: a constant, or values over t", Range(0)] = 0.1
+    gamma: Annotated[Strength, "input perturbation, Eq. 6: a constant, values over t, or a ramp", Range(0)] = 0.1
     gp_weight: Annotated[
         float,
         "lambda_GP of the gradient penalty, reduced like the squared error: acts as extra input noise of this variance "
@@ -140,7 +140,7 @@ class Model(Record):
     __pydantic_config__: ClassVar = FORBID
     family: Annotated[Family, "adm (guided-diffusion's network and training) or ddpm (the DDIM code base's)"]
     gamma: Annotated[Strength | Literal["dataset"], "input perturbation (official flag --input_pertub)", Range(0)] = 0.0
-    target: Annotated[Target, "what the network is trained to say: eps (Alg. 3) or eps' (DDPM-y)"] = "eps"
+    target: Annotated[Target, "what the network is trained to say: eps (Alg. 3), eps' (DDPM-y) or v"] = "eps"
     gp_weight: Annotated[float | Literal["dataset"], "lambda_GP of the gradient penalty", Range(0)] = 0.0
     weight_decay: Annotated[float | Literal["dataset"], "lambda_WD, handed to the optimiser", Range(0)] = 0.0
     decay: Annotated[
@@ -148,6 +148,12 @@ class Model(Record):
         "of the weights beside the gradient (AdamW, the official code), or coupled: weight_decay times the weights is "
         "added to the gradient that Adam sees, after clipping, as an L2 term of the loss would be",
     ] = "decoupled"
+    min_snr: Annotated[
+        float | None,
+        "k of min-SNR weighting (5 in its paper): the squared error counts min(SNR, k) / SNR times for eps, "
+        "min(SNR, k) / (SNR + 1) times for v; empty: once",
+        Range(above=0),
+    ] = None
     imported: Annotated[bool, "its checkpoints come from `ipdiff import`; nothing trains it"] = False
 
     def __post_init__(self) -> None:
@@ -170,7 +176,7 @@ class Model(Record):
             key: getattr(strengths if key in self.borrowed else self, key)
             for key in ("gamma", "gp_weight", "weight_decay")
         }
-        return Objective(target=self.target, decay=self.decay, **values)
+        return Objective(target=self.target, decay=self.decay, min_snr=self.min_snr, **values)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from ipdiff.data.batches import batch_indices
 from ipdiff.data.prefetch import DEPTH, Prefetch
 from ipdiff.device.spec import Compute
 from ipdiff.device.streams import DeviceDraws
+from ipdiff.diffusion import GaussianDiffusion
 from ipdiff.errors import Preempted, UserError
 from ipdiff.training import device_feeder, optimizer, segment
 from ipdiff.training.device_feeder import DeviceFeeder
@@ -89,7 +90,7 @@ def test_it_trains_as_the_host_does(name, here, made, monkeypatch):
         assert np.array_equal(state["timesteps.counts"], reference.state()["timesteps.counts"])
 
 
-@pytest.mark.parametrize("name", ["adm", "ddim-ip", "importance"])
+@pytest.mark.parametrize("name", ["adm", "ddim-ip", "importance", "gamma over steps"])
 @pytest.mark.parametrize("at", [3, 4, 6])
 def test_a_restart_changes_no_bit(name, at, made, tmp_path):
     straight = made(WHOLE[name], 9)
@@ -101,6 +102,24 @@ def test_a_restart_changes_no_bit(name, at, made, tmp_path):
     for _ in range(9 - at):
         first.advance()  # taking a state disturbed nothing
     assert frozen(second) == frozen(first) == frozen(straight)
+
+
+@pytest.mark.parametrize("name", ["gamma over steps", "ddpm-y over steps"])
+def test_a_gamma_over_steps_is_the_host_s_to_the_bit(name, made, monkeypatch):
+    seen: list[list[float]] = [[], []]
+    for gammas, feeder in zip(seen, (HostFeeder(Run(WHOLE[name], IMAGES)), made(WHOLE[name])), strict=True):
+        with monkeypatch.context() as patch:
+            real = GaussianDiffusion.training_losses
+
+            def spy(*args, gamma, gammas=gammas, real=real, **more):
+                gammas.append(float(gamma))
+                return real(*args, gamma=gamma, **more)
+
+            patch.setattr(GaussianDiffusion, "training_losses", spy)
+            for _ in range(9):
+                feeder.advance()
+    ramp = WHOLE[name].objective.gamma
+    assert seen[0] == seen[1] == [ramp.at(step) for step in range(9)]
 
 
 def test_either_goes_on_from_the_other_s_states(made):
@@ -117,13 +136,13 @@ def spoil(monkeypatch, step, value, where="loss"):
     """A loss, or a number of the gradient, of update `step` becomes `value`."""
     loss, gradients = Run.loss, Run.gradients
 
-    def spoilt_loss(self, x0, t, places, at):
+    def spoilt_loss(self, x0, t, places, at, gamma):
         here = (torch.arange(len(x0)) == 5) & (at == step)
-        return torch.where(here, value, loss(self, x0, t, places, at))
+        return torch.where(here, value, loss(self, x0, t, places, at, gamma))
 
     def spoilt_gradients(self, *args):
         losses, grads = gradients(self, *args)
-        if int(args[-2]) == step:
+        if int(args[-3]) == step:
             grads[3].view(-1)[0] = value
         return losses, grads
 
@@ -217,7 +236,7 @@ def test_an_update_that_is_not_live_changes_nothing(made):
     assert frozen(feeder) == frozen(made(feeder.run.spec, 4))
 
 
-@pytest.mark.parametrize("name", ["adm", "ddim-ip"])
+@pytest.mark.parametrize("name", ["adm", "ddim-ip", "ddpm-y over steps", "v"])
 def test_an_update_neither_looks_at_values_nor_sends_any(name, monkeypatch):
     """On the meta device, where there are none; torch has no fused optimiser there."""
     meta = torch.device("meta")

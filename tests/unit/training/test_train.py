@@ -24,7 +24,7 @@ from ipdiff.data.spec import Source
 from ipdiff.diffusion import GaussianDiffusion
 from ipdiff.errors import Preempted, UserError
 from ipdiff.pipeline import config
-from ipdiff.spec import RunSpec, Training
+from ipdiff.spec import Ramp, RunSpec, Training
 from ipdiff.training import optimizer, resume, segment
 from ipdiff.training.host_feeder import mean_of
 from ipdiff.training.run import Run
@@ -99,8 +99,8 @@ class Inputs:
         self.terms: list[dict] = []
         real = GaussianDiffusion.training_losses
 
-        def spy(diffusion, model, x0, t, eps, xi=None, *, probe=None):
-            terms = real(diffusion, model, x0, t, eps, xi, probe=probe)
+        def spy(diffusion, model, x0, t, eps, xi=None, *, probe=None, gamma=None):
+            terms = real(diffusion, model, x0, t, eps, xi, probe=probe, gamma=gamma)
             self.calls.append((x0, t, eps, xi, probe))
             self.terms.append({key: value.detach() for key, value in terms.items()})
             return terms
@@ -172,11 +172,11 @@ def test_a_warning_inside_an_update_is_seen_before_the_next_micro_batch(chain, m
     whole.segment(4)
     parts, real = [], Run.loss
 
-    def warned(self, x0, t, places, step):
+    def warned(self, x0, t, places, step, gamma):
         parts.append((step, places.start))
         if parts[-1] == (2, 2):
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, x0, t, places, step)
+        return real(self, x0, t, places, step, gamma)
 
     monkeypatch.setattr(Run, "loss", warned)
     with pytest.raises(Preempted, match="at step 2 of 4; saved"):
@@ -311,16 +311,42 @@ def test_without_flip_no_image_is_mirrored(monkeypatch):
     assert torch.equal(inputs.take()[0], to_network(IMAGES[batch_indices(3, 20, 8, 0)]))
 
 
+def test_a_ramp_is_closed_form_and_exact_at_its_ends():
+    line, cosine = Ramp(0.1, 0.5, until=14, after=4), Ramp(0.3, 0.1, until=8, shape="cosine")
+    assert [line.at(step) for step in (0, 4, 14, 10**6)] == [0.1, 0.1, 0.5, 0.5]
+    assert line.at(9) == pytest.approx(0.3)
+    assert [cosine.at(step) for step in (0, 8, 9)] == [0.3, 0.1, 0.1]
+    assert [cosine.at(step) for step in (2, 4)] == pytest.approx([0.2 + 0.1 * math.sqrt(0.5), 0.2])
+    with pytest.raises(ValueError, match="after is 8, not less than until, 8"):
+        Ramp(0.0, 0.1, until=8, after=8)
+
+
+def test_a_ramp_that_stays_is_the_constant():
+    spec = change(RUNS["adm-ip"], gamma=Ramp(0.1, 0.1, until=3))
+    assert frozen(advanced(spec, 5)) == frozen(advanced(RUNS["adm-ip"], 5))
+    assert RunSpec.from_json(spec.to_json()) == spec
+
+
+def test_a_ramp_ends_as_its_last_constant(monkeypatch):
+    """From step `until` on, an update is that of a run with the last strength, from the same state."""
+    spec = change(RUNS["adm-ip"], gamma=Ramp(0.0, 0.4, until=3))
+    state = advanced(spec, 3).state()
+    after = frozen(advanced(change(spec, gamma=0.4), 2, state))
+    assert frozen(advanced(spec, 2, state)) == after
+    assert frozen(advanced(change(spec, gamma=0.3), 2, state)) != after
+
+
 def test_noise_that_an_objective_does_not_use_is_not_drawn(monkeypatch):
     inputs = Inputs(monkeypatch)
     drawn = {}
-    for name in ("adm-wd", "adm-ip", "gamma over t", "adm-gp"):
+    for name in ("adm-wd", "adm-ip", "gamma over t", "gamma over steps", "adm-gp"):
         advanced(RUNS[name], 1)
         drawn[name] = [part is not None for part in inputs.take()[3:]]
     assert drawn == {
         "adm-wd": [False, False],
         "adm-ip": [True, False],
         "gamma over t": [True, False],
+        "gamma over steps": [True, False],
         "adm-gp": [False, True],
     }
 
