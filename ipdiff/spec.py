@@ -212,6 +212,19 @@ class RunSpec(Record):
     channels: Annotated[int, Range(values=(1, 3))]
     seed: Annotated[int, SEED]
 
+    def unlike(self, other: RunSpec) -> str | None:
+        """How the other's network differs, for a message; None where one's weights fit the other."""
+        here, there = (
+            {
+                **{key: getattr(spec, key) for key in ("family", "image_size", "channels")},
+                "learn_sigma": spec.diffusion.learn_sigma,
+                **asdict(spec.network),
+            }
+            for spec in (self, other)
+        )
+        key = next((key for key in here if there.get(key) != here[key]), None)
+        return None if key is None else f"its {key} is {there[key]}, not {here[key]}"
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, for a recipe; without `min_snr` where it is not used, as in recipes from before there was one."""
         data = asdict(self)

@@ -15,7 +15,7 @@ from ipdiff.metrics.spec import FEATURES
 from ipdiff.pipeline import config, grid
 from ipdiff.pipeline.config.spec import Dataset
 from ipdiff.pipeline.grid import Cell
-from ipdiff.pipeline.stages import IMPORT, STAGES
+from ipdiff.pipeline.stages import IMPORT, STAGES, START
 from ipdiff.pipeline.store import artifact
 from ipdiff.pipeline.store.artifact import Publication
 from ipdiff.pipeline.store.code_digests import code_digest
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ipdiff.metrics.features.extractors import Network
     from ipdiff.metrics.spec import Reference
     from ipdiff.sample_sets.sample import ImageSampler
+    from ipdiff.training import Setup
 
 WORK = Path("work")
 
@@ -76,6 +77,26 @@ class Job:
         made = self.path(STAGES[name].files[0]) if file == "stage" else None
         return Network(name, inception_file.obtain(settings) if file == "published" else made, settings)
 
+    @property
+    def start(self) -> Path | None:
+        """The weights that the run is trained on from, if it is."""
+        return Path(START.format(**self.names), IMPORT.files[0]) if "start_model" in self.names else None
+
+    def setup(self, spec: RunSpec) -> Setup:
+        """What a run is trained with here.
+
+        Raises:
+            UserError: it is to be trained on from the weights of another network.
+        """
+        from ipdiff.training import Setup
+
+        if self.start is not None:
+            there = RunSpec.from_json(recipes.read(self.start.with_name(RECIPE))["run"])
+            if wrong := spec.unlike(there):
+                raise UserError(f"{self.start} is of another network than params.yaml has now: {wrong}; make it again")
+        progress, images = _progress(int(self.names["step"]), "updates"), self.path("images.npy")
+        return Setup(spec, images, self.states(spec), self.params.work, self.start, *launch.place(), progress)
+
     def run_spec(self) -> RunSpec:
         """The training run of the cell's names."""
         names = self.names
@@ -100,14 +121,14 @@ class Job:
 
     def published_state(self, step: int) -> Path:
         """Where the run's `resume` artifact of a step lies, if it was made or pulled."""
-        names = {**self.names, "step": str(step)}
-        return Path(STAGES["resume"].outputs[0].format(**names))
+        return Path(STAGES["resume"].outputs[0].format(**{**self.names, "step": str(step)}))
 
     def states(self, spec: RunSpec) -> States:
         """The run's train states: their directory's name is the digest of all that decides the run's bytes."""
         names, train = self.names, STAGES["train"]
         code = code_digest(train.module, grid.rows_of(self.params, names), train.runs)
-        name = _digest(spec.to_json(), self.inputs[str(self.path("images.npy"))], code)
+        start = [] if self.start is None else [self.inputs[str(self.start)]]
+        name = _digest(spec.to_json(), self.inputs[str(self.path("images.npy"))], code, *start)
         run = WORK / "states" / names["dataset"] / names["model"] / f"s{names['seed']}"
         return States(run / name, self.params.work.states_kept)
 
@@ -185,50 +206,29 @@ def _train(job: Job, made: Publication) -> None:
     previous = None
     if "previous" in job.names:
         recorded = job.recipe()
-        if recorded["run"] != spec.to_json():
+        start = str(job.start)
+        if recorded["run"] != spec.to_json() or recorded["inputs"].get(start) != job.inputs.get(start):
             raise UserError(
                 f"{job.path(RECIPE)} is of other parameters than params.yaml has now; make that checkpoint again first"
             )
         previous = (int(job.names["previous"]), recorded["state"])
-    step = int(job.names["step"])
-    states = job.states(spec)
-    rank, count = launch.place()
-    optimizer.micro_batches(spec.training, count)  # refused before they meet: who has met waits for who has left
-    if rank == 0:
-        states.prune_others(job.checkpoint_states())
+    setup = job.setup(spec)
+    optimizer.micro_batches(spec.training, setup.count)  # refused before they meet: who has met waits for who has left
+    if setup.rank == 0:
+        setup.states.prune_others(job.checkpoint_states())
         if previous:
-            states.take(job.published_state(previous[0]), *previous)
-    with states.in_use():
-        made.extra = segment.run(
-            spec,
-            job.path("images.npy"),
-            made.staging,
-            step=step,
-            previous=previous,
-            states=states,
-            work=job.params.work,
-            rank=rank,
-            count=count,
-            progress=_progress(step, "updates"),
-        )
+            setup.states.take(job.published_state(previous[0]), *previous)
+    with setup.states.in_use():
+        made.extra = segment.run(setup, made.staging, int(job.names["step"]), previous)
 
 
 def _resume(job: Job, made: Publication) -> None:
     from ipdiff.training import resume
 
     recorded = job.recipe()
-    spec = RunSpec.from_json(recorded["run"])
-    states = job.states(spec)
-    with states.in_use():
-        resume.run(
-            spec,
-            job.path("images.npy"),
-            made.staging,
-            step=int(job.names["step"]),
-            digest=recorded["state"],
-            states=states,
-            work=job.params.work,
-        )
+    setup = job.setup(RunSpec.from_json(recorded["run"]))
+    with setup.states.in_use():
+        resume.run(setup, made.staging, int(job.names["step"]), recorded["state"])
 
 
 def _image_sampler(job: Job) -> ImageSampler:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, Protocol
 
@@ -75,12 +75,15 @@ class Feeder(Protocol):
 class Run:
     """A run at some step. Everything random is a function of the step."""
 
-    def __init__(self, spec: RunSpec, images: NDArray[np.uint8]) -> None:
+    def __init__(
+        self, spec: RunSpec, images: NDArray[np.uint8], start: Mapping[str, NDArray[np.float32]] | None = None
+    ) -> None:
         """Start at step 0.
 
         Args:
             spec: the run's parameters.
             images: [N, H, W, C] uint8.
+            start: the weights to begin with, by parameter name; None: they are drawn by the run's seed.
 
         Raises:
             UserError: images of another shape than the run's, or an objective that cannot be compiled.
@@ -94,7 +97,10 @@ class Run:
             raise UserError("compute.compile is true, but the gradient penalty differentiates twice; set it to false")
         self.device = configure(spec.compute)
         self.net = build.network(spec)
-        initialise(self.net, lambda tensor, count: rng.uniforms(spec.seed, Purpose.INIT, [tensor], count)[0])
+        if start is None:
+            initialise(self.net, lambda tensor, count: rng.uniforms(spec.seed, Purpose.INIT, [tensor], count)[0])
+        else:
+            self.net.load_state_dict({name: torch.from_numpy(value) for name, value in start.items()})
         self.format = build.memory_format(spec)
         self.net.to(self.device).to(memory_format=self.format).train()  # pyright: ignore[reportCallIssue]
         self.model = low_precision(compiled(self.net, spec.compute), spec.compute)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from ipdiff.errors import ConfigError
 from ipdiff.metrics.spec import FEATURES, METRICS, with_logits
 from ipdiff.pipeline.config.naming import NAME, nearest, project_path, suggest
-from ipdiff.pipeline.config.params import Params, points, runs, sampler_of, step_problem
+from ipdiff.pipeline.config.params import Params, check_start, points, runs, sampler_of, step_problem
 from ipdiff.pipeline.config.spec import ADMFamily, Dataset, DDPMFamily
 from ipdiff.report.spec import Figure, Point, Table
 from ipdiff.sample_sets.spec import Sampler
@@ -32,6 +32,10 @@ def _check(params: Params) -> None:
         _well_formed(kind, getattr(params, kind))
     for name, dataset in params.datasets.items():
         _check_dataset(params, name, dataset)
+    for name, model in params.models.items():
+        if (start := model.start) is not None:
+            _known(f"models.{name}.start.model", start.model, params.models)
+            _known(f"models.{name}.start.dataset", start.dataset or next(iter(params.datasets)), params.datasets)
     for model, seeds in params.seeds.items():
         if model != "default":
             _known("seeds", model, params.models)
@@ -159,5 +163,6 @@ def _check_point(params: Params, where: str, point: Point) -> None:
 
 
 def _check_step(params: Params, where: str, dataset: str, model: str, step: int | None) -> None:
+    check_start(params, dataset, model)
     if step is not None and (wrong := step_problem(params, dataset, model, step)):
         raise _Wrong(f"{where}.steps: {wrong}")

@@ -134,6 +134,16 @@ class Dataset(Record):
 
 
 @dataclass(frozen=True)
+class Start(Record):
+    """The checkpoint that a run is trained on from: its EMA weights; steps, optimiser and EMA begin anew."""
+
+    __pydantic_config__: ClassVar = FORBID
+    model: Annotated[str, "a model of this study: a trained one's run of the same seed, or an imported one's first"]
+    dataset: Annotated[str | None, "a data set of this study with an equal network; empty: the run's own"] = None
+    step: Annotated[int | None, "its training step; empty: the data set's final_step for it", Range(1)] = None
+
+
+@dataclass(frozen=True)
 class Model(Record):
     """A training objective on a network family. The word `dataset` takes the data set's own strength."""
 
@@ -154,10 +164,12 @@ class Model(Record):
         "min(SNR, k) / (SNR + 1) times for v; empty: once",
         Range(above=0),
     ] = None
+    start: Annotated[Start | None, "the checkpoint that it is trained on from; empty: random weights"] = None
     imported: Annotated[bool, "its checkpoints come from `ipdiff import`; nothing trains it"] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(not (self.imported and self.start), "start is set, but the model is imported: nothing trains it")
         check(self.gamma != [], "gamma is an empty list; use 0 or more, or a list of such values")
         check(
             self.gp_weight == 0 or self.gamma == 0,

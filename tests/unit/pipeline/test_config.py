@@ -134,7 +134,7 @@ def test_a_key_like_no_other_gets_the_list_alone(tmp_path: Path) -> None:
     assert (
         message
         == "params.yaml models.adm.xyzzy: unknown key; known: family, gamma, target, gp_weight, weight_decay, decay, "
-        "min_snr, imported"
+        "min_snr, start, imported"
     )
 
 
@@ -159,6 +159,41 @@ TRAINING = "datasets.tiny.families.adm.training"
 @pytest.mark.parametrize("key", ["models.adm-ip.gamma", "datasets.tiny.strengths.gamma"])
 def test_a_ramp_that_is_none_is_refused(tmp_path: Path, key: str, ramp: dict[str, Any], said: str) -> None:
     assert refusal(tmp_path, put(small(), key, ramp)) == f"params.yaml {key}{said}"
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        ("adm", "models.adm-ip.start: found 'adm'; expected a mapping"),
+        ({"step": 4}, "models.adm-ip.start.model: missing key"),
+        ({"model": "adn"}, "models.adm-ip.start.model: unknown name 'adn'; did you mean 'adm'?"),
+        ({"model": "adm", "dataset": "tinyy"}, "models.adm-ip.start.dataset: unknown name 'tinyy'; did you mean"),
+        ({"model": "adm", "step": 5}, "models.adm-ip.start.step: 5 is not one of datasets.tiny.checkpoints [4, 8]"),
+        ({"model": "adm", "step": 0}, "models.adm-ip.start: step is 0; use 1 or more, or leave it out"),
+        (
+            {"model": "ddim"},
+            "models.adm-ip.start: tiny/ddim has another network than tiny/adm-ip: its family is ddpm, not adm",
+        ),
+        (
+            {"model": "adm", "dataset": "photos"},
+            "models.adm-ip.start: photos/adm has another network than tiny/adm-ip: its channels is 3, not 1",
+        ),
+        ({"model": "adm-ip"}, "models.adm-ip.start: it goes round in a circle, tiny/adm-ip <- tiny/adm-ip"),
+        (
+            {"model": "adm-wd"},
+            "models.adm-ip.start: it goes round in a circle, tiny/adm-ip <- tiny/adm-wd <- tiny/adm-ip",
+        ),
+    ],
+)
+def test_a_start_that_is_none_is_refused(tmp_path: Path, start: Any, said: str) -> None:
+    raw = put(small(), "models.adm-wd.start", {"model": "adm-ip"})
+    assert refusal(tmp_path, put(raw, "models.adm-ip.start", start)).startswith(f"params.yaml {said}")
+
+
+def test_nothing_trains_an_imported_model_on(tmp_path: Path) -> None:
+    raw = put(small(), "models.adm.start", {"model": "adm-ip"})
+    said = "params.yaml models.adm: start is set, but the model is imported: nothing trains it"
+    assert refusal(tmp_path, put(raw, "models.adm.imported", True)) == said
 
 
 def test_a_strength_may_change_over_training(tmp_path: Path) -> None:

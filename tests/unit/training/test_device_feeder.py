@@ -21,7 +21,7 @@ from ipdiff.device.spec import Compute
 from ipdiff.device.streams import DeviceDraws
 from ipdiff.diffusion import GaussianDiffusion
 from ipdiff.errors import Preempted, UserError
-from ipdiff.training import device_feeder, optimizer, segment
+from ipdiff.training import Setup, device_feeder, optimizer, segment
 from ipdiff.training.device_feeder import DeviceFeeder
 from ipdiff.training.distributed import Processes
 from ipdiff.training.host_feeder import HostFeeder
@@ -261,15 +261,8 @@ def trained_to(spec, root, step, previous=None, **work):
     out = root / str(step)
     out.mkdir(parents=True, exist_ok=True)
     np.save(root / "images.npy", IMAGES)
-    return segment.run(
-        spec,
-        root / "images.npy",
-        out,
-        step=step,
-        previous=previous,
-        states=States(root / "states"),
-        work=Work(**work),
-    )["state"]
+    setup = Setup(spec, root / "images.npy", States(root / "states"), Work(**work))
+    return segment.run(setup, out, step, previous)["state"]
 
 
 @pytest.fixture

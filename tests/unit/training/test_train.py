@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from unit.tiny import ADM, DDIM, IMAGES, RUNS, advance, change, files, flip_bit
 
 from ipdiff import rng
@@ -25,7 +26,7 @@ from ipdiff.diffusion import GaussianDiffusion
 from ipdiff.errors import Preempted, UserError
 from ipdiff.pipeline import config
 from ipdiff.spec import Ramp, RunSpec, Training
-from ipdiff.training import optimizer, resume, segment
+from ipdiff.training import Setup, optimizer, resume, segment
 from ipdiff.training.host_feeder import mean_of
 from ipdiff.training.run import Run
 from ipdiff.training.timesteps import LossSecondMoment
@@ -61,22 +62,14 @@ class Chain:
     def __init__(self, spec: RunSpec, images: Path, root: Path) -> None:
         self.spec, self.images, self.root = spec, images, root
         self.states = States(root / "states")
+        self.start: Path | None = None
 
     def segment(self, step, previous=None, save_every=100, progress=lambda step: None, save_seconds=300.0) -> str:
         """Train a segment; returns the digest of its state."""
         out = self.root / str(step)
         out.mkdir(parents=True, exist_ok=True)
-        made = segment.run(
-            self.spec,
-            self.images,
-            out,
-            step=step,
-            previous=previous,
-            states=self.states,
-            work=Work(save_every, save_seconds),
-            progress=progress,
-        )
-        return made["state"]
+        setup = Setup(self.spec, self.images, self.states, Work(save_every, save_seconds), self.start, 0, 1, progress)
+        return segment.run(setup, out, step, previous)["state"]
 
     def forget(self) -> None:
         for path in self.states.directory.iterdir():
@@ -208,6 +201,46 @@ def test_a_damaged_state_is_trained_again(chain):
     assert run.published(5) == other.published(5)
 
 
+@pytest.fixture
+def weights(tmp_path):
+    """Where the EMA of a run of an equal network lies, and what it is."""
+    ema = advanced(change(RUNS["adm"], seed=8), 3).ema_weights()
+    save_file(ema, tmp_path / "start.safetensors")
+    return tmp_path / "start.safetensors", ema
+
+
+def test_a_run_starts_from_given_weights_and_all_else_begins_anew(weights):
+    path, ema = weights
+    run, fresh = Run(RUNS["adm"], IMAGES, load_file(path)), Run(RUNS["adm"], IMAGES)
+    state, plain = run.state(), fresh.state()
+    assert state.keys() == plain.keys()
+    for name, value in ema.items():
+        for kind in ("model", "ema"):
+            assert np.array_equal(state.pop(f"{kind}.{name}"), value)
+            assert not np.array_equal(plain.pop(f"{kind}.{name}"), value) or not value.any()
+    assert {name: value.tobytes() for name, value in state.items()} == {n: v.tobytes() for n, v in plain.items()}
+    assert run.step == 0
+    advance(run)
+    assert not np.array_equal(run.ema_weights()["out.2.weight"], ema["out.2.weight"])
+
+
+def test_a_started_run_is_the_same_through_segments_restarts_and_lost_states(weights, chain, tmp_path):
+    whole, parts, unstarted = chain("whole"), chain("parts"), chain("unstarted")
+    whole.start = parts.start = weights[0]
+    whole.segment(6)
+    digest = parts.segment(2)
+    parts.forget()  # nothing is left to go on from: it trains again from the start, through the digest
+    final = parts.segment(6, (2, digest), save_every=3)
+    assert parts.published(6)["ema.safetensors"] == whole.published(6)["ema.safetensors"]
+    parts.forget()
+    out = tmp_path / "resumed"
+    out.mkdir()
+    resume.run(Setup(parts.spec, parts.images, parts.states, Work(), parts.start), out, 6, final)
+    assert hashlib.md5((out / "state.safetensors").read_bytes()).hexdigest() == final
+    unstarted.segment(6)
+    assert unstarted.published(6)["ema.safetensors"] != whole.published(6)["ema.safetensors"]
+
+
 @pytest.mark.parametrize("store", ["kept", "lost", "a damaged file of that name"])
 def test_another_digest_than_the_recorded_one_is_one_clear_error(chain, store):
     run, recorded = chain("run"), "0" * 32
@@ -253,7 +286,7 @@ def test_resume_publishes_the_recorded_state(chain, tmp_path):
     last = run.segment(5, (2, digest), save_every=1)
 
     def published(step, digest):
-        resume.run(run.spec, run.images, tmp_path, step=step, digest=digest, states=run.states, work=Work())
+        resume.run(Setup(run.spec, run.images, run.states, Work()), tmp_path, step, digest)
         return (tmp_path / "state.safetensors").read_bytes()
 
     kept = published(5, last)
