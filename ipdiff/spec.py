@@ -122,17 +122,19 @@ class FamilyKind:
     Attributes:
         network: the record of its architecture.
         build: the class, called as (image_size, in_channels=, out_channels=, **network): module:class.
+        clip_denoised: whether its code base clamps x0 while sampling.
     """
 
     network: type[Network]
     build: str
+    clip_denoised: bool = True
 
 
 FAMILIES = {
     "adm": FamilyKind(ADMNetwork, "ipdiff.nets.adm:ADMUNet"),
-    "ddpm": FamilyKind(DDPMNetwork, "ipdiff.nets.ddpm:DDPMUNet"),
+    "ddpm": FamilyKind(DDPMNetwork, "ipdiff.nets.ddpm:DDPMUNet", clip_denoised=False),
 }
-"""Kinds of networks by name: a row and a record here, the class, and the family in `pipeline.config.spec`."""
+"""Kinds of networks by name: a row and a record here, and the class."""
 
 if TYPE_CHECKING:
     Family = str

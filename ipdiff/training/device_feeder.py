@@ -23,7 +23,6 @@ from ipdiff.spec import RunSpec
 from ipdiff.training import optimizer
 from ipdiff.training.distributed import ALONE, Processes
 from ipdiff.training.run import Diverged, Run
-from ipdiff.training.timesteps import timesteps_on
 
 EVERY = 50
 """Updates after which the losses are read."""
@@ -47,7 +46,6 @@ class DeviceFeeder:
         self.run, self.step, self.every = run, run.step, EVERY
         self._end = run.step  # of the present piece
         self._rows = _Rows(run, self.every)
-        self._choice = timesteps_on(run.timesteps, run.device)
         batch, pictures = run.spec.training.batch_size, run.pictures
         self._places = torch.arange(batch, device=run.device)
         shape = (0 if pictures.resident is not None else batch, *pictures.images.shape[1:])
@@ -97,7 +95,7 @@ class DeviceFeeder:
     def _run_update(self) -> None:
         """The update of the present row: no branch, no value that the host would have to know."""
         run, row = self.run, self._rows.row(self._slot)
-        t, weights = self._choice.sample(row.u)
+        t, weights = run.timesteps.sample(row.u)
         pictures = self._batch if run.pictures.resident is None else run.pictures.resident[row.indices]
         mirrored = row.mirrored if run.spec.training.flip else None
         factor = torch.exp2(self._log2).to(torch.float32)
@@ -109,7 +107,7 @@ class DeviceFeeder:
         before = self._live.clone()
         self._scale(finite)
         self._update(grads, norm, factor, self._live & finite, row)
-        self._choice.update(t, losses, self._live & torch.isfinite(losses).all())
+        run.timesteps.update(t, losses, self._live & torch.isfinite(losses).all())
         self._note(before, torch.cat([torch.stack([mean, norm.double()]), losses]))
 
     def _scale(self, finite: Tensor) -> None:
@@ -159,7 +157,6 @@ class DeviceFeeder:
     def settle(self) -> Run:
         """See `Feeder`."""
         self._read()
-        self._choice.pull()
         return self.run
 
     def close(self) -> None:

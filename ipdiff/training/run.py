@@ -29,7 +29,7 @@ from ipdiff.nets.layers import dropout_masks, keep_threshold, twice_differentiab
 from ipdiff.rng import Purpose
 from ipdiff.spec import Ramp, RunSpec
 from ipdiff.training import optimizer
-from ipdiff.training.timesteps import make_timestep_sampler
+from ipdiff.training.timesteps import TIMESTEPS
 
 
 class Diverged(UserError):
@@ -111,7 +111,7 @@ class Run:
         self.ema = [weight.clone() for weight in self.weights]
         self.optimizer = optimizer.make_optimizer(self.net, spec.objective)
         self.scale = optimizer.LossScale() if spec.compute.precision == "float16" else None
-        self.timesteps = make_timestep_sampler(spec.training.timesteps, spec.diffusion.T)
+        self.timesteps = TIMESTEPS[spec.training.timesteps](spec.diffusion.T, self.device)
         self.step = 0
         self._losses = array("f")
 

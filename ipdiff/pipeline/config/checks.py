@@ -8,7 +8,7 @@ from ipdiff.errors import ConfigError
 from ipdiff.metrics.spec import FEATURES, METRICS, with_logits
 from ipdiff.pipeline.config.naming import NAME, nearest, project_path, suggest
 from ipdiff.pipeline.config.params import Params, check_start, points, runs, sampler_of, step_problem
-from ipdiff.pipeline.config.spec import ADMFamily, Dataset, DDPMFamily
+from ipdiff.pipeline.config.spec import Dataset, FamilySettings
 from ipdiff.report.spec import Figure, Point, Table
 from ipdiff.sample_sets.spec import Sampler
 from ipdiff.schedule import make_betas
@@ -69,7 +69,7 @@ def _check_dataset(params: Params, name: str, dataset: Dataset) -> None:
 def _check_families(name: str, dataset: Dataset) -> None:
     """Networks that no image of this size fits, and schedules that leave no signal, before anything is trained."""
     for kind in FAMILIES:
-        family: ADMFamily | DDPMFamily | None = getattr(dataset.families, kind)
+        family: FamilySettings | None = getattr(dataset.families, kind)
         if family is None:
             continue
         where = f"datasets.{name}.families.{kind}"

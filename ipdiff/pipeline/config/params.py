@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from ipdiff.data.spec import Archive, Download, Source
 from ipdiff.errors import ConfigError, UserError
 from ipdiff.pipeline.config.naming import suggest
-from ipdiff.pipeline.config.spec import ADMFamily, Dataset, DDPMFamily, Model, StudyParams
+from ipdiff.pipeline.config.spec import Dataset, FamilySettings, Model, StudyParams
 from ipdiff.report.spec import Figure, Point, Table, wanted
 from ipdiff.sample_sets.spec import Sampler, kept
 from ipdiff.spec import RunSpec
@@ -78,7 +78,7 @@ class Params(StudyParams):
         """A published file, with what `downloads` says of it."""
         return Archive(file=file, sha256=sha256, **dataclasses.asdict(self.downloads.get(file, Download())))
 
-    def family(self, dataset: str, model: str) -> ADMFamily | DDPMFamily:
+    def family(self, dataset: str, model: str) -> FamilySettings:
         """How `model` is built and trained on `dataset`."""
         name = self.model(model).family
         found = getattr(self.dataset(dataset).families, name)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
+from dataclasses import dataclass, field, make_dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from ipdiff.data.spec import Download, Quantise, Source
 from ipdiff.device.spec import Compute
@@ -11,46 +11,55 @@ from ipdiff.metrics.spec import Classifier, FeatureName, Inception, Metric, Refe
 from ipdiff.parameters import FORBID, Range, Record, check
 from ipdiff.report.spec import Study
 from ipdiff.sample_sets.spec import Analysis, Sampling
-from ipdiff.spec import ADMNetwork, DDPMNetwork, Decay, Diffusion, Family, Objective, Strength, Target, Training
+from ipdiff.spec import (
+    FAMILIES,
+    Decay,
+    Diffusion,
+    Family,
+    FamilyKind,
+    Network,
+    Objective,
+    Strength,
+    Target,
+    Training,
+)
 from ipdiff.work.spec import Work
 
 
 @dataclass(frozen=True)
-class ADMFamily(Record):
-    """How the ADM models (adm, adm-ip, adm-gp, adm-wd, ddpm-y) are built and trained on a data set."""
+class FamilySettings(Record):
+    """How the models of a network family are built and trained on a data set."""
 
-    __pydantic_config__: ClassVar = FORBID
-    network: ADMNetwork
+    network: Network
     diffusion: Diffusion
     training: Training
-    clip_denoised: Annotated[bool, "clamp the predicted x0 to [-1, 1] while sampling"] = True
-    quantise: Annotated[Quantise, "how samples become whole grey levels; guided-diffusion truncates"] = "truncate"
+    clip_denoised: Annotated[bool, "clamp the predicted x0 to [-1, 1] while sampling; the DDIM code does not"]
+    quantise: Annotated[
+        Quantise, "how samples become whole grey levels; guided-diffusion truncates, the DDIM code rounds"
+    ]
 
 
-@dataclass(frozen=True)
-class DDPMFamily(Record):
-    """How the DDIM code base's models (ddim, ddim-ip) are built and trained on a data set."""
-
-    __pydantic_config__: ClassVar = FORBID
-    network: DDPMNetwork
-    diffusion: Diffusion
-    training: Training
-    clip_denoised: Annotated[bool, "clamp the predicted x0 to [-1, 1] while sampling"] = False
-    quantise: Annotated[Quantise, "how samples become whole grey levels; the DDIM code rounds"] = "round"
+def _settings(name: str, kind: FamilyKind) -> type[FamilySettings]:
+    """The record of a family's settings, with the architecture of its networks."""
+    text = f"How models of the family {name} are built and trained on a data set."
+    namespace = {"__doc__": text, "__pydantic_config__": FORBID}
+    fields = [("network", kind.network)]
+    return make_dataclass(f"{name.upper()}Family", fields, bases=(FamilySettings,), frozen=True, namespace=namespace)
 
 
-@dataclass(frozen=True)
-class Families(Record):
-    """The network families a data set can be trained with."""
-
-    __pydantic_config__: ClassVar = FORBID
-    adm: ADMFamily | None = None
-    ddpm: DDPMFamily | None = None
-
-
-def family_record(name: str) -> Any:
-    """The record of a family: its fields' defaults are those of its code base."""
-    return get_args(get_type_hints(Families)[name])[0]
+if TYPE_CHECKING:
+    Families = Record
+else:
+    Families = make_dataclass(
+        "Families",
+        [(name, _settings(name, kind) | None, None) for name, kind in FAMILIES.items()],
+        bases=(Record,),
+        frozen=True,
+        namespace={
+            "__doc__": "The network families a data set can be trained with.",
+            "__pydantic_config__": FORBID,
+        },
+    )
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ from ipdiff.training.device_feeder import DeviceFeeder
 from ipdiff.training.distributed import Processes
 from ipdiff.training.host_feeder import HostFeeder
 from ipdiff.training.run import Diverged, Run
-from ipdiff.training.timesteps import LossSecondMoment, make_timestep_sampler, timesteps_on
 from ipdiff.work.spec import Work
 from ipdiff.work.train_states import States, tensors_of
 
@@ -312,41 +311,6 @@ def test_which_runs_stay_on_the_device():
     assert not device_feeder.feeds(gpu, Processes(0, 2))
     assert not device_feeder.feeds(SPEC)
     assert type(segment.feeder_for(Run(SPEC, IMAGES))) is HostFeeder
-
-
-# Timesteps
-
-
-@pytest.mark.parametrize("T", [1, 3, 50])
-def test_the_loss_history_is_the_sampler_s(T):
-    """Batches of 40: several losses of one t in each, and for few t more than the history holds."""
-    host, device = LossSecondMoment(T), timesteps_on(LossSecondMoment(T), CPU)
-    draws = np.random.default_rng(0)
-    for _ in range(60):
-        u = draws.random(40)
-        t, weights = host.sample(u)
-        found, found_weights = device.sample(torch.from_numpy(u))
-        assert found.tolist() == t.tolist()
-        np.testing.assert_allclose(found_weights.numpy(), weights, rtol=1e-12)
-        losses = draws.exponential(size=40) * (1 + t)
-        host.update(t, losses)
-        device.update(found, torch.from_numpy(losses), torch.tensor(True))
-        device.update(found, torch.full((40,), math.nan, dtype=torch.float64), torch.tensor(False))
-        device.pull()
-        for key, value in host.state().items():
-            assert np.array_equal(device.sampler.state()[key], value)
-    assert host.warmed_up
-    np.testing.assert_allclose(device.probabilities().numpy(), host.probabilities(), rtol=1e-12)
-
-
-@pytest.mark.parametrize("name", ["uniform", "antithetic"])
-@pytest.mark.parametrize("n", [1, 7, 8])
-def test_timesteps_without_a_history_are_the_sampler_s(name, n):
-    host = make_timestep_sampler(name, 13)
-    u = np.append(np.random.default_rng(0).random(n - 1), np.nextafter(1, 0))
-    t, weights = timesteps_on(host, CPU).sample(torch.from_numpy(u))
-    assert t.tolist() == host.sample(u)[0].tolist()
-    assert weights.tolist() == [1.0] * n
 
 
 # Batches from a memory map

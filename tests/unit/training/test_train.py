@@ -29,7 +29,6 @@ from ipdiff.spec import Ramp, RunSpec, Training
 from ipdiff.training import Setup, optimizer, resume, segment
 from ipdiff.training.host_feeder import mean_of
 from ipdiff.training.run import Run
-from ipdiff.training.timesteps import LossSecondMoment
 from ipdiff.work.spec import Work
 from ipdiff.work.train_states import States, tensors_of
 
@@ -126,11 +125,10 @@ def test_a_restart_changes_no_bit(name, tmp_path):
 def test_the_loss_history_survives_a_restart():
     first = advanced(RUNS["importance"], 4)
     second = advanced(RUNS["importance"], 0, first.state())
-    assert isinstance(second.timesteps, LossSecondMoment)
-    assert second.timesteps.warmed_up
-    t, weights = second.timesteps.sample(np.linspace(0, 0.99, 8))
+    u = torch.linspace(0, 0.99, 8, dtype=torch.float64)
+    t, weights = second.timesteps.sample(u)
     assert len(set(weights.tolist())) == 2
-    assert np.array_equal(first.timesteps.sample(np.linspace(0, 0.99, 8))[0], t)
+    assert torch.equal(first.timesteps.sample(u)[0], t)
 
 
 def test_segments_with_moved_boundaries_meet(chain):
