@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ipdiff.metrics.features.extractors import Network
     from ipdiff.metrics.spec import Reference
     from ipdiff.sample_sets.sample import ImageSampler
-    from ipdiff.training import Setup
+    from ipdiff.training.segment import Setup
 
 WORK = Path("work")
 
@@ -88,7 +88,7 @@ class Job:
         Raises:
             UserError: it is to be trained on from the weights of another network.
         """
-        from ipdiff.training import Setup
+        from ipdiff.training.segment import Setup
 
         if self.start is not None:
             there = RunSpec.from_json(recipes.read(self.start.with_name(RECIPE))["run"])
@@ -226,9 +226,10 @@ def _resume(job: Job, made: Publication) -> None:
     from ipdiff.training import resume
 
     recorded = job.recipe()
-    setup = job.setup(RunSpec.from_json(recorded["run"]))
-    with setup.states.in_use():
-        resume.run(setup, made.staging, int(job.names["step"]), recorded["state"])
+    spec = RunSpec.from_json(recorded["run"])
+    states = job.states(spec)
+    with states.in_use():
+        resume.run(states, made.staging, int(job.names["step"]), recorded["state"], lambda: job.setup(spec))
 
 
 def _image_sampler(job: Job) -> ImageSampler:
@@ -324,17 +325,15 @@ def _table(job: Job, made: Publication) -> None:
     from ipdiff.report.tables import table
 
     name = job.names["table"]
-    view = job.params.table(name)
-    table.run(name, view, job.paths("metrics.json"), made.staging, job.recipes())
+    table.run(name, job.params.table(name), job.paths("metrics.json"), made.staging, job.recipes())
 
 
 def _figure(job: Job, made: Publication) -> None:
     from ipdiff.report.figures import figure
 
     name = job.names["figure"]
-    view = job.params.figure(name)
     shown = [Path(path) for path in job.inputs if not path.endswith(f"/{artifact.RECIPE}")]
-    figure.run(name, view, shown, made.staging, job.recipes())
+    figure.run(name, job.params.figure(name), shown, made.staging, job.recipes())
 
 
 def _report(job: Job, made: Publication) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,42 @@ from safetensors.numpy import load_file, save_file
 
 from ipdiff.data.images import load_images
 from ipdiff.errors import Preempted, UserError
-from ipdiff.training import Setup
+from ipdiff.spec import RunSpec
 from ipdiff.training.device_feeder import DeviceFeeder, feeds
 from ipdiff.training.distributed import ALONE, Processes, joined
 from ipdiff.training.host_feeder import HostFeeder, mean_of
 from ipdiff.training.run import Diverged, Feeder, Run
 from ipdiff.work import signals
+from ipdiff.work.spec import Work
 from ipdiff.work.train_states import States, state_digest, tensors_of
 
 LOSS_ROWS = 200
 """Rows of a segment's loss curve: losses are averaged over equal runs of updates."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run, and what it is trained with.
+
+    Attributes:
+        spec: the run.
+        images: images.npy, uint8 NHWC.
+        states: the run's saved train states; process 0 alone reads and writes them.
+        work: how often a state is saved.
+        start: safetensors of an equal network, the weights to begin with; None: they are drawn by the run's seed.
+        rank: this process among those that train together.
+        count: their number.
+        progress: called with the step reached.
+    """
+
+    spec: RunSpec
+    images: Path
+    states: States
+    work: Work
+    start: Path | None = None
+    rank: int = 0
+    count: int = 1
+    progress: Callable[[int], None] = lambda step: None
 
 
 def run(setup: Setup, out: Path, step: int, previous: tuple[int, str] | None = None) -> dict[str, Any]:

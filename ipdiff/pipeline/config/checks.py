@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from ipdiff.errors import ConfigError
 from ipdiff.metrics.spec import FEATURES, METRICS, with_logits
 from ipdiff.pipeline.config.naming import NAME, nearest, project_path, suggest
-from ipdiff.pipeline.config.params import Params, check_start, points, runs, sampler_of, step_problem
+from ipdiff.pipeline.config.params import Params, points, runs, sampler_of, start_of, step_problem
 from ipdiff.pipeline.config.spec import Dataset, FamilySettings
 from ipdiff.report.spec import Figure, Point, Table
 from ipdiff.sample_sets.spec import Sampler
@@ -163,6 +163,6 @@ def _check_point(params: Params, where: str, point: Point) -> None:
 
 
 def _check_step(params: Params, where: str, dataset: str, model: str, step: int | None) -> None:
-    check_start(params, dataset, model)
+    start_of(params, dataset, model)
     if step is not None and (wrong := step_problem(params, dataset, model, step)):
         raise _Wrong(f"{where}.steps: {wrong}")

@@ -118,33 +118,34 @@ def step_problem(params: Params, dataset: str, model: str, step: int) -> str | N
     return None if step in steps else f"{step} is not one of datasets.{dataset}.checkpoints {steps}"
 
 
-def start_of(params: Params, dataset: str, model: str) -> tuple[str, str, int] | None:
+def start_of(
+    params: Params, dataset: str, model: str, users: tuple[tuple[str, str], ...] = ()
+) -> tuple[str, str, int] | None:
     """The checkpoint (data set, model, training step) that a model is trained on from, if it is.
 
+    Args:
+        params: the study's.
+        dataset: the data set.
+        model: the model.
+        users: data set and model of the runs that are trained on from this one.
+
     Raises:
-        ConfigError: there is no such checkpoint, its network differs, or it was itself trained on from this one.
+        ConfigError: there is no such checkpoint, its network differs, or it is one of its users, or theirs.
     """
     start, where = params.model(model).start, f"{params.path} models.{model}.start"
     if start is None:
         return None
-    source = dataset if start.dataset is None else start.dataset
+    source, chain = start.dataset or dataset, (*users, (dataset, model))
+    if (source, start.model) in chain:
+        line = " <- ".join(map("/".join, (*chain, (source, start.model))))
+        raise ConfigError(f"{where}: it goes round in a circle, {line}")
     step = params.dataset(source).last_step(start.model) if start.step is None else start.step
     if wrong := params.run_spec(dataset, model, 0).unlike(params.run_spec(source, start.model, 0)):
         raise ConfigError(f"{where}: {source}/{start.model} has another network than {dataset}/{model}: {wrong}")
     if wrong := step_problem(params, source, start.model, step):
         raise ConfigError(f"{where}.step: {wrong}")
+    start_of(params, source, start.model, chain)
     return source, start.model, step
-
-
-def check_start(params: Params, dataset: str, model: str) -> None:
-    """Follow a model's start, and that one's, to random weights or an import; ConfigError where it does not end."""
-    behind, at = [(dataset, model)], start_of(params, dataset, model)
-    while at is not None:
-        if at[:2] in behind:
-            line = " <- ".join(map("/".join, [*behind, at[:2]]))
-            raise ConfigError(f"{params.path} models.{model}.start: it goes round in a circle, {line}")
-        behind.append(at[:2])
-        at = start_of(params, *at[:2])
 
 
 def sampler_of(params: Params, dataset: str, model: str, name: str) -> Sampler:

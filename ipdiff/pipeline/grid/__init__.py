@@ -166,7 +166,6 @@ class Grid:
         Every segment reads it: one whose train states are lost trains from there.
         """
         params = self.studies.of(names)
-        config.check_start(params, names["dataset"], names["model"])
         if (found := config.start_of(params, names["dataset"], names["model"])) is None:
             return _cell(stage, names, previous=previous)
         dataset, model, step = found

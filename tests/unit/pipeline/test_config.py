@@ -181,7 +181,7 @@ def test_a_ramp_that_is_none_is_refused(tmp_path: Path, key: str, ramp: dict[str
         ({"model": "adm-ip"}, "models.adm-ip.start: it goes round in a circle, tiny/adm-ip <- tiny/adm-ip"),
         (
             {"model": "adm-wd"},
-            "models.adm-ip.start: it goes round in a circle, tiny/adm-ip <- tiny/adm-wd <- tiny/adm-ip",
+            "models.adm-wd.start: it goes round in a circle, tiny/adm-ip <- tiny/adm-wd <- tiny/adm-ip",
         ),
     ],
 )

@@ -21,11 +21,12 @@ from ipdiff.device.spec import Compute
 from ipdiff.device.streams import DeviceDraws
 from ipdiff.diffusion import GaussianDiffusion
 from ipdiff.errors import Preempted, UserError
-from ipdiff.training import Setup, device_feeder, optimizer, segment
+from ipdiff.training import device_feeder, optimizer, segment
 from ipdiff.training.device_feeder import DeviceFeeder
 from ipdiff.training.distributed import Processes
 from ipdiff.training.host_feeder import HostFeeder
 from ipdiff.training.run import Diverged, Run
+from ipdiff.training.segment import Setup
 from ipdiff.work.spec import Work
 from ipdiff.work.train_states import States, tensors_of
 

@@ -26,9 +26,10 @@ from ipdiff.diffusion import GaussianDiffusion
 from ipdiff.errors import Preempted, UserError
 from ipdiff.pipeline import config
 from ipdiff.spec import Ramp, RunSpec, Training
-from ipdiff.training import Setup, optimizer, resume, segment
+from ipdiff.training import optimizer, resume, segment
 from ipdiff.training.host_feeder import mean_of
 from ipdiff.training.run import Run
+from ipdiff.training.segment import Setup
 from ipdiff.work.spec import Work
 from ipdiff.work.train_states import States, tensors_of
 
@@ -233,7 +234,8 @@ def test_a_started_run_is_the_same_through_segments_restarts_and_lost_states(wei
     parts.forget()
     out = tmp_path / "resumed"
     out.mkdir()
-    resume.run(Setup(parts.spec, parts.images, parts.states, Work(), parts.start), out, 6, final)
+    setup = Setup(parts.spec, parts.images, parts.states, Work(), parts.start)
+    resume.run(parts.states, out, 6, final, lambda: setup)
     assert hashlib.md5((out / "state.safetensors").read_bytes()).hexdigest() == final
     unstarted.segment(6)
     assert unstarted.published(6)["ema.safetensors"] != whole.published(6)["ema.safetensors"]
@@ -284,7 +286,8 @@ def test_resume_publishes_the_recorded_state(chain, tmp_path):
     last = run.segment(5, (2, digest), save_every=1)
 
     def published(step, digest):
-        resume.run(Setup(run.spec, run.images, run.states, Work()), tmp_path, step, digest)
+        setup = Setup(run.spec, run.images, run.states, Work())
+        resume.run(run.states, tmp_path, step, digest, lambda: setup)
         return (tmp_path / "state.safetensors").read_bytes()
 
     kept = published(5, last)
