@@ -139,7 +139,7 @@ class Run:
     def gamma(self, step: int) -> float | None:
         """The strength of their perturbation; None: that of the diffusion process, which does not change."""
         gamma = self.spec.objective.gamma
-        return gamma.at(step) if isinstance(gamma, Ramp) else None
+        return gamma.at(step) if isinstance(gamma, Ramp) and self.diffusion.needs_xi else None
 
     # What it computes: the same on the host's call and in a captured program
 

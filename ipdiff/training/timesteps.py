@@ -47,7 +47,7 @@ class UniformTimesteps:
 
         Args:
             t: [n] int64 in 0..T-1.
-            losses: [n] float64: the unweighted total loss (mse + vb) of each image.
+            losses: [n] float64: the loss of each image, without the weights that `sample` gave.
             keep: one bool: false changes nothing.
         """
 

@@ -16,7 +16,8 @@ pytestmark = pytest.mark.workflow
 def params(step: int) -> dict[str, Any]:
     """A study that shows a tuned model alone; what it starts from is derived."""
     raw = params_factory.small()
-    raw["models"]["tuned"] = {"family": "adm", "gamma": 0.1, "start": {"model": "adm", "step": step}}
+    gamma = {"start": 0.0, "end": 0.1, "until": 6}
+    raw["models"]["tuned"] = {"family": "adm", "gamma": gamma, "start": {"model": "adm", "step": step}}
     table = {**raw["tables"]["table3"], "models": ["tuned"], "compare": {}}
     return raw | {"datasets": {"tiny": raw["datasets"]["tiny"]}, "tables": {"table3": table}, "figures": {}}
 

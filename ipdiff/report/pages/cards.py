@@ -66,9 +66,6 @@ def _made(entry: Entry, recipes: Mapping[str, Recipe]) -> Iterator[Made]:
         made_from = [recipe, *(recipes[link.directory] for link in behind.values())]
         parameters = {key: value for one in made_from for key, value in one["params"].items()}
         parameters |= {f"imported {one['cell']}": one["source"] for one in made_from if "source" in one}
-        parameters |= {
-            f"trained on from {link.directory}": link.digest
-            for one in made_from
-            if one["stage"] == "train" and (link := origin.source_of(one, "ema.safetensors"))
-        }
+        if (start := origin.source_of(recipes[behind["checkpoint"].directory], "ema.safetensors")) is not None:
+            parameters[f"trained on from {start.directory}"] = start.digest
         yield Made(seed, directory, recipe["code"], links, json.dumps(parameters, sort_keys=True))

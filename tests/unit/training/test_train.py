@@ -355,9 +355,10 @@ def test_a_ramp_is_closed_form_and_exact_at_its_ends():
         Ramp(0.0, 0.1, until=8, after=8)
 
 
-def test_a_ramp_that_stays_is_the_constant():
-    spec = change(RUNS["adm-ip"], gamma=Ramp(0.1, 0.1, until=3))
-    assert frozen(advanced(spec, 5)) == frozen(advanced(RUNS["adm-ip"], 5))
+@pytest.mark.parametrize("gamma", [0.0, 0.1])
+def test_a_ramp_that_stays_is_the_constant(gamma):
+    spec = change(RUNS["adm-ip"], gamma=Ramp(gamma, gamma, until=3))
+    assert frozen(advanced(spec, 5)) == frozen(advanced(change(spec, gamma=gamma), 5))
     assert RunSpec.from_json(spec.to_json()) == spec
 
 
