@@ -71,13 +71,23 @@ class Coefficients:
         """Eq. 4 solved for eps."""
         return (at(np.sqrt(1 / self.alphas_cumprod), i, x_t) * x_t - x0) / self._eps_coef(i, x_t)
 
+    def v_from_eps(self, x0: Tensor, t: Index, eps: Tensor) -> Tensor:
+        """The velocity v = sqrt(alpha-bar) eps - sqrt(1 - alpha-bar) x0 (arXiv:2202.00512 appendix D)."""
+        return at(np.sqrt(self.alphas_cumprod), t, x0) * eps - at(np.sqrt(1 - self.alphas_cumprod), t, x0) * x0
+
+    def eps_from_v(self, x_t: Tensor, i: Index, v: Tensor) -> Tensor:
+        """Eq. 4 and v, which is x_t rotated by a right angle, solved for eps."""
+        return at(np.sqrt(self.alphas_cumprod), i, x_t) * v + at(np.sqrt(1 - self.alphas_cumprod), i, x_t) * x_t
+
+    def min_snr_weights(self, k: float) -> FloatArray:
+        """min(SNR, k) / SNR, [K]: the weights of eps' squared error (arXiv:2303.09556); ValueError where k <= 0."""
+        if not 0 < k < math.inf:
+            raise ValueError(f"min_snr={k}: expected a finite value > 0; the paper uses 5")
+        snr = self.alphas_cumprod / (1 - self.alphas_cumprod)
+        return np.minimum(snr, k) / snr
+
     def _eps_coef(self, i: Index, x_t: Tensor) -> float | Tensor:
         return at(np.sqrt(1 / self.alphas_cumprod - 1), i, x_t)
-
-    @property
-    def half_log_snr(self) -> FloatArray:
-        """Of each step log(sqrt(alpha-bar) / sqrt(1 - alpha-bar)), decreasing: lambda of arXiv:2206.00927 section 3."""
-        return half_log_snr(self.alphas_cumprod)
 
     def multistep_predictor(self) -> tuple[FloatArray, ...]:
         """Weights of x_i, x0_i and x0_{i+1} in x_{i-1}: the second-order step of a data-prediction solver.
@@ -87,7 +97,7 @@ class Coefficients:
 
         Source: DPM-Solver++(2M), arXiv:2211.01095 Alg. 2; UniP-2 with B(h) = e^h - 1, arXiv:2302.04867, is the same.
         """
-        h = np.append(np.inf, -np.diff(self.half_log_snr))
+        h = np.append(np.inf, -np.diff(half_log_snr(self.alphas_cumprod)))
         of_x = np.sqrt((1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod))
         of_x0 = -np.sqrt(self.alphas_cumprod_prev) * np.expm1(-h)
         share = np.zeros_like(h)
@@ -107,7 +117,7 @@ class Coefficients:
         if K == 1:
             return tuple(weights)
         at_i, before = self.alphas_cumprod[:-1], self.alphas_cumprod[1:]  # of steps i and i+1, i = 0..K-2
-        h = -np.diff(self.half_log_snr)
+        h = -np.diff(half_log_snr(self.alphas_cumprod))
         phi = -np.sqrt(at_i) * np.expm1(-h)
         weights[1, :-1] = np.sqrt((1 - at_i) / (1 - before))
         # The two conditions of order 2 for r = -h_{i+1} / h_i and 1; the first corrected step keeps the last alone.
@@ -121,6 +131,13 @@ class Coefficients:
         weights[3, :-1] = phi * of_earlier
         weights[4, :-1] = phi * of_new
         return tuple(weights)
+
+    def variational_bound(self, mean: Tensor, log_variance: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """In bits per dimension, [N]: KL(q || p), p = N(mean, exp(log_variance)); at t = 0 the decoder's likelihood."""
+        q_log_variance = at(self.posterior_log_variance, t, x_t)
+        kl = image_mean(normal_kl(self.posterior_mean(x0, x_t, t), q_log_variance, mean, log_variance))
+        nll = -image_mean(decoder_log_likelihood(x0, mean, 0.5 * log_variance))
+        return torch.where(t == 0, nll, kl) / math.log(2)
 
     def posterior_mean(self, x0: Tensor, x_t: Tensor, i: Index) -> Tensor:
         """Mean of q(x_{i-1} | x_i, x0) (DDPM Eq. 7)."""
@@ -172,6 +189,13 @@ def checked_betas(betas: npt.ArrayLike) -> FloatArray:
     return array
 
 
+def checked_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """A value that is one of the choices; ValueError where it is none."""
+    if value not in choices:
+        raise ValueError(f"unknown {name} {value!r}; use {' or '.join(map(repr, choices))}")
+    return value
+
+
 def checked_timesteps(timesteps: Sequence[int] | IntArray | None, T: int) -> IntArray:
     """The kept steps of 0..T-1, [K] int64, all for None; ValueError where they do not increase or leave that range."""
     if timesteps is None:
@@ -189,13 +213,6 @@ def given(name: str, noise: Tensor | None) -> Tensor:
     if noise is None:
         raise ValueError(f"{name} is None but needed here; give standard normal noise of the images' shape")
     return noise
-
-
-def checked_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
-    """One of the choices; ValueError for anything else."""
-    if value not in choices:
-        raise ValueError(f"unknown {name} {value!r}; use {' or '.join(map(repr, choices))}")
-    return value
 
 
 def checked_table(name: str, values: npt.ArrayLike, size: int, least: float = 0.0) -> FloatArray:
@@ -231,3 +248,19 @@ def decoder_log_likelihood(x0: Tensor, mean: Tensor, log_scale: Tensor) -> Tenso
 
 def _approximate_normal_cdf(x: Tensor) -> Tensor:
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def vjp(eps: Tensor, x_t: Tensor, probe: Tensor) -> Tensor:
+    """The probe's product with the Jacobian d eps / d x_t, [N,C,H,W], differentiable in the network's parameters.
+
+    Its squared norm is an unbiased estimate of the Jacobian's (Frobenius) for probes of zero mean and unit covariance,
+    where no image of the batch depends on another: E |v^T J|^2 = tr(J^T E[v v^T] J) = ||J||_F^2.
+    """
+    if probe.shape != x_t.shape:
+        raise ValueError(f"probe has shape {tuple(probe.shape)}, expected that of x_t, {tuple(x_t.shape)}")
+    return torch.autograd.grad(eps, x_t, grad_outputs=probe, create_graph=True)[0]
+
+
+def image_mean(values: Tensor) -> Tensor:
+    """The mean over everything but the batch, [N]."""
+    return values.flatten(1).mean(1)

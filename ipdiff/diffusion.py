@@ -28,13 +28,13 @@ from ipdiff.coefficients import (
     checked_choice,
     checked_table,
     checked_timesteps,
-    decoder_log_likelihood,
     given,
-    normal_kl,
+    image_mean,
     on_device,
     per_image,
+    vjp,
 )
-from ipdiff.schedule import IntArray
+from ipdiff.schedule import FloatArray, IntArray
 
 Model = Callable[[Tensor, Tensor], Tensor]
 """model(x [N,C,H,W], t [N] int64) -> [N,C,H,W], or [N,2C,H,W] with learned sigma."""
@@ -44,23 +44,18 @@ class Target(NamedTuple):
     """What a network is trained to say, and how the noise is read from what it says.
 
     Attributes:
-        of: (process, coefficients of the full chain, x0, t, eps, noise of y_t) -> what the network should say at y_t.
-        eps: (coefficients of the chain, x_t, step, what it says) -> eps.
+        of: (coefficients of the full chain, x0, t, eps, gamma of each image, noise of y_t) -> what the network should
+            say at y_t.
+        eps: (coefficients of the chain, x_t, step, what it says) -> eps, a linear function of x_t and what it says.
     """
 
-    of: Callable[[GaussianDiffusion, Coefficients, Tensor, Tensor, Tensor, Tensor], Tensor]
+    of: Callable[[Coefficients, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
     eps: Callable[[Coefficients, Tensor, Index, Tensor], Tensor]
 
 
-def _eps(process: GaussianDiffusion, full: Coefficients, x0: Tensor, t: Tensor, eps: Tensor, noise: Tensor) -> Tensor:
-    return eps
-
-
-def _unit_noise(
-    process: GaussianDiffusion, full: Coefficients, x0: Tensor, t: Tensor, eps: Tensor, noise: Tensor
-) -> Tensor:
+def _unit_noise(full: Coefficients, x0: Tensor, t: Tensor, eps: Tensor, gamma: Tensor, noise: Tensor) -> Tensor:
     # DDPM-y: eps' = (eps + gamma_t xi) / sqrt(1 + gamma_t^2)
-    return noise / at(np.sqrt(1 + process.gamma**2), t, eps)
+    return noise / per_image(torch.sqrt(1 + gamma**2).to(eps.dtype), eps)
 
 
 def _as_said(chain: Coefficients, x_t: Tensor, i: Index, said: Tensor) -> Tensor:
@@ -68,8 +63,9 @@ def _as_said(chain: Coefficients, x_t: Tensor, i: Index, said: Tensor) -> Tensor
 
 
 TARGETS = {
-    "eps": Target(_eps, _as_said),
+    "eps": Target(lambda full, x0, t, eps, gamma, noise: eps, _as_said),
     "eps_prime": Target(_unit_noise, _as_said),
+    "v": Target(lambda full, x0, t, eps, gamma, noise: full.v_from_eps(x0, t, eps), Coefficients.eps_from_v),
 }
 """What networks are trained to say, by the name in `ipdiff.spec.OBJECTIVES`."""
 
@@ -89,14 +85,18 @@ class GaussianDiffusion:
         timesteps: [K] integers, strictly increasing, in 0..T-1: the steps that sampling keeps; None keeps
             all. Training and `q_sample` always use the full chain.
         learn_sigma: the network gives 2C channels, eps and v; else C channels.
-        gamma: perturbation strength of Eq. 6, >= 0: a constant (the paper) or [T], one value for each t.
-        target: a key of `TARGETS`: "eps" (Alg. 3), or "eps_prime", the unit-variance noise of y_t (DDPM-y).
+        gamma: perturbation strength of Eq. 6, >= 0: a constant (the paper) or [T], one value for each t. Where it
+            changes over training, its largest value.
+        target: a key of `TARGETS`: "eps" (Alg. 3), "eps_prime", the unit-variance noise of y_t (DDPM-y), or "v".
         fixed_variance: where sigma is not learned: "small" (beta tilde) or "large" (beta).
         loss_reduction: of the squared error and the gradient penalty over C, H, W: "mean" (ADM) or "sum" (the
             DDIM code base).
         gp_weight: lambda_GP, >= 0, weight of the gradient penalty (ADM-GP), which is reduced like the squared
             error: for a linear network it acts as extra input noise of this variance. It is defined without
             perturbation and so excludes gamma > 0.
+        min_snr: k > 0: the squared error (and the penalty) of each t is weighted so that that of the x0 which follows
+            counts min(SNR, k) times, SNR = alpha-bar / (1 - alpha-bar); for eps that is min(SNR, k) / SNR. None: all
+            weights are 1.
 
     Attributes:
         T: number of train steps.
@@ -108,8 +108,8 @@ class GaussianDiffusion:
     Raises:
         ValueError: an argument outside the range given above.
 
-    Source: arXiv:2301.11706 Eq. 4 and 6, Alg. 1 to 3;
-        guided-diffusion guided_diffusion/gaussian_diffusion.py and respace.py@22e0df8.
+    Source: arXiv:2301.11706 Eq. 4 and 6, Alg. 1 to 3; arXiv:2202.00512 appendix D (v); arXiv:2303.09556 section 3.4
+        (min-SNR); guided-diffusion guided_diffusion/gaussian_diffusion.py and respace.py@22e0df8.
     """
 
     def __init__(
@@ -123,6 +123,7 @@ class GaussianDiffusion:
         fixed_variance: Literal["small", "large"] = "small",
         loss_reduction: Literal["mean", "sum"] = "mean",
         gp_weight: float = 0.0,
+        min_snr: float | None = None,
     ) -> None:
         betas = checked_betas(betas)
         self.T = len(betas)
@@ -137,6 +138,8 @@ class GaussianDiffusion:
         self._full = Coefficients.build(betas, np.cumprod(1 - betas, dtype=np.float64))
         self.chain = self._full.respaced(self.timesteps)
         self._eps_scale = np.ones(self.num_steps)
+        self.min_snr = min_snr
+        self._loss_weights = None if min_snr is None else self._min_snr_weights(min_snr)
 
     @property
     def needs_xi(self) -> bool:
@@ -201,7 +204,7 @@ class GaussianDiffusion:
         Source: arXiv:2301.11706 Eq. 6.
         """
         check_index(t, self.T, x0)
-        return self._full.diffuse(x0, t, self._perturbed_noise(t, eps, xi))
+        return self._full.diffuse(x0, t, self._perturbed_noise(self._gamma_at(t, eps), eps, xi))
 
     def training_losses(
         self,
@@ -212,6 +215,7 @@ class GaussianDiffusion:
         xi: Tensor | None = None,
         *,
         probe: Tensor | None = None,
+        gamma: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Compute the loss of each image from one call of the network.
 
@@ -224,16 +228,18 @@ class GaussianDiffusion:
             probe: [N,C,H,W] float, standard normal or random signs: the direction in which the gradient
                 penalty looks. Where it is needed (`needs_probe`), the network must be differentiable twice;
                 elsewhere the penalty is reported and not added. Autograd must be enabled.
+            gamma: [] or [N] float64 on x0's device, >= 0: the strength at this update, where it changes over training
+                (only where `needs_xi`); None: the process'.
 
         Returns:
             dict of [N], dtype of x0: "mse" (squared error, mean or sum over C, H, W); with learned sigma "vb"
-            (bits per dimension, times T/1000, trains v only); with a probe "gp" (an unbiased estimate of the
-            squared Frobenius norm of d eps_theta / d x, over C * H * W where the squared error is a mean);
-            "loss" = mse + vb + gp_weight * gp.
+            (bits per dimension, times T/1000, trains the variance only); with a probe "gp" (an unbiased estimate of
+            the squared Frobenius norm of d eps_theta / d x, over C * H * W where the squared error is a mean);
+            "loss" = w * mse + vb + w * gp_weight * gp, w = 1 without `min_snr`.
 
         Raises:
-            ValueError: as `perturbed`, a probe that is missing or of another shape than x0, or a network output of the
-                wrong shape.
+            ValueError: as `perturbed`, a probe that is missing or of another shape than x0, a gamma for a process that
+                perturbs nothing, or a network output of the wrong shape.
 
         Source: arXiv:2301.11706 Alg. 3, Table 7 (DDPM-y), L_GP (its estimator is not published); guided-diffusion
             guided_diffusion/gaussian_diffusion.py@22e0df8 (RESCALED_MSE). As there, the variational bound
@@ -241,25 +247,30 @@ class GaussianDiffusion:
         """
         if self.needs_probe and probe is None:
             raise ValueError(f"gp_weight={self.gp_weight} needs probe: give standard normal noise of x0's shape")
+        if gamma is not None and not self.needs_xi:
+            raise ValueError("gamma of an update, for a process with gamma=0; give the process its largest value")
         check_index(t, self.T, x0)
-        noise = self._perturbed_noise(t, eps, xi)
+        gamma = self._gamma_at(t, eps) if gamma is None else gamma
+        noise = self._perturbed_noise(gamma, eps, xi)
         y_t = self._full.diffuse(x0, t, noise)
         if probe is not None:
             y_t = y_t.detach().requires_grad_()
         said, v = self._split(model(y_t, t), y_t)
         target = TARGETS[self.target]
-        terms = {"mse": self._reduce((target.of(self, self._full, x0, t, eps, noise) - said).square())}
+        terms = {"mse": self._reduce((target.of(self._full, x0, t, eps, gamma, noise) - said).square())}
         output = _Output(target.eps(self._full, y_t, t, said), v)
-        loss = terms["mse"]
+        loss = self._weighted(terms["mse"], t)
         if output.v is not None:
             # arXiv:2102.09672 section 3.1: the bound trains the variance only; T/1000 is the code's scale
-            terms["vb"] = self._vb(_Output(output.eps.detach(), output.v), x0, y_t.detach(), t) * (self.T / 1000)
+            p = self._reverse(self._full, _Output(output.eps.detach(), v), y_t.detach(), t, clip_denoised=False)
+            bound = self._full.variational_bound(p["mean"], p["log_variance"], x0, y_t.detach(), t)
+            terms["vb"] = bound * (self.T / 1000)
             loss = loss + terms["vb"]
         if probe is not None:
-            gp = self._reduce(_vjp(output.eps, y_t, probe).square())
+            gp = self._reduce(vjp(output.eps, y_t, probe).square())
             terms["gp"] = gp if self.needs_probe else gp.detach()
             # L_GP = ||eps - eps_theta||^2 + lambda_GP ||d eps_theta / d x||_F^2
-            loss = loss + self.gp_weight * gp if self.needs_probe else loss
+            loss = loss + self.gp_weight * self._weighted(gp, t) if self.needs_probe else loss
         return {**terms, "loss": loss}
 
     def p_mean_variance(self, model: Model, x_t: Tensor, i: Index, clip_denoised: bool = True) -> dict[str, Tensor]:
@@ -373,14 +384,26 @@ class GaussianDiffusion:
             )
         return gp_weight
 
-    def _perturbed_noise(self, t: Index, eps: Tensor, xi: Tensor | None) -> Tensor:
+    def _min_snr_weights(self, k: float) -> FloatArray:
+        one = torch.ones((self.T, 1, 1, 1), dtype=torch.float64)
+        eps = TARGETS[self.target].eps(self._full, 0 * one, torch.arange(self.T), one)  # by what is said: it is linear
+        return self._full.min_snr_weights(k) * eps.flatten().square().numpy()
+
+    def _weighted(self, squared: Tensor, t: Tensor) -> Tensor:
+        return squared if self._loss_weights is None else at(self._loss_weights, t, squared) * squared
+
+    def _gamma_at(self, t: Index, like: Tensor) -> Tensor:
+        """gamma_t of each image, [N] float64, or of all, []."""
+        return on_device(self.gamma.tobytes(), np.float64, torch.float64, like.device)[t]
+
+    def _perturbed_noise(self, gamma: Tensor, eps: Tensor, xi: Tensor | None) -> Tensor:
         if not self.needs_xi:
             return eps
         # Eq. 6: eps + gamma_t xi
-        return eps + at(self.gamma, t, eps) * given("xi", xi)
+        return eps + per_image(gamma.to(eps.dtype), eps) * given("xi", xi)
 
     def _reduce(self, squared: Tensor) -> Tensor:
-        return squared.flatten(1).sum(1) if self.loss_reduction == "sum" else _image_mean(squared)
+        return squared.flatten(1).sum(1) if self.loss_reduction == "sum" else image_mean(squared)
 
     def _split(self, output: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
         channels = x_t.shape[1]
@@ -422,28 +445,3 @@ class GaussianDiffusion:
         # arXiv:2102.09672 Eq. 15: v = 1 is beta, v = -1 is beta tilde; v is not bounded
         share = (v + 1) / 2
         return share * at(np.log(chain.betas), i, x_t) + (1 - share) * at(small, i, x_t)
-
-    def _vb(self, output: _Output, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Variational bound in bits per dimension, [N]: KL(q || p), at t = 0 the decoder's likelihood."""
-        chain = self._full
-        p = self._reverse(chain, output, x_t, t, clip_denoised=False)
-        q_mean = chain.posterior_mean(x0, x_t, t)
-        q_log_variance = at(chain.posterior_log_variance, t, x_t)
-        kl = _image_mean(normal_kl(q_mean, q_log_variance, p["mean"], p["log_variance"]))
-        nll = -_image_mean(decoder_log_likelihood(x0, p["mean"], 0.5 * p["log_variance"]))
-        return torch.where(t == 0, nll, kl) / math.log(2)
-
-
-def _vjp(eps: Tensor, x_t: Tensor, probe: Tensor) -> Tensor:
-    """The probe's product with the Jacobian d eps / d x_t, [N,C,H,W], differentiable in the network's parameters.
-
-    Its squared norm is an unbiased estimate of the Jacobian's (Frobenius) for probes of zero mean and unit covariance,
-    where no image of the batch depends on another: E |v^T J|^2 = tr(J^T E[v v^T] J) = ||J||_F^2.
-    """
-    if probe.shape != x_t.shape:
-        raise ValueError(f"probe has shape {tuple(probe.shape)}, expected that of x_t, {tuple(x_t.shape)}")
-    return torch.autograd.grad(eps, x_t, grad_outputs=probe, create_graph=True)[0]
-
-
-def _image_mean(values: Tensor) -> Tensor:
-    return values.flatten(1).mean(1)

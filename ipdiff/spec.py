@@ -7,6 +7,7 @@ field is its documentation in config/README.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -18,9 +19,31 @@ from ipdiff.device.spec import Compute
 from ipdiff.parameters import FORBID, SEED, Range, Record, check
 from ipdiff.schedule import FloatArray, make_betas
 
-Strength = float | list[float]
-"""A regulariser's strength: a constant, or values at equally spaced t from 0 to T-1 (linear in between)."""
 
+@dataclass(frozen=True)
+class Ramp(Record):
+    """A strength that changes over training: the same at a step, however often the run was stopped before."""
+
+    __pydantic_config__: ClassVar = FORBID
+    start: Annotated[float, "strength up to step `after`", Range(0)]
+    end: Annotated[float, "strength from step `until` on", Range(0)]
+    until: Annotated[int, "optimiser updates after which `end` is reached", Range(1)]
+    after: Annotated[int, "optimiser updates with `start`, before it begins to change", Range(0)] = 0
+    shape: Annotated[Literal["linear", "cosine"], "in between: a straight line, or half a cosine"] = "linear"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.after < self.until, f"after is {self.after}, not less than until, {self.until}")
+
+    def at(self, step: int) -> float:
+        """The strength at update `step` (0-based)."""
+        done = min(1.0, max(0.0, (step - self.after) / (self.until - self.after)))
+        share = done if self.shape == "linear" else 0.5 * (1.0 - math.cos(math.pi * done))
+        return (1.0 - share) * self.start + share * self.end
+
+
+Strength = float | list[float] | Ramp
+"""A strength: a constant, values at equally spaced t from 0 to T-1 (linear in between), or one that changes."""
 
 Decay = Literal["decoupled", "coupled"]
 
@@ -28,6 +51,7 @@ Decay = Literal["decoupled", "coupled"]
 OBJECTIVES = {
     "eps": "the noise eps (Alg. 3)",
     "eps_prime": "eps', the noise of the perturbed input, scaled to unit variance (DDPM-y)",
+    "v": "the velocity v = sqrt(alpha-bar) eps - sqrt(1 - alpha-bar) x0",
 }
 """What a network may be trained to say; a new one is a row here, and one with its functions in `diffusion.TARGETS`."""
 
@@ -130,17 +154,19 @@ class FamilyKind:
     Attributes:
         network: the record of its architecture.
         build: the class, called as (image_size, in_channels=, out_channels=, **network): module:class.
+        clip_denoised: whether its code base clamps x0 while sampling.
     """
 
     network: type[Network]
     build: str
+    clip_denoised: bool = True
 
 
 FAMILIES = {
     "adm": FamilyKind(ADMNetwork, "ipdiff.nets.adm:ADMUNet"),
-    "ddpm": FamilyKind(DDPMNetwork, "ipdiff.nets.ddpm:DDPMUNet"),
+    "ddpm": FamilyKind(DDPMNetwork, "ipdiff.nets.ddpm:DDPMUNet", clip_denoised=False),
 }
-"""Kinds of networks by name: a row and a record here, the class, and the family in `pipeline.config.spec`."""
+"""Kinds of networks by name: a row and a record here, and the class."""
 
 if TYPE_CHECKING:
     Family = str
@@ -213,6 +239,7 @@ class Objective(Record):
     gp_weight: Annotated[float, Range(0)]
     weight_decay: Annotated[float, Range(0)]
     decay: Decay = "decoupled"
+    min_snr: Annotated[float | None, Range(above=0)] = None
 
 
 @dataclass(frozen=True)
@@ -229,9 +256,25 @@ class RunSpec(Record):
     channels: Annotated[int, Range(values=(1, 3))]
     seed: Annotated[int, SEED]
 
+    def unlike(self, other: RunSpec) -> str | None:
+        """How the other's network differs, for a message; None where one's weights fit the other."""
+        here, there = (
+            {
+                **{key: getattr(spec, key) for key in ("family", "image_size", "channels")},
+                "learn_sigma": spec.diffusion.learn_sigma,
+                **asdict(spec.network),
+            }
+            for spec in (self, other)
+        )
+        key = next((key for key in here if there.get(key) != here[key]), None)
+        return None if key is None else f"its {key} is {there[key]}, not {here[key]}"
+
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON, for a recipe."""
-        return asdict(self)
+        """Plain JSON, for a recipe; without `min_snr` where it is not used, as in recipes from before there was one."""
+        data = asdict(self)
+        if self.objective.min_snr is None:
+            del data["objective"]["min_snr"]
+        return data
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> RunSpec:
@@ -240,6 +283,8 @@ class RunSpec(Record):
         training, objective = dict(data["training"]), dict(data["objective"])
         if (optimizer := training.pop("optimizer", None)) is not None:  # of an import from before `decay`
             objective["decay"] = {"adam": "coupled", "adamw": "decoupled"}[optimizer]
+        if isinstance(objective["gamma"], dict):
+            objective["gamma"] = Ramp(**objective["gamma"])
         parts = {
             "network": network(**data["network"]),
             "diffusion": Diffusion(**data["diffusion"]),

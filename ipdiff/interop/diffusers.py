@@ -121,7 +121,7 @@ _DDPM_CONFIG = {
 }
 
 
-_PREDICTIONS = {"eps": "epsilon", "eps_prime": "epsilon"}
+_PREDICTIONS = {"eps": "epsilon", "eps_prime": "epsilon", "v": "v_prediction"}
 """The schedulers' word for what a network says, by the run's target."""
 
 

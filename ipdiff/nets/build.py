@@ -13,7 +13,7 @@ from ipdiff.errors import UserError
 from ipdiff.nets.layers import UNet
 from ipdiff.parameters import resolve
 from ipdiff.schedule import make_betas
-from ipdiff.spec import FAMILIES, Objective, RunSpec, Strength
+from ipdiff.spec import FAMILIES, Objective, Ramp, RunSpec, Strength
 
 
 def network(spec: RunSpec) -> UNet:
@@ -52,11 +52,14 @@ def diffusion(spec: RunSpec, timesteps: NDArray[np.int64] | None = None) -> Gaus
         fixed_variance=spec.diffusion.fixed_variance,
         loss_reduction=spec.training.loss_reduction,
         gp_weight=objective.gp_weight,
+        min_snr=objective.min_snr,
     )
 
 
 def gamma_over_t(gamma: Strength, T: int) -> float | NDArray[np.float64]:
-    """A constant stays one; a list is interpolated linearly over t = 0..T-1 (Eq. 6 writes gamma_t)."""
+    """A constant stays one; a list is interpolated linearly over t = 0..T-1 (Eq. 6: gamma_t); a ramp's largest."""
     if isinstance(gamma, list):
         return np.interp(np.arange(T), np.linspace(0, T - 1, len(gamma)), gamma)
+    if isinstance(gamma, Ramp):
+        return max(gamma.start, gamma.end)
     return gamma

@@ -1,165 +1,33 @@
-"""From a cell to its stage: parameters resolved, inputs verified, outputs published."""
+"""From a cell to its stage: inputs verified, its function run, outputs published."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ipdiff.errors import IntegrityError, UserError
-from ipdiff.metrics.spec import FEATURES
-from ipdiff.pipeline import config, grid
-from ipdiff.pipeline.config.spec import Dataset
+from ipdiff.errors import UserError
+from ipdiff.pipeline import config
 from ipdiff.pipeline.grid import Cell
-from ipdiff.pipeline.stages import IMPORT, STAGES
+from ipdiff.pipeline.job import Job, progress_bar
+from ipdiff.pipeline.stages import STAGES
 from ipdiff.pipeline.store import artifact
 from ipdiff.pipeline.store.artifact import Publication
-from ipdiff.pipeline.store.code_digests import code_digest
-from ipdiff.sample_sets.spec import Analysis, Sampler
+from ipdiff.sample_sets.spec import Sampler
 from ipdiff.spec import RunSpec
-from ipdiff.work import launch, recipes
-from ipdiff.work.files import md5
+from ipdiff.work import launch
 from ipdiff.work.locks import locked
 from ipdiff.work.recipes import RECIPE
-from ipdiff.work.shards import Shards
-from ipdiff.work.train_states import States
+from ipdiff.work.shards import Shards, unit_of
 
 if TYPE_CHECKING:
     from ipdiff.device.spec import Compute
     from ipdiff.metrics.features.extractors import Network
     from ipdiff.metrics.spec import Reference
     from ipdiff.sample_sets.sample import ImageSampler
-
-WORK = Path("work")
-
-
-class Job:
-    """A cell about to be made: what its stage's `run` needs, from params.yaml and its inputs."""
-
-    def __init__(self, params: config.Params, cell: Cell, inputs: dict[str, str]) -> None:
-        """`inputs`: verified paths and digests."""
-        self.params, self.cell, self.inputs = params, cell, inputs
-        self.names = cell.bindings
-
-    def begun(self) -> dict[str, Any]:
-        """What the cell's recipe says beforehand."""
-        cell = self.cell
-        return {
-            "cell": cell.directory,
-            "stage": cell.stage.verb,
-            "command": cell.command,
-            "code": cell.code,
-            "params": self.params.values(cell.params),
-            "inputs": self.inputs,
-        }
-
-    @property
-    def dataset(self) -> Dataset:
-        """The cell's data set."""
-        return self.params.dataset(self.names["dataset"])
-
-    @property
-    def analysis(self) -> Analysis:
-        """What the cell's data set says of analyses."""
-        if (settings := self.dataset.analysis) is None:
-            raise UserError(f"datasets.{self.names['dataset']}.analysis is missing")
-        return settings
-
-    def path(self, name: str) -> Path:
-        """The input file of this name."""
-        return self.paths(name)[0]
-
-    def paths(self, name: str) -> list[Path]:
-        """All input files of this name."""
-        return [Path(path) for path in self.inputs if path.endswith(f"/{name}")]
-
-    def recipe(self) -> dict[str, Any]:
-        """The recipe among the inputs."""
-        return recipes.read(self.path(RECIPE))
-
-    def recipes(self) -> list[dict[str, Any]]:
-        """All recipes among the inputs."""
-        return [recipes.read(path) for path in self.paths(RECIPE)]
-
-    def network(self) -> Network:
-        """The data set's feature network."""
-        from ipdiff.metrics.features import inception_file
-        from ipdiff.metrics.features.extractors import Network
-
-        name, settings = self.dataset.features, self.dataset.feature_settings
-        file = FEATURES[name].file
-        made = self.path(STAGES[name].files[0]) if file == "stage" else None
-        return Network(name, inception_file.obtain(settings) if file == "published" else made, settings)
-
-    @property
-    def about(self) -> dict[str, str | int]:
-        """The cell's wildcards, as its results name them."""
-        numbers = ("seed", "step")
-        return {
-            name: int(self.names[name]) if name in numbers else self.names[name] for name in self.cell.stage.wildcards
-        }
-
-    def run_spec(self) -> RunSpec:
-        """The training run of the cell's names."""
-        names = self.names
-        return self.params.run_spec(names["dataset"], names["model"], int(names["seed"]))
-
-    def checkpoint_spec(self) -> RunSpec:
-        """The run of the checkpoint among the inputs, by its recipe.
-
-        Raises:
-            UserError: it was imported for another network or noise process than params.yaml has now: no engine makes
-                it anew, as it does with a trained one.
-        """
-        recipe = self.recipe()
-        recorded = RunSpec.from_json(recipe["run"])
-        if recipe["stage"] == IMPORT.verb:
-            now = self.run_spec()
-            changed = [key for key in ("family", "network", "diffusion") if getattr(recorded, key) != getattr(now, key)]
-            if changed:
-                where = f"datasets.{self.names['dataset']}.families.{now.family}.{changed[0]}"
-                raise UserError(f"{recipe['cell']} was imported with another {where}; delete that folder, import again")
-        return recorded
-
-    def states(self, spec: RunSpec) -> States:
-        """The run's train states: their directory's name is the digest of all that decides the run's bytes."""
-        names, train = self.names, STAGES["train"]
-        code = code_digest(train.module, grid.rows_of(self.params, names), train.runs)
-        name = _digest(spec.to_json(), self.inputs[str(self.path("images.npy"))], code)
-        run = WORK / "states" / names["dataset"] / names["model"] / f"s{names['seed']}"
-        return States(run / name, self.params.work.states_kept)
-
-    def checkpoint_states(self) -> set[str]:
-        """Digests of the states that the run's checkpoints name, as far as they are here."""
-        train = STAGES["train"]
-        found = set[str]()
-        for path in Path().glob(train.outputs[-1].format(**{**self.names, "step": "*"})):
-            try:
-                found.add(str(recipes.read(path).get("state")))
-            except IntegrityError:  # its reader will say so
-                continue
-        return found
-
-    def shards(self) -> Shards:
-        """Where finished parts of the cell are saved until it is published."""
-        name = _digest(self.inputs, self.params.values(self.cell.params), self.cell.code)
-        return Shards(WORK / self.cell.directory / name, *launch.place())
-
-    def shared(self, made: Publication) -> Shards:
-        """`shards`, of which those of other versions are removed now, and these when the cell is published."""
-        shards = self.shards()
-        if shards.first:
-            shards.drop_others()
-            made.afterwards = shards.drop
-        return shards
-
-
-def _digest(*deciding: Any) -> str:
-    return md5(json.dumps(deciding, sort_keys=True).encode())
 
 
 def _prepare(job: Job, made: Publication) -> None:
@@ -168,7 +36,7 @@ def _prepare(job: Job, made: Publication) -> None:
 
     source = job.dataset.source
     raw = [Path(source.raw)] if source.raw else [obtain(archive) for archive in job.params.archives(source)]
-    notes = prepare.run(source, made.staging, raw, progress=_progress(source.expected_images or 0, "images"))
+    notes = prepare.run(source, made.staging, raw, progress=progress_bar(source.expected_images or 0, "images"))
     if notes:
         made.extra = {"read": notes}
         print(f"ipdiff: {raw[0]}: {prepare.summary(notes)}", file=sys.stderr, flush=True)
@@ -207,33 +75,21 @@ def _train(job: Job, made: Publication) -> None:
     previous = None
     if "previous" in job.names:
         recorded = job.recipe()
-        if recorded["run"] != spec.to_json():
+        start = str(job.start)
+        if recorded["run"] != spec.to_json() or recorded["inputs"].get(start) != job.inputs.get(start):
             raise UserError(
                 f"{job.path(RECIPE)} is of other parameters than params.yaml has now; make that checkpoint again first"
             )
         previous = (int(job.names["previous"]), recorded["state"])
-    step = int(job.names["step"])
-    states = job.states(spec)
-    rank, count = launch.place()
-    optimizer.micro_batches(spec.training, count)  # refused before they meet: who has met waits for who has left
-    if rank == 0:
-        states.prune_others(job.checkpoint_states())
+    setup = job.setup(spec)
+    optimizer.micro_batches(spec.training, setup.count)  # refused before they meet: who has met waits for who has left
+    if setup.rank == 0:
+        setup.states.prune_others(job.checkpoint_states())
         if previous:
             published = STAGES["resume"].outputs[0].format(**{**job.names, "step": previous[0]})  # if made or pulled
-            states.take(Path(published), *previous)
-    with states.in_use():
-        made.extra = segment.run(
-            spec,
-            job.path("images.npy"),
-            made.staging,
-            step=step,
-            previous=previous,
-            states=states,
-            work=job.params.work,
-            rank=rank,
-            count=count,
-            progress=_progress(step, "updates"),
-        )
+            setup.states.take(Path(published), *previous)
+    with setup.states.in_use():
+        made.extra = segment.run(setup, made.staging, int(job.names["step"]), previous)
 
 
 def _resume(job: Job, made: Publication) -> None:
@@ -243,15 +99,7 @@ def _resume(job: Job, made: Publication) -> None:
     spec = RunSpec.from_json(recorded["run"])
     states = job.states(spec)
     with states.in_use():
-        resume.run(
-            spec,
-            job.path("images.npy"),
-            made.staging,
-            step=int(job.names["step"]),
-            digest=recorded["state"],
-            states=states,
-            work=job.params.work,
-        )
+        resume.run(states, made.staging, int(job.names["step"]), recorded["state"], lambda: job.setup(spec))
 
 
 def _image_sampler(job: Job) -> ImageSampler:
@@ -275,7 +123,7 @@ def _sample(job: Job, made: Publication) -> None:
     from ipdiff.sample_sets import sample
 
     draw, sampling = _image_sampler(job), job.dataset.sampling
-    progress = _progress(sampling.count(draw.sampler), "images")
+    progress = progress_bar(sampling.count(draw.sampler), "images")
     made.extra = sample.run(draw, sampling, made.staging, job.shared(made), progress)
 
 
@@ -286,10 +134,9 @@ def draw_one(cell: Cell, index: int, path: Path) -> None:
     """
     from PIL import Image
 
-    from ipdiff.sample_sets import sample
-
     job = _job(cell)
-    call = sample.call_of(index, Sampler.parse(job.names["sampler"]), job.dataset.sampling)
+    sampling = job.dataset.sampling
+    call = unit_of(index, sampling.count(Sampler.parse(job.names["sampler"])), sampling.batch_size)
     image = _image_sampler(job).draw(call)[index - call.start]
     Image.fromarray(image.squeeze()).save(path)
 
@@ -319,7 +166,7 @@ def _evaluate(job: Job, made: Publication) -> None:
 def _drift(job: Job, made: Publication) -> None:
     from ipdiff.sample_sets import drift
 
-    progress = _progress(job.analysis.images, "images")
+    progress = progress_bar(job.analysis.images, "images")
     drift.run(_image_sampler(job), job.path("images.npy"), job.analysis, made.staging, progress)
 
 
@@ -335,7 +182,7 @@ def _analyse(job: Job, made: Publication) -> None:
         job.about,
         made.staging,
         compute=job.dataset.compute,
-        progress=_progress(len(prediction_error.timesteps(settings, spec.diffusion.T)), "timesteps"),
+        progress=progress_bar(len(prediction_error.timesteps(settings, spec.diffusion.T)), "timesteps"),
     )
 
 
@@ -437,15 +284,3 @@ def _say_waiting(cell: Cell) -> Callable[[str], None]:
         print(f"ipdiff: {cell.directory} is being made by {holder}; waiting for it", file=sys.stderr, flush=True)
 
     return say
-
-
-def _progress(total: int, unit: str) -> Callable[[int], None]:
-    """A progress bar on stderr, silent when that is no terminal."""
-    from tqdm import tqdm
-
-    bar = tqdm(total=total, unit=f" {unit}", smoothing=0.1, disable=None)
-
-    def show(done: int) -> None:
-        bar.update(done - bar.n)
-
-    return show

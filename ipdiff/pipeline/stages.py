@@ -111,6 +111,8 @@ IMAGES = f"{DATA}/images.npy"
 REFERENCE = "reference/{dataset}"
 NEIGHBOURS = "neighbours/{dataset}"
 RUN = "runs/{dataset}/{model}/s{seed}"
+START = "runs/{start_dataset}/{start_model}/s{start_seed}/{start_step}"
+"""The checkpoint that a run is trained on from."""
 SAMPLES = "samples/{dataset}/{model}/s{seed}/{step}/{sampler}"
 _CHECKPOINT = (f"{RUN}/{{step}}/ema.safetensors", f"{RUN}/{{step}}/{RECIPE}")
 _OF_RUN = ("dataset", "model", "seed", "step")

@@ -17,7 +17,6 @@ from ipdiff.data.arrays import stream_npz
 from ipdiff.data.images import to_network, to_uint8
 from ipdiff.data.spec import Quantise
 from ipdiff.device.compute import configure, dtype
-from ipdiff.device.program import Program
 from ipdiff.device.spec import Compute
 from ipdiff.device.streams import draws_on
 from ipdiff.diffusion import Index
@@ -26,8 +25,9 @@ from ipdiff.nets import build
 from ipdiff.nets.execution import compiled
 from ipdiff.nets.inference import prepare_for_sampling
 from ipdiff.rng import Purpose
+from ipdiff.sample_sets.captured import CapturedChain
 from ipdiff.sample_sets.spec import Sampler, Sampling, kept, nfe
-from ipdiff.samplers import CHAINS
+from ipdiff.samplers import CHAINS, Memory
 from ipdiff.spec import RunSpec
 from ipdiff.work import signals
 from ipdiff.work.shards import Shards, cut
@@ -78,7 +78,7 @@ class ImageSampler:
         net.forward_projected = compiled(net.forward_projected, compute)
         self.model, self.draws = net.at_timesteps(steps.tolist()), draws_on(self.device)
         self.shape = (spec.channels, spec.image_size, spec.image_size)
-        self._programs: dict[int, _Program] = {}
+        self._programs: dict[int, CapturedChain] = {}
 
     @torch.inference_mode()
     def draw(self, index: range, check: Callable[[], None] = lambda: None) -> NDArray[np.uint8]:
@@ -99,11 +99,18 @@ class ImageSampler:
         x = self.begin(index)
         return self.chain(self.diffusion, self.model, x, noise, start=self.nfe, callback=callback, **self.options)
 
-    def program(self, count: int) -> _Program:
+    def program(self, count: int) -> CapturedChain:
         """The chain of a batch of so many images, captured at its first use. Call it in inference mode."""
         if count not in self._programs:
-            self._programs[count] = _Program(self, count)
+            x = torch.zeros((count, *self.shape), device=self.device).to(memory_format=self.format)
+            self._programs[count] = CapturedChain(self._step, x, self.chain.no_memory(x), self.timesteps, self.nfe)
         return self._programs[count]
+
+    def _step(self, x: Tensor, i: Index, index: Tensor, t: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        def noise(_: Index) -> Tensor:
+            return self.noise(index, t)
+
+        return self.chain.step(self.diffusion, self.model, x, i, noise, memory, **self.options)
 
     def noise(self, index: range | Tensor, t: int | Tensor) -> Tensor:
         """The noise that images get in the step at which the network is shown timestep t."""
@@ -121,51 +128,6 @@ class ImageSampler:
         x0 = to_network(self.images[order[np.asarray(index) % len(order)]]).to(self.device)
         t = torch.full((len(index),), self.nfe - 1, device=self.device)
         return self.diffusion.q_sample(x0, t, self._noise(Purpose.EXPOSURE_EPS, index))
-
-
-class _Program:
-    """The reverse steps of a batch of fixed size as one program: the device counts the steps itself.
-
-    Coefficients, the row of the time table and the noise are looked up at the step that a tensor holds, so that one
-    captured step serves the whole chain and a step costs the host a single launch.
-    """
-
-    def __init__(self, sampler: ImageSampler, count: int) -> None:
-        """Make the tensors, and capture the step where there is a GPU."""
-        self._sampler, device = sampler, sampler.device
-        self._x = torch.zeros((count, *sampler.shape), device=device).to(memory_format=sampler.format)
-        self._memory = sampler.chain.no_memory(self._x)
-        self._index = torch.zeros(count, dtype=torch.int64, device=device)
-        self._i = torch.zeros(1, dtype=torch.int64, device=device)
-        self._timesteps = torch.from_numpy(sampler.timesteps).to(device)
-        self._program = Program(self._step, device, "a step of sampling")
-        self._program.prepare()
-
-    def run(self, x: Tensor, index: range, check: Callable[[], None]) -> Tensor:
-        """From x_T [n,C,H,W] of the images `index` to x_0; the result is overwritten by the next run."""
-        self._x.copy_(x)
-        for part in self._memory:
-            part.zero_()
-        self._index.copy_(torch.arange(index.start, index.stop, device=x.device))
-        self._i.fill_(self._sampler.nfe - 1)
-        for _ in range(self._sampler.nfe):
-            check()
-            self._program()
-        return self._x
-
-    def _step(self) -> None:
-        sampler, i = self._sampler, self._i.expand(len(self._x))
-        x, memory = sampler.chain.step(
-            sampler.diffusion, sampler.model, self._x, i, self._noise, self._memory, **sampler.options
-        )
-        self._x.copy_(x)
-        kept = [new.clone() if any(new is part for part in self._memory) else new for new in memory]
-        for part, new in zip(self._memory, kept, strict=True):
-            part.copy_(new)
-        self._i.sub_(1).clamp_(min=0)  # warm-ups do not leave the chain
-
-    def _noise(self, i: Index) -> Tensor:
-        return self._sampler.noise(self._index, self._timesteps[self._i])
 
 
 def run(
@@ -201,16 +163,3 @@ def run(
         parts = (part["images"] for part in shards.parts(units))
         stream_npz(out / "samples.npz", "arr_0", (n, *size, channels), parts)
     return {"n": n, "nfe": draw.nfe}
-
-
-def call_of(index: int, sampler: Sampler, sampling: Sampling) -> range:
-    """The network call that draws image `index` of a set: repeated whole, it gives the bytes of the set.
-
-    Raises:
-        UserError: the set has no such image.
-    """
-    n = sampling.count(sampler)
-    for call in cut(n, sampling.batch_size):
-        if index in call:
-            return call
-    raise UserError(f"index is {index}; the set has images 0..{n - 1}")

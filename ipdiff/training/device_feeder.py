@@ -1,10 +1,10 @@
 """Updates that stay on the device: one is a program over fixed tensors, and the host only feeds and reads it.
 
 The host prepares what a piece of `EVERY` updates needs (data indices, flips, uniforms for t, learning rates, EMA's
-shares), sends it at once and has the program run for each; it looks at the losses when they are through, and before a
-state is taken. An update whose loss or gradient is not finite changes nothing, and neither do those after it, so that
-the run is then as it was before it. Timesteps, noise, masks and data are those of `training.host_feeder`; sums may
-differ in their last bits.
+shares, gammas), sends it at once and has the program run for each; it looks at the losses when they are through, and
+before a state is taken. An update whose loss or gradient is not finite changes nothing, and neither do those after it,
+so that the run is then as it was before it. Timesteps, noise, masks and data are those of `training.host_feeder`; sums
+may differ in their last bits.
 
 On a GPU the program is captured in a CUDA graph. A CPU runs it as it is, which is for tests.
 """
@@ -23,7 +23,6 @@ from ipdiff.spec import RunSpec
 from ipdiff.training import optimizer
 from ipdiff.training.distributed import ALONE, Processes
 from ipdiff.training.run import Diverged, Run
-from ipdiff.training.timesteps import timesteps_on
 
 EVERY = 50
 """Updates after which the losses are read."""
@@ -47,7 +46,6 @@ class DeviceFeeder:
         self.run, self.step, self.every = run, run.step, EVERY
         self._end = run.step  # of the present piece
         self._rows = _Rows(run, self.every)
-        self._choice = timesteps_on(run.timesteps, run.device)
         batch, pictures = run.spec.training.batch_size, run.pictures
         self._places = torch.arange(batch, device=run.device)
         shape = (0 if pictures.resident is not None else batch, *pictures.images.shape[1:])
@@ -97,18 +95,19 @@ class DeviceFeeder:
     def _run_update(self) -> None:
         """The update of the present row: no branch, no value that the host would have to know."""
         run, row = self.run, self._rows.row(self._slot)
-        t, weights = self._choice.sample(row.u)
+        t, weights = run.timesteps.sample(row.u)
         pictures = self._batch if run.pictures.resident is None else run.pictures.resident[row.indices]
         mirrored = row.mirrored if run.spec.training.flip else None
         factor = torch.exp2(self._log2).to(torch.float32)
-        losses, grads = run.gradients(pictures, mirrored, t, weights, self._places, row.step, factor)
+        gamma = None if run.gamma(0) is None else row.gamma
+        losses, grads = run.gradients(pictures, mirrored, t, weights, self._places, row.step, factor, gamma)
         norm = torch.nn.utils.get_total_norm(grads)
         mean = (losses * weights).sum() / len(t)
         finite = torch.isfinite(mean) & torch.isfinite(norm)
         before = self._live.clone()
         self._scale(finite)
         self._update(grads, norm, factor, self._live & finite, row)
-        self._choice.update(t, losses, self._live & torch.isfinite(losses).all())
+        run.timesteps.update(t, losses, self._live & torch.isfinite(losses).all())
         self._note(before, torch.cat([torch.stack([mean, norm.double()]), losses]))
 
     def _scale(self, finite: Tensor) -> None:
@@ -158,7 +157,6 @@ class DeviceFeeder:
     def settle(self) -> Run:
         """See `Feeder`."""
         self._read()
-        self._choice.pull()
         return self.run
 
     def close(self) -> None:
@@ -172,11 +170,11 @@ class _Row:
     """What one update is told, on the device: views of a row of whole numbers and one of real ones."""
 
     def __init__(self, whole: Tensor, real: Tensor) -> None:
-        """`whole`: step, B indices, B flips; `real`: learning rate, EMA's share of the weights, B uniforms."""
+        """`whole`: step, B indices, B flips; `real`: learning rate, EMA's share of the weights, gamma, B uniforms."""
         self.step = whole[:1]
         self.indices, mirrored = whole[1:].chunk(2)
         self.mirrored = mirrored.to(torch.bool)
-        self.rate, self.share, self.u = real[0], real[1], real[2:]
+        self.rate, self.share, self.gamma, self.u = real[0], real[1], real[2], real[3:]
 
 
 class _Rows:
@@ -189,7 +187,7 @@ class _Rows:
         def pair() -> tuple[Tensor, Tensor]:
             return (
                 torch.zeros((count, 1 + 2 * batch), dtype=torch.int64, pin_memory=pinned),
-                torch.zeros((count, 2 + batch), dtype=torch.float64, pin_memory=pinned),
+                torch.zeros((count, 3 + batch), dtype=torch.float64, pin_memory=pinned),
             )
 
         self._next, self._spare = pair(), pair()  # one may still be on its way
@@ -213,7 +211,7 @@ class _Rows:
         if (mirrored := run.mirrored(step)) is not None:
             whole[1 + spec.batch_size :] = mirrored
         real[0], real[1] = optimizer.learning_rate(spec, step), 1 - optimizer.ema_decay(spec, step)
-        real[2:] = run.uniforms(step)
+        real[2], real[3:] = run.gamma(step) or 0.0, run.uniforms(step)
 
     def forget(self) -> None:
         """What was prepared is not wanted any more."""

@@ -40,23 +40,24 @@ class HostFeeder:
     def advance(self, check: Callable[[], None] = lambda: None) -> None:
         """See `Feeder`."""
         run = self.run
-        t, weights = run.timesteps.sample(run.uniforms(run.step))
+        t, weights = run.timesteps.sample(self._tensor(run.uniforms(run.step)))
         losses, grads = self._gradients(t, weights, check)
-        mean, norm = mean_of(losses * weights), torch.nn.utils.get_total_norm(grads)
+        mean, norm = mean_of(losses * weights.cpu().numpy()), torch.nn.utils.get_total_norm(grads)
         if math.isfinite(mean) and bool(torch.isfinite(norm)):
             self._update(grads, norm)
         run.note(losses, mean, float(norm))
-        if np.isfinite(losses).all():
-            run.timesteps.update(t, losses)
+        run.timesteps.update(t, self._tensor(losses), self._tensor(np.isfinite(losses).all()))
 
     def _gradients(
-        self, t: NDArray[np.int64], weights: NDArray[np.float64], check: Callable[[], None]
+        self, t: Tensor, weights: Tensor, check: Callable[[], None]
     ) -> tuple[NDArray[np.float64], list[Tensor]]:
         """Losses of the whole batch in index order, and the gradients of its mean loss, times the loss scale."""
         run, spec, processes = self.run, self.run.spec.training, self.processes
         size = spec.micro_batch or spec.batch_size
         indices, mirrored = run.indices(run.step), run.mirrored(run.step)
         factor = 1.0 if run.scale is None else run.scale.factor
+        strength = run.gamma(run.step)
+        gamma = None if strength is None else self._tensor(strength)
         mine: list[Tensor] = []
 
         def gradients(micro: int) -> list[Tensor]:
@@ -64,8 +65,8 @@ class HostFeeder:
             part = range(micro * size, (micro + 1) * size)
             here = slice(part.start, part.stop)
             flipped = None if mirrored is None else self._tensor(mirrored[here])
-            times = self._tensor(t[here]), self._tensor(weights[here])
-            losses, grads = run.gradients(run.pictures(indices[here]), flipped, *times, part, run.step, factor)
+            pictures = run.pictures(indices[here])
+            losses, grads = run.gradients(pictures, flipped, t[here], weights[here], part, run.step, factor, gamma)
             mine.append(losses.cpu())
             return grads
 
@@ -73,8 +74,8 @@ class HostFeeder:
         processes.sum_(grads, exact=spec.reduction == "exact")
         return processes.gather(torch.cat(mine)).numpy().reshape(-1), grads
 
-    def _tensor(self, values: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(values).to(self.run.device)
+    def _tensor(self, values: NDArray[np.generic] | np.generic | float) -> Tensor:
+        return torch.from_numpy(np.asarray(values)).to(self.run.device)
 
     def _update(self, grads: list[Tensor], norm: Tensor) -> None:
         """Optimiser and EMA; the gradients are still times the loss scale."""

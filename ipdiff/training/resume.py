@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ipdiff.errors import UserError
-from ipdiff.spec import RunSpec
-from ipdiff.work.spec import Work
 from ipdiff.work.train_states import States
 
+if TYPE_CHECKING:
+    from ipdiff.training.segment import Setup
 
-def run(
-    spec: RunSpec,
-    images: Path,
-    out: Path,
-    *,
-    step: int,
-    digest: str,
-    states: States,
-    work: Work,
-) -> None:
+
+def run(states: States, out: Path, step: int, digest: str, setup: Callable[[], Setup]) -> None:
     """Write state.safetensors, the train state whose digest the checkpoint's recipe names.
 
     It is copied from the work store, or trained again where it is not there.
 
     Args:
-        spec: the run.
-        images: images.npy, uint8 NHWC.
+        states: the run's saved train states.
         out: staging directory.
         step: the state's step.
         digest: its md5.
-        states: the run's saved train states.
-        work: how often a state is saved, where it is trained again.
+        setup: tells what the run is trained with, where it is trained again.
 
     Raises:
         UserError: training again does not arrive at the recorded digest.
@@ -42,8 +34,7 @@ def run(
         return
     from ipdiff.training import segment  # only here: torch is slow to import and seldom needed
 
-    trained = segment.train_to(spec, images, step=step, previous=None, states=states, work=work)
-    states.save(step, trained.state())
+    states.save(step, segment.train_to(setup(), step).state())
     if not states.copy(step, digest, target):
         raise UserError(
             f"training again to step {step} did not arrive at the recorded state {digest} "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, Protocol
 
@@ -27,9 +27,9 @@ from ipdiff.nets.execution import compiled, low_precision
 from ipdiff.nets.initial import initialise
 from ipdiff.nets.layers import dropout_masks, keep_threshold, twice_differentiable
 from ipdiff.rng import Purpose
-from ipdiff.spec import RunSpec
+from ipdiff.spec import Ramp, RunSpec
 from ipdiff.training import optimizer
-from ipdiff.training.timesteps import make_timestep_sampler
+from ipdiff.training.timesteps import TIMESTEPS
 
 
 class Diverged(UserError):
@@ -75,12 +75,15 @@ class Feeder(Protocol):
 class Run:
     """A run at some step. Everything random is a function of the step."""
 
-    def __init__(self, spec: RunSpec, images: NDArray[np.uint8]) -> None:
+    def __init__(
+        self, spec: RunSpec, images: NDArray[np.uint8], start: Mapping[str, NDArray[np.float32]] | None = None
+    ) -> None:
         """Start at step 0.
 
         Args:
             spec: the run's parameters.
             images: [N, H, W, C] uint8.
+            start: the weights to begin with, by parameter name; None: they are drawn by the run's seed.
 
         Raises:
             UserError: images of another shape than the run's, or an objective that cannot be compiled.
@@ -94,7 +97,10 @@ class Run:
             raise UserError("compute.compile is true, but the gradient penalty differentiates twice; set it to false")
         self.device = configure(spec.compute)
         self.net = build.network(spec)
-        initialise(self.net, lambda tensor, count: rng.uniforms(spec.seed, Purpose.INIT, [tensor], count)[0])
+        if start is None:
+            initialise(self.net, lambda tensor, count: rng.uniforms(spec.seed, Purpose.INIT, [tensor], count)[0])
+        else:
+            self.net.load_state_dict({name: torch.from_numpy(value) for name, value in start.items()})
         self.format = build.memory_format(spec)
         self.net.to(self.device).to(memory_format=self.format).train()  # pyright: ignore[reportCallIssue]
         self.model = low_precision(compiled(self.net, spec.compute), spec.compute)
@@ -105,7 +111,7 @@ class Run:
         self.ema = [weight.clone() for weight in self.weights]
         self.optimizer = optimizer.make_optimizer(self.net, spec.objective)
         self.scale = optimizer.LossScale() if spec.compute.precision == "float16" else None
-        self.timesteps = make_timestep_sampler(spec.training.timesteps, spec.diffusion.T)
+        self.timesteps = TIMESTEPS[spec.training.timesteps](spec.diffusion.T, self.device)
         self.step = 0
         self._losses = array("f")
 
@@ -130,6 +136,11 @@ class Run:
         places = range(self.spec.training.batch_size)
         return rng.uniforms(self.spec.seed, Purpose.TIMESTEP, places, 1, step=step)[:, 0]
 
+    def gamma(self, step: int) -> float | None:
+        """The strength of their perturbation; None: that of the diffusion process, which does not change."""
+        gamma = self.spec.objective.gamma
+        return gamma.at(step) if isinstance(gamma, Ramp) and self.diffusion.needs_xi else None
+
     # What it computes: the same on the host's call and in a captured program
 
     def gradients(
@@ -141,6 +152,7 @@ class Run:
         places: range | Tensor,
         step: int | Tensor,
         factor: float | Tensor,
+        gamma: Tensor | None,
     ) -> tuple[Tensor, list[Tensor]]:
         """What images of a batch add to the gradients of its mean loss.
 
@@ -152,6 +164,7 @@ class Run:
             places: see `t`.
             step: see `t`.
             factor: what the gradients come multiplied by.
+            gamma: see `t`.
 
         Returns:
             The loss of each image, [n] float64, and a gradient for each parameter, laid out in memory like it.
@@ -159,7 +172,7 @@ class Run:
         x0 = to_network(pictures).to(self.device).to(memory_format=self.format)
         if mirrored is not None:
             x0 = torch.where(mirrored[:, None, None, None], x0.flip(3), x0)
-        losses = self.loss(x0, t, places, step)
+        losses = self.loss(x0, t, places, step, gamma)
         total = (losses * (weights.to(torch.float32) / self.spec.training.batch_size)).sum() * factor
         self.optimizer.zero_grad()
         total.backward()
@@ -167,7 +180,7 @@ class Run:
         self.optimizer.zero_grad()
         return losses.detach().double(), grads
 
-    def loss(self, x0: Tensor, t: Tensor, places: range | Tensor, step: int | Tensor) -> Tensor:
+    def loss(self, x0: Tensor, t: Tensor, places: range | Tensor, step: int | Tensor, gamma: Tensor | None) -> Tensor:
         """The loss of each image, [n], with the noise and the dropout of an update.
 
         Args:
@@ -175,6 +188,7 @@ class Run:
             t: [n] int64, likewise.
             places: of the images in the batch, [n].
             step: the update; an int, or one int64 on the device.
+            gamma: what `gamma` says of it, one float64 on the device, or None.
         """
 
         def noise(purpose: Purpose) -> Tensor:
@@ -184,7 +198,7 @@ class Run:
         xi = noise(Purpose.XI) if self.diffusion.needs_xi else None
         probe = noise(Purpose.PROBE) if self.diffusion.needs_probe else None
         with self._dropout(places, step), nullcontext() if probe is None else twice_differentiable():
-            return self.diffusion.training_losses(self.model, x0, t, eps, xi, probe=probe)["loss"]
+            return self.diffusion.training_losses(self.model, x0, t, eps, xi, probe=probe, gamma=gamma)["loss"]
 
     def _dropout(self, places: range | Tensor, step: int | Tensor) -> Any:
         dropout: float = getattr(self.spec.network, "dropout", 0.0)

@@ -6,12 +6,13 @@ import csv
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from ipdiff.data.images import load_images
 from ipdiff.errors import Preempted, UserError
@@ -28,48 +29,53 @@ LOSS_ROWS = 200
 """Rows of a segment's loss curve: losses are averaged over equal runs of updates."""
 
 
-def run(
-    spec: RunSpec,
-    images: Path,
-    out: Path,
-    *,
-    step: int,
-    previous: tuple[int, str] | None,
-    states: States,
-    work: Work,
-    rank: int = 0,
-    count: int = 1,
-    progress: Callable[[int], None] = lambda step: None,
-) -> dict[str, Any]:
-    """Train to `step` and write the checkpoint: ema.safetensors, loss.csv.
+@dataclass(frozen=True)
+class Setup:
+    """A run, and what it is trained with.
 
-    Args:
+    Attributes:
         spec: the run.
         images: images.npy, uint8 NHWC.
-        out: staging directory; process 0 alone writes there.
-        step: optimiser updates done at the end of the segment.
-        previous: (step, state digest) recorded by the segment before; must be met on the way.
         states: the run's saved train states; process 0 alone reads and writes them.
         work: how often a state is saved.
+        start: safetensors of an equal network, the weights to begin with; None: they are drawn by the run's seed.
         rank: this process among those that train together.
         count: their number.
         progress: called with the step reached.
+    """
+
+    spec: RunSpec
+    images: Path
+    states: States
+    work: Work
+    start: Path | None = None
+    rank: int = 0
+    count: int = 1
+    progress: Callable[[int], None] = lambda step: None
+
+
+def run(setup: Setup, out: Path, step: int, previous: tuple[int, str] | None = None) -> dict[str, Any]:
+    """Train to `step` and write the checkpoint: ema.safetensors, loss.csv.
+
+    Args:
+        setup: the run, and what it is trained with.
+        out: staging directory; process 0 alone writes there.
+        step: optimiser updates done at the end of the segment.
+        previous: (step, state digest) recorded by the segment before; must be met on the way.
 
     Returns:
         What the recipe adds: the digest of the full train state, and the number of processes where it counts.
 
     Raises:
-        UserError: training does not arrive at the recorded digest, or diverges, or `count` does not fit.
+        UserError: training does not arrive at the recorded digest, or diverges, or the processes do not fit.
         Preempted: SIGTERM or SIGUSR1 came, and the state is saved; or another process has died.
     """
-    trained = train_to(
-        spec, images, step=step, previous=previous, states=states, work=work, rank=rank, count=count, progress=progress
-    )
-    made: dict[str, Any] = {"run": spec.to_json()}
-    if spec.training.reduction == "fast":
-        made["processes"] = count
-    if rank == 0:
-        made["state"] = states.save(step, trained.state())
+    trained = train_to(setup, step, previous)
+    made: dict[str, Any] = {"run": setup.spec.to_json()}
+    if setup.spec.training.reduction == "fast":
+        made["processes"] = setup.count
+    if setup.rank == 0:
+        made["state"] = setup.states.save(step, trained.state())
         save_file(trained.ema_weights(), out / "ema.safetensors")
         write_losses(out / "loss.csv", trained.losses, previous[0] if previous else 0)
     return made
@@ -84,28 +90,19 @@ def feeder_for(run: Run, processes: Processes = ALONE) -> Feeder:
     return DeviceFeeder(run) if feeds(run.spec, processes) else HostFeeder(run, processes)
 
 
-def train_to(
-    spec: RunSpec,
-    images: Path,
-    *,
-    step: int,
-    previous: tuple[int, str] | None,
-    states: States,
-    work: Work,
-    rank: int = 0,
-    count: int = 1,
-    progress: Callable[[int], None] = lambda step: None,
-) -> Run:
+def train_to(setup: Setup, step: int, previous: tuple[int, str] | None = None) -> Run:
     """Bring a run to `step`, from the newest state at hand, through the digest recorded at `previous`.
 
     A warning is seen between two updates, and by a process that trains alone between two micro-batches: processes that
     train together would have to agree there, too. Arguments and errors are those of `run`.
     """
-    first, alone = rank == 0, count == 1
-    with signals.deferred() as stop, joined(rank, count, spec.compute.device) as processes:
-        trained = Run(spec, load_images(images))
+    spec, states, work = setup.spec, setup.states, setup.work
+    first, alone = setup.rank == 0, setup.count == 1
+    with signals.deferred() as stop, joined(setup.rank, setup.count, spec.compute.device) as processes:
         found = states.newest(step) if first else None
         data = processes.share(None if found is None else found[1])
+        start = None if data is not None or setup.start is None else load_file(setup.start)
+        trained = Run(spec, load_images(setup.images), start)
         if data is not None:
             trained.load(tensors_of(data))
         saved = time.monotonic()
@@ -118,7 +115,7 @@ def train_to(
                 except Preempted:
                     if not alone:
                         raise  # another process has died
-                progress(feeder.step)
+                setup.progress(feeder.step)
                 stopping = processes.any(stop.came)
                 due = feeder.step % work.save_every == 0 or time.monotonic() - saved >= work.save_seconds
                 if first and (stopping or (due and feeder.step < step)):

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import numpy as safe
 
+from ipdiff.errors import UserError
 from ipdiff.work.files import md5, write_whole
 from ipdiff.work.locks import locked, locked_if_free
 
@@ -133,6 +134,13 @@ class Shards:
 def cut(count: int, size: int) -> list[range]:
     """The fixed cut of a set of `count` items into units of `size`; the last one is the rest."""
     return [range(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+def unit_of(index: int, count: int, size: int) -> range:
+    """The unit that holds an item; UserError where the set has no such item."""
+    if not 0 <= index < count:
+        raise UserError(f"index is {index}; the set has images 0..{count - 1}")
+    return cut(count, size)[index // size]
 
 
 def _name(unit: range) -> str:

@@ -35,7 +35,7 @@ from ipdiff.pipeline.commands.study.bench import measure, normals
 from ipdiff.rng import Purpose
 from ipdiff.sample_sets.sample import ImageSampler
 from ipdiff.sample_sets.spec import Sampler
-from ipdiff.spec import ADMNetwork, Diffusion, Objective, RunSpec, Training
+from ipdiff.spec import ADMNetwork, Diffusion, Objective, Ramp, RunSpec, Training
 from ipdiff.training.device_feeder import DeviceFeeder
 from ipdiff.training.host_feeder import HostFeeder
 from ipdiff.training.run import Diverged, Run
@@ -196,6 +196,7 @@ def test_the_compiled_network_has_the_same_gradients(precision: str, bound: floa
 
 
 PRECISIONS = [on(), on(precision="bfloat16"), on(precision="float16"), on(precision="bfloat16", compile=True)]
+RAMP = dataclasses.replace(SPEC, objective=Objective(Ramp(0.0, 0.2, until=4), "v", 0.0, 0.0, min_snr=5.0))
 
 
 def trained(spec: RunSpec, updates: int, state: dict[str, np.ndarray] | None = None) -> DeviceFeeder:
@@ -229,7 +230,7 @@ def test_a_run_trains_near_the_cpu_s_losses(spec: RunSpec) -> None:
     np.testing.assert_allclose(trained(spec, 2).settle().losses, expected, rtol=0.05)
 
 
-@pytest.mark.parametrize("spec", PRECISIONS)
+@pytest.mark.parametrize("spec", [*PRECISIONS, RAMP])
 def test_a_captured_update_is_that_of_the_host(spec: RunSpec) -> None:
     expected = advance(Run(spec, IMAGES), 4).state()
     feeder = trained(spec, 4)
@@ -251,7 +252,7 @@ def test_a_graph_changes_no_bit(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) 
     assert frozen(eager) == captured
 
 
-@pytest.mark.parametrize("spec", PRECISIONS)
+@pytest.mark.parametrize("spec", [*PRECISIONS, RAMP])
 def test_a_restart_changes_no_bit(spec: RunSpec) -> None:
     straight, first = trained(spec, 6), trained(spec, 3)
     assert frozen(trained(spec, 3, first.settle().state())) == frozen(straight)
@@ -261,7 +262,7 @@ def test_equal_runs_have_equal_bytes() -> None:
     assert frozen(trained(on(precision="bfloat16"), 3)) == frozen(trained(on(precision="bfloat16"), 3))
 
 
-@pytest.mark.parametrize("spec", PRECISIONS)
+@pytest.mark.parametrize("spec", [*PRECISIONS, RAMP])
 def test_no_operation_of_an_update_waits(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernel by kernel, so that the operation that waits, and could not be captured, is the one that raises."""
     monkeypatch.setenv(program.SWITCH, "0")

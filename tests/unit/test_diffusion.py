@@ -157,6 +157,90 @@ def test_ddpm_y_target_is_the_unit_noise_of_y_t():
     assert zero["mse"].item() == pytest.approx(1, rel=0.02)  # unit variance
 
 
+def by_t(values):
+    return torch.from_numpy(values)[STEPS].reshape(-1, 1, 1, 1)
+
+
+def velocity(x0, eps):
+    return by_t(np.sqrt(ALPHAS_CUMPROD)) * eps - by_t(np.sqrt(1 - ALPHAS_CUMPROD)) * x0
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3])
+def test_v_is_the_velocity_of_the_unperturbed_noise(gamma):
+    assert losses(constant(velocity(X0, EPS)), gamma=gamma, target="v")["loss"].max() < 1e-28
+    zero = losses(constant(torch.zeros_like(X0)), gamma=gamma, target="v")["loss"]
+    torch.testing.assert_close(zero, velocity(X0, EPS).square().mean((1, 2, 3)))
+
+
+def test_eps_is_read_from_v():
+    d = GaussianDiffusion(BETAS, learn_sigma=False, target="v", timesteps=KEPT)
+    for i, t in enumerate(d.timesteps.tolist()):
+        x_t = d.q_sample(X0, t, EPS)
+        a = ALPHAS_CUMPROD[t]
+        v = math.sqrt(a) * EPS - math.sqrt(1 - a) * X0
+        torch.testing.assert_close(d.p_mean_variance(constant(v), x_t, i)["pred_x0"], X0)
+
+
+WEIGHTS = {
+    "eps": lambda snr, k: np.minimum(snr, k) / snr,
+    "eps_prime": lambda snr, k: np.minimum(snr, k) / snr,
+    "v": lambda snr, k: np.minimum(snr, k) / (snr + 1),
+}
+
+
+@pytest.mark.parametrize("target", WEIGHTS)
+def test_min_snr_weights_the_squared_error(target):
+    snr = ALPHAS_CUMPROD / (1 - ALPHAS_CUMPROD)
+    assert snr[STEPS].min() < 5 < snr[STEPS].max()
+    plain, weighted = (losses(TinyNet(), gamma=0.1, target=target, min_snr=k) for k in (None, 5.0))
+    w = torch.from_numpy(WEIGHTS[target](snr, 5.0))[STEPS]
+    torch.testing.assert_close(weighted["loss"], w * plain["loss"], rtol=1e-12, atol=0)
+    torch.testing.assert_close(weighted["mse"], plain["mse"], rtol=0, atol=0)
+
+
+def test_min_snr_leaves_the_bound_alone_and_weighs_the_penalty():
+    w = by_t(WEIGHTS["eps"](ALPHAS_CUMPROD / (1 - ALPHAS_CUMPROD), 2.0))
+    terms = losses(TinyNet(out_channels=6), learn_sigma=True, min_snr=2.0, gp_weight=0.5, probe=normals(12))
+    torch.testing.assert_close(terms["loss"], w.flatten() * (terms["mse"] + 0.5 * terms["gp"]) + terms["vb"])
+
+
+def test_the_gradient_of_v_and_min_snr_is_a_hand_written_loss_s():
+    gamma, net = 0.2, TinyNet()
+    a = by_t(ALPHAS_CUMPROD)
+    y = a.sqrt() * X0 + (1 - a).sqrt() * (EPS + gamma * XI)
+    snr = a / (1 - a)
+    by_hand = (snr.clamp(max=5) / (snr + 1) * (velocity(X0, EPS) - net(y, STEPS)) ** 2).mean()
+    ours = losses(net, gamma=gamma, target="v", min_snr=5.0)["loss"].mean()
+    params = list(net.parameters())
+    for one, other in zip(*(torch.autograd.grad(loss, params) for loss in (ours, by_hand)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_v_and_min_snr_are_diffusers_own():
+    """Its training scripts weigh by compute_snr's value, and their target is get_velocity's."""
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: formulas were not compared")
+    from diffusers.training_utils import compute_snr
+
+    theirs = diffusers.DDPMScheduler(num_train_timesteps=T, trained_betas=BETAS)
+    v = theirs.get_velocity(X0, EPS, STEPS)
+    assert losses(constant(v), target="v")["loss"].max() < 1e-12
+    snr = compute_snr(theirs, STEPS).double()
+    for target, over in (("eps", snr), ("v", snr + 1)):
+        terms = losses(target=target, min_snr=5.0)
+        torch.testing.assert_close(terms["loss"], snr.clamp(max=5) / over * terms["mse"], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("target", ["eps", "eps_prime", "v"])
+def test_the_gamma_of_an_update_is_that_of_a_process_with_it(target):
+    d = GaussianDiffusion(BETAS, learn_sigma=False, gamma=0.5, target=target)
+    for gamma in (0.0, 0.2):
+        now = d.training_losses(TinyNet(), X0, STEPS, EPS, XI, gamma=torch.tensor(gamma, dtype=torch.float64))
+        torch.testing.assert_close(now["loss"], losses(gamma=gamma, target=target)["loss"], rtol=0, atol=0)
+    with pytest.raises(ValueError, match="a process with gamma=0"):
+        fixed().training_losses(TinyNet(), X0, STEPS, EPS, gamma=torch.tensor(0.1))
+
+
 def test_ddpm_y_is_eps_training_on_a_noisier_schedule():
     gamma, t = 0.5, 20
     noise = (EPS + gamma * XI) / math.sqrt(1 + gamma**2)
@@ -494,6 +578,7 @@ def fixed(**options):
         (lambda: fixed(fixed_variance="medium"), "'medium'"),
         (lambda: fixed(loss_reduction="max"), "'max'"),
         (lambda: fixed(gp_weight=-1.0), "gp_weight=-1.0"),
+        (lambda: fixed(min_snr=0.0), "min_snr=0.0"),
         (lambda: fixed(gp_weight=1.0, gamma=0.1), "set one of the two to 0"),
         (lambda: losses(gp_weight=1.0), "needs probe"),
         (lambda: losses(probe=normals(0, (4, 3, 4, 5))), "probe has shape"),

@@ -103,6 +103,7 @@ def test_purposes_keep_their_numbers() -> None:
         "CLASSIFIER_ORDER": 14,
         "SUBSET": 15,
         "REFERENCE_SUBSET": 16,
+        "KID_SUBSETS": 17,
         "ANALYSIS_ORDER": 20,
         "ANALYSIS_EPS": 21,
         "ANALYSIS_PICK": 22,

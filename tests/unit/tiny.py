@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from ipdiff.device.spec import Compute
 from ipdiff.device.streams import KernelDraws
-from ipdiff.spec import ADMNetwork, DDPMNetwork, Diffusion, Objective, RunSpec, Training
+from ipdiff.spec import ADMNetwork, DDPMNetwork, Diffusion, Objective, Ramp, RunSpec, Training
 from ipdiff.training.host_feeder import HostFeeder
 from ipdiff.training.run import Run
 
@@ -66,9 +66,13 @@ RUNS = {
     "ddim": DDIM,
     "ddim-ip": change(DDIM, gamma=0.1),
     "gamma over t": change(ADM, gamma=[0.3, 0.1, 0.0]),
+    "gamma over steps": change(ADM, gamma=Ramp(0.0, 0.3, until=6, after=2), learn_sigma=True),
+    "ddpm-y over steps": change(ADM, gamma=Ramp(0.4, 0.1, until=5, shape="cosine"), target="eps_prime"),
+    "v": change(ADM, target="v", min_snr=5.0, learn_sigma=True),
+    "v-ip": change(DDIM, gamma=0.1, target="v", min_snr=1.0),
     "importance": change(ADM, T=2, learn_sigma=True, timesteps="loss-second-moment", lr_warmup=4),
 }
-"""One run for each objective of the paper; `importance` has a chain so short that the loss history fills."""
+"""One run for each objective; `importance` has a chain so short that the loss history fills."""
 
 
 def advance(run: Run, steps: int = 1) -> Run:

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from ipdiff.errors import ConfigError
 from ipdiff.metrics.spec import FEATURES, METRICS, with_logits
 from ipdiff.pipeline.config.naming import NAME, nearest, project_path, suggest
-from ipdiff.pipeline.config.params import Params, points, runs, sampler_of, step_problem
-from ipdiff.pipeline.config.spec import ADMFamily, Dataset, DDPMFamily
+from ipdiff.pipeline.config.params import Params, points, runs, sampler_of, start_of, step_problem
+from ipdiff.pipeline.config.spec import Dataset, FamilySettings
 from ipdiff.report.spec import Figure, Point, Table
 from ipdiff.sample_sets.spec import Sampler
 from ipdiff.schedule import make_betas
@@ -32,6 +32,10 @@ def _check(params: Params) -> None:
         _well_formed(kind, getattr(params, kind))
     for name, dataset in params.datasets.items():
         _check_dataset(params, name, dataset)
+    for name, model in params.models.items():
+        if (start := model.start) is not None:
+            _known(f"models.{name}.start.model", start.model, params.models)
+            _known(f"models.{name}.start.dataset", start.dataset or next(iter(params.datasets)), params.datasets)
     for model, seeds in params.seeds.items():
         if model != "default":
             _known("seeds", model, params.models)
@@ -68,7 +72,7 @@ def _check_dataset(params: Params, name: str, dataset: Dataset) -> None:
 def _check_families(name: str, dataset: Dataset) -> None:
     """Networks that no image of this size fits, and schedules that leave no signal, before anything is trained."""
     for kind in FAMILIES:
-        family: ADMFamily | DDPMFamily | None = getattr(dataset.families, kind)
+        family: FamilySettings | None = getattr(dataset.families, kind)
         if family is None:
             continue
         where = f"datasets.{name}.families.{kind}"
@@ -165,5 +169,6 @@ def _check_point(params: Params, where: str, point: Point) -> None:
 
 
 def _check_step(params: Params, where: str, dataset: str, model: str, step: int | None) -> None:
+    start_of(params, dataset, model)
     if step is not None and (wrong := step_problem(params, dataset, model, step)):
         raise _Wrong(f"{where}.steps: {wrong}")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from ipdiff.data.spec import Archive, Download, Source
 from ipdiff.errors import ConfigError, UserError
 from ipdiff.pipeline.config.naming import suggest
-from ipdiff.pipeline.config.spec import ADMFamily, Dataset, DDPMFamily, Model, StudyParams
+from ipdiff.pipeline.config.spec import Dataset, FamilySettings, Model, StudyParams
 from ipdiff.report.spec import Figure, Point, Table, product, wanted
 from ipdiff.sample_sets.spec import Sampler, kept
 from ipdiff.spec import RunSpec
@@ -78,7 +78,7 @@ class Params(StudyParams):
         """A published file, with what `downloads` says of it."""
         return Archive(file=file, sha256=sha256, **dataclasses.asdict(self.downloads.get(file, Download())))
 
-    def family(self, dataset: str, model: str) -> ADMFamily | DDPMFamily:
+    def family(self, dataset: str, model: str) -> FamilySettings:
         """How `model` is built and trained on `dataset`."""
         name = self.model(model).family
         found = getattr(self.dataset(dataset).families, name)
@@ -116,6 +116,36 @@ def step_problem(params: Params, dataset: str, model: str, step: int) -> str | N
         return None if step >= 1 else f"{step} is no training step; use 1 or more"
     steps = params.dataset(dataset).checkpoints
     return None if step in steps else f"{step} is not one of datasets.{dataset}.checkpoints {steps}"
+
+
+def start_of(
+    params: Params, dataset: str, model: str, users: tuple[tuple[str, str], ...] = ()
+) -> tuple[str, str, int] | None:
+    """The checkpoint (data set, model, training step) that a model is trained on from, if it is.
+
+    Args:
+        params: the study's.
+        dataset: the data set.
+        model: the model.
+        users: data set and model of the runs that are trained on from this one.
+
+    Raises:
+        ConfigError: there is no such checkpoint, its network differs, or it is one of its users, or theirs.
+    """
+    start, where = params.model(model).start, f"{params.path} models.{model}.start"
+    if start is None:
+        return None
+    source, chain = start.dataset or dataset, (*users, (dataset, model))
+    if (source, start.model) in chain:
+        line = " <- ".join(map("/".join, (*chain, (source, start.model))))
+        raise ConfigError(f"{where}: it goes round in a circle, {line}")
+    step = params.dataset(source).last_step(start.model) if start.step is None else start.step
+    if wrong := params.run_spec(dataset, model, 0).unlike(params.run_spec(source, start.model, 0)):
+        raise ConfigError(f"{where}: {source}/{start.model} has another network than {dataset}/{model}: {wrong}")
+    if wrong := step_problem(params, source, start.model, step):
+        raise ConfigError(f"{where}.step: {wrong}")
+    start_of(params, source, start.model, chain)
+    return source, start.model, step
 
 
 def sampler_of(params: Params, dataset: str, model: str, name: str) -> Sampler:

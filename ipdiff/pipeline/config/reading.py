@@ -177,12 +177,13 @@ _EXPECTED = {
 }
 """What to write, by the name of pydantic's complaint."""
 
-_UNION_TAG = re.compile(r"float|list\[float\]|literal\[.*\]")
+_UNION_TAG = re.compile(r"float|list\[float\]|literal\[.*\]|Ramp")
 
 
 def _explain(path: Path, raw: dict[str, Any], error: ValidationError) -> str:
     """One line for one of the errors: where, what was found, what to write instead."""
-    errors = error.errors(include_url=False)
+    errors: list[Any] = list(error.errors(include_url=False))
+    errors = [found for e in errors if (found := _within_ramp(e))] or errors
     unknown = [e for e in errors if e["type"] in ("unexpected_keyword_argument", "extra_forbidden")]
     first = (unknown or errors)[0]  # a misspelt key is the reason why another is missing
     location = [str(part) for part in first["loc"]]
@@ -210,9 +211,18 @@ def _explain(path: Path, raw: dict[str, Any], error: ValidationError) -> str:
     return f"{where}: {_quoted(found)}; expected {_EXPECTED.get(first['type'], first['msg'])}"
 
 
+def _within_ramp(error: dict[str, Any]) -> dict[str, Any] | None:
+    """An error within a ramp, its place without the word by which pydantic tells that from a number; else None."""
+    loc = error["loc"]
+    tag = next((n for n in range(1, len(loc)) if loc[n - 1 : n + 1] == ("gamma", "Ramp")), None)
+    if tag is None or error["type"] == "dataclass_type":
+        return None
+    return {**error, "loc": loc[:tag] + loc[tag + 1 :]}
+
+
 def _either(tags: Iterable[str]) -> str:
     """The alternatives of a union, in words."""
-    words = {"float": "a number", "list[float]": "a list of numbers"}
+    words = {"float": "a number", "list[float]": "a list of numbers", "Ramp": "a mapping"}
     return " or ".join(words.get(tag) or f"the word {tag.removeprefix('literal[').removesuffix(']')}" for tag in tags)
 
 
@@ -236,7 +246,8 @@ def _fields_at(kind: Any, location: list[str]) -> list[str]:
 
 
 def _plain(hint: Any) -> Any:
-    """Strip `| None`."""
+    """Of a union, the record that may stand there, or what does instead of nothing."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return next(arg for arg in typing.get_args(hint) if arg is not type(None))
+        parts = [part for part in typing.get_args(hint) if part is not type(None)]
+        return next(filter(dataclasses.is_dataclass, parts), parts[0])
     return hint

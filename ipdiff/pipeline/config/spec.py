@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
+from dataclasses import dataclass, field, make_dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from ipdiff.data.spec import Download, Quantise, Source
 from ipdiff.device.spec import Compute
@@ -21,46 +21,55 @@ from ipdiff.metrics.spec import (
 from ipdiff.parameters import FORBID, Range, Record, check
 from ipdiff.report.spec import Study
 from ipdiff.sample_sets.spec import Analysis, Sampling
-from ipdiff.spec import ADMNetwork, DDPMNetwork, Decay, Diffusion, Family, Objective, Strength, Target, Training
+from ipdiff.spec import (
+    FAMILIES,
+    Decay,
+    Diffusion,
+    Family,
+    FamilyKind,
+    Network,
+    Objective,
+    Strength,
+    Target,
+    Training,
+)
 from ipdiff.work.spec import Work
 
 
 @dataclass(frozen=True)
-class ADMFamily(Record):
-    """How the ADM models (adm, adm-ip, adm-gp, adm-wd, ddpm-y) are built and trained on a data set."""
+class FamilySettings(Record):
+    """How the models of a network family are built and trained on a data set."""
 
-    __pydantic_config__: ClassVar = FORBID
-    network: ADMNetwork
+    network: Network
     diffusion: Diffusion
     training: Training
-    clip_denoised: Annotated[bool, "clamp the predicted x0 to [-1, 1] while sampling"] = True
-    quantise: Annotated[Quantise, "how samples become whole grey levels; guided-diffusion truncates"] = "truncate"
+    clip_denoised: Annotated[bool, "clamp the predicted x0 to [-1, 1] while sampling; the DDIM code does not"]
+    quantise: Annotated[
+        Quantise, "how samples become whole grey levels; guided-diffusion truncates, the DDIM code rounds"
+    ]
 
 
-@dataclass(frozen=True)
-class DDPMFamily(Record):
-    """How the DDIM code base's models (ddim, ddim-ip) are built and trained on a data set."""
-
-    __pydantic_config__: ClassVar = FORBID
-    network: DDPMNetwork
-    diffusion: Diffusion
-    training: Training
-    clip_denoised: Annotated[bool, "clamp the predicted x0 to [-1, 1] while sampling"] = False
-    quantise: Annotated[Quantise, "how samples become whole grey levels; the DDIM code rounds"] = "round"
+def _settings(name: str, kind: FamilyKind) -> type[FamilySettings]:
+    """The record of a family's settings, with the architecture of its networks."""
+    text = f"How models of the family {name} are built and trained on a data set."
+    namespace = {"__doc__": text, "__pydantic_config__": FORBID}
+    fields = [("network", kind.network)]
+    return make_dataclass(f"{name.upper()}Family", fields, bases=(FamilySettings,), frozen=True, namespace=namespace)
 
 
-@dataclass(frozen=True)
-class Families(Record):
-    """The network families a data set can be trained with."""
-
-    __pydantic_config__: ClassVar = FORBID
-    adm: ADMFamily | None = None
-    ddpm: DDPMFamily | None = None
-
-
-def family_record(name: str) -> Any:
-    """The record of a family: its fields' defaults are those of its code base."""
-    return get_args(get_type_hints(Families)[name])[0]
+if TYPE_CHECKING:
+    Families = Record
+else:
+    Families = make_dataclass(
+        "Families",
+        [(name, _settings(name, kind) | None, None) for name, kind in FAMILIES.items()],
+        bases=(Record,),
+        frozen=True,
+        namespace={
+            "__doc__": "The network families a data set can be trained with.",
+            "__pydantic_config__": FORBID,
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ class Strengths(Record):
     """Strengths of the regularisers, chosen for each data set; models ask for them with the word `dataset`."""
 
     __pydantic_config__: ClassVar = FORBID
-    gamma: Annotated[Strength, "input perturbation, Eq. 6: a constant, or values over t", Range(0)] = 0.1
+    gamma: Annotated[Strength, "input perturbation, Eq. 6: a constant, values over t, or a ramp", Range(0)] = 0.1
     gp_weight: Annotated[
         float,
         "lambda_GP of the gradient penalty, reduced like the squared error: acts as extra input noise of this variance "
@@ -161,13 +170,23 @@ class Dataset(Record):
 
 
 @dataclass(frozen=True)
+class Start(Record):
+    """The checkpoint that a run is trained on from: its EMA weights; steps, optimiser and EMA begin anew."""
+
+    __pydantic_config__: ClassVar = FORBID
+    model: Annotated[str, "a model of this study: a trained one's run of the same seed, or an imported one's first"]
+    dataset: Annotated[str | None, "a data set of this study with an equal network; empty: the run's own"] = None
+    step: Annotated[int | None, "its training step; empty: the data set's final_step for it", Range(1)] = None
+
+
+@dataclass(frozen=True)
 class Model(Record):
     """A training objective on a network family. The word `dataset` takes the data set's own strength."""
 
     __pydantic_config__: ClassVar = FORBID
     family: Annotated[Family, "adm (guided-diffusion's network and training) or ddpm (the DDIM code base's)"]
     gamma: Annotated[Strength | Literal["dataset"], "input perturbation (official flag --input_pertub)", Range(0)] = 0.0
-    target: Annotated[Target, "what the network is trained to say: eps (Alg. 3) or eps' (DDPM-y)"] = "eps"
+    target: Annotated[Target, "what the network is trained to say: eps (Alg. 3), eps' (DDPM-y) or v"] = "eps"
     gp_weight: Annotated[float | Literal["dataset"], "lambda_GP of the gradient penalty", Range(0)] = 0.0
     weight_decay: Annotated[float | Literal["dataset"], "lambda_WD, handed to the optimiser", Range(0)] = 0.0
     decay: Annotated[
@@ -175,10 +194,18 @@ class Model(Record):
         "of the weights beside the gradient (AdamW, the official code), or coupled: weight_decay times the weights is "
         "added to the gradient that Adam sees, after clipping, as an L2 term of the loss would be",
     ] = "decoupled"
+    min_snr: Annotated[
+        float | None,
+        "k of min-SNR weighting (5 in its paper): the squared error counts min(SNR, k) / SNR times for eps, "
+        "min(SNR, k) / (SNR + 1) times for v; empty: once",
+        Range(above=0),
+    ] = None
+    start: Annotated[Start | None, "the checkpoint that it is trained on from; empty: random weights"] = None
     imported: Annotated[bool, "its checkpoints come from `ipdiff import`; nothing trains it"] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(not (self.imported and self.start), "start is set, but the model is imported: nothing trains it")
         check(self.gamma != [], "gamma is an empty list; use 0 or more, or a list of such values")
         check(
             self.gp_weight == 0 or self.gamma == 0,
@@ -197,7 +224,7 @@ class Model(Record):
             key: getattr(strengths if key in self.borrowed else self, key)
             for key in ("gamma", "gp_weight", "weight_decay")
         }
-        return Objective(target=self.target, decay=self.decay, **values)
+        return Objective(target=self.target, decay=self.decay, min_snr=self.min_snr, **values)
 
 
 @dataclass(frozen=True, kw_only=True)

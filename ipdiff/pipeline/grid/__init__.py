@@ -19,7 +19,7 @@ from ipdiff.metrics.spec import FEATURES, METRICS
 from ipdiff.pipeline import config
 from ipdiff.pipeline.config import Params, Studies
 from ipdiff.pipeline.config.spec import Dataset
-from ipdiff.pipeline.stages import IMAGES, IMPORT, NEIGHBOURS, RUN, SETTINGS, STAGES, Stage
+from ipdiff.pipeline.stages import IMAGES, IMPORT, NEIGHBOURS, RUN, SETTINGS, STAGES, START, Stage
 from ipdiff.pipeline.store.code_digests import Rows, code_digest
 from ipdiff.report.spec import FIGURES, Figure, Point, Table
 from ipdiff.sample_sets.spec import Sampler
@@ -162,7 +162,24 @@ class Grid:
             stage = stage.reading("continue", (f"{RUN}/{{previous}}/{RECIPE}",))
         borrowed = self.studies.of(names).model(names["model"]).borrowed
         stage = stage.reading(stage.name, params=tuple(f"{SETTINGS}.strengths.{key}" for key in borrowed))
-        return _cell(stage, names, previous=str(earlier[-1]) if earlier else None)
+        return self._starting(stage, names, previous=str(earlier[-1]) if earlier else None)
+
+    def _resume(self, stage: Stage, names: dict[str, str]) -> Cell:
+        return self._starting(stage, names)
+
+    def _starting(self, stage: Stage, names: dict[str, str], previous: str | None = None) -> Cell:
+        """The cell of a stage that trains, with the checkpoint that the run starts from, if it does.
+
+        Every segment reads it: one whose train states are lost trains from there.
+        """
+        params = self.studies.of(names)
+        if (found := config.start_of(params, names["dataset"], names["model"])) is None:
+            return _cell(stage, names, previous=previous)
+        dataset, model, step = found
+        seed = str(params.seeds_of(model)[0]) if params.model(model).imported else names["seed"]
+        stage = stage.reading(f"{stage.name}_from", (f"{START}/{IMPORT.files[0]}", f"{START}/{RECIPE}"))
+        names = names | {"start_dataset": dataset, "start_model": model, "start_seed": seed, "start_step": str(step)}
+        return _cell(stage, names, previous=previous)
 
     def _sample(self, stage: Stage, names: dict[str, str]) -> Cell:
         exposed = Sampler.parse(names["sampler"]).row.from_images

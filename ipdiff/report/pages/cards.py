@@ -59,5 +59,7 @@ def _made(entry: Entry, recipes: Mapping[str, Recipe]) -> Iterator[Made]:
         made_from = [recipe, *(recipes[links[name].directory] for name in CHAIN if name in links)]
         parameters = {key: value for one in made_from for key, value in one["params"].items()}
         parameters |= {f"imported {one['cell']}": one["source"] for one in made_from if "source" in one}
+        trained = recipes[links["checkpoint"].directory]["inputs"].items()
+        parameters |= {f"trained on from {path}": md5 for path, md5 in trained if path.endswith("/ema.safetensors")}
         links["metrics"] = Link(directory, "metrics.json", recipe["outputs"]["metrics.json"])
         yield Made(seed, directory, recipe["code"], links, json.dumps(parameters, sort_keys=True))

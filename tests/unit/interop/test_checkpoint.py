@@ -657,8 +657,8 @@ def test_diffusers_computes_the_same(name: str, library: Any, project: Path) -> 
 
 def test_what_diffusers_has_no_word_for_is_refused() -> None:
     spec = next(iter(MAPPED.values()))
-    objective = dataclasses.replace(spec.objective, target="v")
-    with pytest.raises(UserError, match="no word for target v; use safetensors"):
+    objective = dataclasses.replace(spec.objective, target="score")
+    with pytest.raises(UserError, match="no word for target score; use safetensors"):
         diffusers.scheduler_config(dataclasses.replace(spec, objective=objective), True)
     other = dataclasses.replace(spec, family="mlp", network=Network(model_channels=8))
     with pytest.raises(UserError, match="for families adm and ddpm, not mlp; use safetensors"):
@@ -688,6 +688,8 @@ def test_the_papers_networks_have_their_names_and_shapes_in_diffusers(name: str,
         (change(ADM, T=40, fixed_variance="large"), "40"),
         (change(ADM, T=40, fixed_variance="small"), "10"),
         (change(ADM, T=40, gamma=0.15, target="eps_prime"), "10"),
+        (change(ADM, T=40, gamma=0.15, target="v", learn_sigma=True), "10"),
+        (change(DDIM, T=40, target="v"), "uniform10"),
         (change(DDIM, T=40), "uniform10"),
         (change(DDIM, T=1000), "uniform100"),
     ],
@@ -699,7 +701,7 @@ def test_a_step_of_the_exported_scheduler_is_ours(spec: RunSpec, grid: str, libr
     scheduler = kind.from_pretrained(folder)
     T = spec.diffusion.T
     np.testing.assert_allclose(scheduler.betas.numpy(), make_betas(spec.diffusion.schedule, T), rtol=2e-5)
-    assert scheduler.config["prediction_type"] == "epsilon"
+    assert scheduler.config["prediction_type"] == {"v": "v_prediction"}.get(spec.objective.target, "epsilon")
     kept = respace(T, grid)
     scheduler.set_timesteps(len(kept))
     assert scheduler.timesteps.tolist() == kept[::-1].tolist()

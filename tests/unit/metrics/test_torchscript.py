@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest

@@ -9,6 +9,7 @@ from unit.tiny import ADM, DDIM, RUNS, change
 
 from ipdiff.nets import ADMUNet, DDPMUNet, build
 from ipdiff.schedule import make_betas
+from ipdiff.spec import Ramp
 
 
 @pytest.mark.parametrize(
@@ -18,6 +19,8 @@ from ipdiff.schedule import make_betas
         ("learn_sigma", True),
         ("fixed_variance", "large"),
         ("target", "eps_prime"),
+        ("target", "v"),
+        ("min_snr", 5.0),
         ("gp_weight", 0.3),
         ("loss_reduction", "sum"),
     ],
@@ -41,6 +44,7 @@ def test_gamma_is_a_constant_or_runs_over_t():
     assert build.diffusion(change(ADM, gamma=0.15)).gamma.tolist() == [0.15] * 20
     over_t = build.diffusion(change(ADM, gamma=[0.3, 0.1, 0.0], T=5)).gamma
     np.testing.assert_allclose(over_t, [0.3, 0.2, 0.1, 0.05, 0.0], atol=1e-15)
+    assert build.diffusion(change(ADM, gamma=Ramp(0.3, 0.0, until=4))).gamma.tolist() == [0.3] * 20
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -19,9 +19,10 @@ from ipdiff.pipeline import config
 from ipdiff.pipeline.config import reading, reference
 from ipdiff.pipeline.config.spec import StudyParams
 from ipdiff.sample_sets.spec import Sampler
-from ipdiff.spec import ADMNetwork, DDPMNetwork, Objective, RunSpec
+from ipdiff.spec import ADMNetwork, DDPMNetwork, Objective, Ramp, RunSpec
 
 ROOT = Path(__file__).parents[3]
+RAMP = {"start": 0.0, "end": 0.1, "until": 8}
 
 
 def refusal(tmp_path: Path, raw: dict[str, Any]) -> str:
@@ -109,6 +110,7 @@ def test_anchors_and_merge_keys_work(tmp_path: Path) -> None:
         ("model", "models"),
         ("work.save_evry", "save_every"),
         ("models.adm-ip.gama", "gamma"),
+        ("models.adm-ip.gamma.untl", "until"),
         ("datasets.tiny.classifierr", "classifier"),
         ("datasets.tiny.families.admm", "adm"),
         ("datasets.tiny.strengths.weight_decy", "weight_decay"),
@@ -122,6 +124,7 @@ def test_anchors_and_merge_keys_work(tmp_path: Path) -> None:
 def test_an_unknown_key_is_named_with_its_place_and_the_nearest_one(tmp_path: Path, key: str, nearest: str) -> None:
     raw = small()
     raw["work"] = {}
+    raw["models"]["adm-ip"]["gamma"] = dict(RAMP)
     message = refusal(tmp_path, put(raw, key, {}))
     assert message.startswith(f"params.yaml {key}: unknown key; did you mean '{nearest}'? known: ")
 
@@ -131,7 +134,7 @@ def test_a_key_like_no_other_gets_the_list_alone(tmp_path: Path) -> None:
     assert (
         message
         == "params.yaml models.adm.xyzzy: unknown key; known: family, gamma, target, gp_weight, weight_decay, decay, "
-        "imported"
+        "min_snr, start, imported"
     )
 
 
@@ -142,6 +145,63 @@ def test_a_misspelt_required_key_is_said_to_be_misspelt_not_missing(tmp_path: Pa
 
 
 TRAINING = "datasets.tiny.families.adm.training"
+
+
+@pytest.mark.parametrize(
+    ("ramp", "said"),
+    [
+        ({"start": 0.0, "end": 0.1}, ".until: missing key"),
+        ({}, ".start: missing key"),
+        ({**RAMP, "end": -0.1}, ": end is -0.1; use 0 or more"),
+        ({**RAMP, "after": 8}, ": after is 8, not less than until, 8"),
+    ],
+)
+@pytest.mark.parametrize("key", ["models.adm-ip.gamma", "datasets.tiny.strengths.gamma"])
+def test_a_ramp_that_is_none_is_refused(tmp_path: Path, key: str, ramp: dict[str, Any], said: str) -> None:
+    assert refusal(tmp_path, put(small(), key, ramp)) == f"params.yaml {key}{said}"
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        ("adm", "models.adm-ip.start: found 'adm'; expected a mapping"),
+        ({"step": 4}, "models.adm-ip.start.model: missing key"),
+        ({"model": "adn"}, "models.adm-ip.start.model: unknown name 'adn'; did you mean 'adm'?"),
+        ({"model": "adm", "dataset": "tinyy"}, "models.adm-ip.start.dataset: unknown name 'tinyy'; did you mean"),
+        ({"model": "adm", "step": 5}, "models.adm-ip.start.step: 5 is not one of datasets.tiny.checkpoints [4, 8]"),
+        ({"model": "adm", "step": 0}, "models.adm-ip.start: step is 0; use 1 or more, or leave it out"),
+        (
+            {"model": "ddim"},
+            "models.adm-ip.start: tiny/ddim has another network than tiny/adm-ip: its family is ddpm, not adm",
+        ),
+        (
+            {"model": "adm", "dataset": "photos"},
+            "models.adm-ip.start: photos/adm has another network than tiny/adm-ip: its channels is 3, not 1",
+        ),
+        ({"model": "adm-ip"}, "models.adm-ip.start: it goes round in a circle, tiny/adm-ip <- tiny/adm-ip"),
+        (
+            {"model": "adm-wd"},
+            "models.adm-wd.start: it goes round in a circle, tiny/adm-ip <- tiny/adm-wd <- tiny/adm-ip",
+        ),
+    ],
+)
+def test_a_start_that_is_none_is_refused(tmp_path: Path, start: Any, said: str) -> None:
+    raw = put(small(), "models.adm-wd.start", {"model": "adm-ip"})
+    assert refusal(tmp_path, put(raw, "models.adm-ip.start", start)).startswith(f"params.yaml {said}")
+
+
+def test_nothing_trains_an_imported_model_on(tmp_path: Path) -> None:
+    raw = put(small(), "models.adm.start", {"model": "adm-ip"})
+    said = "params.yaml models.adm: start is set, but the model is imported: nothing trains it"
+    assert refusal(tmp_path, put(raw, "models.adm.imported", True)) == said
+
+
+def test_a_strength_may_change_over_training(tmp_path: Path) -> None:
+    raw = put(small(), "datasets.tiny.strengths.gamma", RAMP)
+    params = config.load(write(tmp_path, put(raw, "models.adm.min_snr", 5)))
+    assert params.run_spec("tiny", "adm-ip", 0).objective.gamma == Ramp(0.0, 0.1, until=8)
+    assert params.run_spec("tiny", "adm", 0).objective.min_snr == 5
+    assert "min_snr" not in params.run_spec("tiny", "adm-ip", 0).to_json()["objective"]
 
 
 @pytest.mark.parametrize(
@@ -159,11 +219,18 @@ TRAINING = "datasets.tiny.families.adm.training"
         (
             "models.adm-ip.gamma",
             "datasett",
-            "found 'datasett'; expected a number or a list of numbers or the word 'dataset'",
+            "found 'datasett'; expected a number or a list of numbers or a mapping or the word 'dataset'",
         ),
-        ("models.adm-ip.gamma", [0.1, "x"], "expected a number or a list of numbers or the word 'dataset'"),
+        (
+            "models.adm-ip.gamma",
+            [0.1, "x"],
+            "expected a number or a list of numbers or a mapping or the word 'dataset'",
+        ),
         ("models.adm.gp_weight", [1], "found the list [1]; expected a number or the word 'dataset'"),
-        ("datasets.tiny.strengths.gamma", "x", "found 'x'; expected a number or a list of numbers"),
+        ("datasets.tiny.strengths.gamma", "x", "found 'x'; expected a number or a list of numbers or a mapping"),
+        ("models.adm-ip.gamma.until", 0.5, "found 0.5; expected a whole number"),
+        ("models.adm-ip.gamma.shape", "cosin", "found 'cosin'; expected linear or cosine; did you mean 'cosine'?"),
+        ("datasets.tiny.strengths.gamma.start", "x", "found 'x'; expected a number"),
         ("title", 3, "found 3; expected text"),
         ("tables", None, "found nothing; expected a mapping"),
         ("seeds.default", 0, "found 0; expected a list"),
@@ -171,7 +238,10 @@ TRAINING = "datasets.tiny.families.adm.training"
     ],
 )
 def test_a_wrong_type_is_said_in_words(tmp_path: Path, key: str, value: Any, said: str) -> None:
-    message = refusal(tmp_path, put(small(), key, value))
+    raw = small()
+    for ramp in (raw["models"]["adm-ip"], raw["datasets"]["tiny"]["strengths"]):
+        ramp["gamma"] = dict(RAMP)
+    message = refusal(tmp_path, put(raw, key, value))
     assert message.startswith(f"params.yaml {key}: ")
     assert message.endswith(said)
 

@@ -281,6 +281,46 @@ def test_a_strength_is_a_parameter_of_the_models_that_borrow_it_and_of_no_other(
     assert strengths("adm") == strengths("ddim") == []
 
 
+START = {"model": "adm"}
+
+
+@pytest.mark.parametrize(
+    ("start", "imported", "source"),
+    [
+        (START, False, "tiny/adm/s1/8"),
+        ({**START, "step": 4}, False, "tiny/adm/s1/4"),
+        ({**START, "dataset": "grey"}, False, "grey/adm/s1/8"),
+        ({**START, "step": 460000}, True, "tiny/adm/s5/460000"),
+    ],
+)
+def test_a_run_reads_what_it_is_trained_on_from(
+    tmp_path: Path, start: dict[str, Any], imported: bool, source: str
+) -> None:
+    raw = put(put(small(), "models.adm-ip.start", start), "models.adm.imported", imported)
+    raw["datasets"]["grey"] = raw["datasets"]["tiny"]
+    raw["seeds"] |= {"adm": [5, 6]} if imported else {}
+    known = grid_of(tmp_path, raw)
+    images, start_inputs = "data/tiny/images.npy", (f"runs/{source}/ema.safetensors", f"runs/{source}/recipe.json")
+    first, second, resume = known.cell("train", **FIRST), known.cell("train", **RUN), known.cell("resume", **RUN)
+    assert first.inputs == (images, *start_inputs)
+    assert second.inputs == (images, f"{RUN_PATH}/4/recipe.json", *start_inputs)
+    assert resume.inputs == (images, f"{RUN_PATH}/8/recipe.json", *start_inputs)
+    assert [cell.stage.name for cell in (first, second, resume)] == ["train_from", "continue_from", "resume_from"]
+    assert first.params == RUN_PARAMS
+    assert first.command == "ipdiff train --dataset tiny --model adm-ip --seed 1 --step 4"
+    assert known.maker(start_inputs[0]) in known.needed(first)
+    assert [cell.given for cell in known.needed(first) if cell.directory == f"runs/{source}"] == [imported]
+    everything = {cell.directory for cell in (*known.study("small"), *known.imports("small"))}
+    assert f"runs/{source}" in everything
+    assert ("data/grey" in everything) == source.startswith("grey")
+
+
+def test_a_start_changes_no_other_model_s_cells(tmp_path: Path) -> None:
+    before = view_free(grid_of(tmp_path, small()))
+    after = view_free(grid_of(tmp_path, put(small(), "models.adm-ip.start", START)))
+    assert {name for name in before if after[name] != before[name] and "adm-ip" not in name} == set()
+
+
 def test_a_study_is_what_its_views_need_and_nothing_else(cells: Grid) -> None:
     sets = {
         "tiny/adm/s0/8/exposure-10",

@@ -28,7 +28,7 @@ from ipdiff.sample_sets.sample import ImageSampler
 from ipdiff.sample_sets.spec import Sampler, Sampling
 from ipdiff.schedule import make_betas, respace
 from ipdiff.training.run import Run
-from ipdiff.work.shards import Shards, cut
+from ipdiff.work.shards import Shards, cut, unit_of
 
 MODELS = {"adm": change(RUNS["adm-ip"], gamma=0.0, lr=5e-3), "adm-ip": change(RUNS["adm-ip"], lr=5e-3)}
 SET = Sampling(num_samples=10, batch_size=4)
@@ -184,16 +184,15 @@ def test_one_image_drawn_alone_is_that_of_the_set(run, sampler, tmp_path, name):
     found = arr_0(tmp_path)
     drawer = sampler(name)
     for index in (0, 3, 4, 9):
-        call = sample.call_of(index, Sampler.parse(name), SET)
+        call = unit_of(index, SET.num_samples, SET.batch_size)
         assert np.array_equal(drawer.draw(call)[index - call.start], found[index])
 
 
 def test_an_image_belongs_to_one_call():
-    name = Sampler.parse("ancestral-5")
-    assert [sample.call_of(index, name, SET) for index in (0, 5, 9)] == [range(4), range(4, 8), range(8, 10)]
+    assert [unit_of(index, 10, 4) for index in (0, 5, 9)] == [range(4), range(4, 8), range(8, 10)]
     for index in (-1, 10):
         with pytest.raises(UserError, match=rf"index is {index}; the set has images 0\.\.9"):
-            sample.call_of(index, name, SET)
+            unit_of(index, 10, 4)
 
 
 def test_two_models_of_a_seed_share_their_noise(sampler, drawn):

@@ -18,13 +18,14 @@ from unit.tiny import IMAGES, RUNS, Looks, Undrawn, advance, change
 from ipdiff.data.batches import batch_indices
 from ipdiff.data.prefetch import DEPTH, Prefetch
 from ipdiff.device.spec import Compute
+from ipdiff.diffusion import GaussianDiffusion
 from ipdiff.errors import Preempted, UserError
 from ipdiff.training import device_feeder, optimizer, segment
 from ipdiff.training.device_feeder import DeviceFeeder
 from ipdiff.training.distributed import Processes
 from ipdiff.training.host_feeder import HostFeeder
 from ipdiff.training.run import Diverged, Run
-from ipdiff.training.timesteps import LossSecondMoment, make_timestep_sampler, timesteps_on
+from ipdiff.training.segment import Setup
 from ipdiff.work.spec import Work
 from ipdiff.work.train_states import States, tensors_of
 
@@ -87,7 +88,7 @@ def test_it_trains_as_the_host_does(name, here, made, monkeypatch):
         assert np.array_equal(state["timesteps.counts"], reference.state()["timesteps.counts"])
 
 
-@pytest.mark.parametrize("name", ["adm", "ddim-ip", "importance"])
+@pytest.mark.parametrize("name", ["adm", "ddim-ip", "importance", "gamma over steps"])
 @pytest.mark.parametrize("at", [3, 4, 6])
 def test_a_restart_changes_no_bit(name, at, made, tmp_path):
     straight = made(WHOLE[name], 9)
@@ -99,6 +100,24 @@ def test_a_restart_changes_no_bit(name, at, made, tmp_path):
     for _ in range(9 - at):
         first.advance()  # taking a state disturbed nothing
     assert frozen(second) == frozen(first) == frozen(straight)
+
+
+@pytest.mark.parametrize("name", ["gamma over steps", "ddpm-y over steps"])
+def test_a_gamma_over_steps_is_the_host_s_to_the_bit(name, made, monkeypatch):
+    seen: list[list[float]] = [[], []]
+    for gammas, feeder in zip(seen, (HostFeeder(Run(WHOLE[name], IMAGES)), made(WHOLE[name])), strict=True):
+        with monkeypatch.context() as patch:
+            real = GaussianDiffusion.training_losses
+
+            def spy(*args, gamma, gammas=gammas, real=real, **more):
+                gammas.append(float(gamma))
+                return real(*args, gamma=gamma, **more)
+
+            patch.setattr(GaussianDiffusion, "training_losses", spy)
+            for _ in range(9):
+                feeder.advance()
+    ramp = WHOLE[name].objective.gamma
+    assert seen[0] == seen[1] == [ramp.at(step) for step in range(9)]
 
 
 def test_either_goes_on_from_the_other_s_states(made):
@@ -115,13 +134,13 @@ def spoil(monkeypatch, step, value, where="loss"):
     """A loss, or a number of the gradient, of update `step` becomes `value`."""
     loss, gradients = Run.loss, Run.gradients
 
-    def spoilt_loss(self, x0, t, places, at):
+    def spoilt_loss(self, x0, t, places, at, gamma):
         here = (torch.arange(len(x0)) == 5) & (at == step)
-        return torch.where(here, value, loss(self, x0, t, places, at))
+        return torch.where(here, value, loss(self, x0, t, places, at, gamma))
 
     def spoilt_gradients(self, *args):
         losses, grads = gradients(self, *args)
-        if int(args[-2]) == step:
+        if int(args[-3]) == step:
             grads[3].view(-1)[0] = value
         return losses, grads
 
@@ -215,7 +234,7 @@ def test_an_update_that_is_not_live_changes_nothing(made):
     assert frozen(feeder) == frozen(made(feeder.run.spec, 4))
 
 
-@pytest.mark.parametrize("name", ["adm", "ddim-ip"])
+@pytest.mark.parametrize("name", ["adm", "ddim-ip", "ddpm-y over steps", "v"])
 def test_an_update_neither_looks_at_values_nor_sends_any(name, monkeypatch):
     """On the meta device, where there are none; torch has no fused optimiser there."""
     meta = torch.device("meta")
@@ -240,15 +259,8 @@ def trained_to(spec, root, step, previous=None, **work):
     out = root / str(step)
     out.mkdir(parents=True, exist_ok=True)
     np.save(root / "images.npy", IMAGES)
-    return segment.run(
-        spec,
-        root / "images.npy",
-        out,
-        step=step,
-        previous=previous,
-        states=States(root / "states"),
-        work=Work(**work),
-    )["state"]
+    setup = Setup(spec, root / "images.npy", States(root / "states"), Work(**work))
+    return segment.run(setup, out, step, previous)["state"]
 
 
 @pytest.fixture
@@ -298,41 +310,6 @@ def test_which_runs_stay_on_the_device():
     assert not device_feeder.feeds(gpu, Processes(0, 2))
     assert not device_feeder.feeds(SPEC)
     assert type(segment.feeder_for(Run(SPEC, IMAGES))) is HostFeeder
-
-
-# Timesteps
-
-
-@pytest.mark.parametrize("T", [1, 3, 50])
-def test_the_loss_history_is_the_sampler_s(T):
-    """Batches of 40: several losses of one t in each, and for few t more than the history holds."""
-    host, device = LossSecondMoment(T), timesteps_on(LossSecondMoment(T), CPU)
-    draws = np.random.default_rng(0)
-    for _ in range(60):
-        u = draws.random(40)
-        t, weights = host.sample(u)
-        found, found_weights = device.sample(torch.from_numpy(u))
-        assert found.tolist() == t.tolist()
-        np.testing.assert_allclose(found_weights.numpy(), weights, rtol=1e-12)
-        losses = draws.exponential(size=40) * (1 + t)
-        host.update(t, losses)
-        device.update(found, torch.from_numpy(losses), torch.tensor(True))
-        device.update(found, torch.full((40,), math.nan, dtype=torch.float64), torch.tensor(False))
-        device.pull()
-        for key, value in host.state().items():
-            assert np.array_equal(device.sampler.state()[key], value)
-    assert host.warmed_up
-    np.testing.assert_allclose(device.probabilities().numpy(), host.probabilities(), rtol=1e-12)
-
-
-@pytest.mark.parametrize("name", ["uniform", "antithetic"])
-@pytest.mark.parametrize("n", [1, 7, 8])
-def test_timesteps_without_a_history_are_the_sampler_s(name, n):
-    host = make_timestep_sampler(name, 13)
-    u = np.append(np.random.default_rng(0).random(n - 1), np.nextafter(1, 0))
-    t, weights = timesteps_on(host, CPU).sample(torch.from_numpy(u))
-    assert t.tolist() == host.sample(u)[0].tolist()
-    assert weights.tolist() == [1.0] * n
 
 
 # Batches from a memory map

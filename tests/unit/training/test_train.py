@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from unit.tiny import ADM, DDIM, IMAGES, RUNS, advance, change, files, flip_bit
 
 from ipdiff import rng
@@ -24,11 +25,11 @@ from ipdiff.data.spec import Source
 from ipdiff.diffusion import GaussianDiffusion
 from ipdiff.errors import Preempted, UserError
 from ipdiff.pipeline import config
-from ipdiff.spec import RunSpec, Training
+from ipdiff.spec import Ramp, RunSpec, Training
 from ipdiff.training import optimizer, resume, segment
 from ipdiff.training.host_feeder import mean_of
 from ipdiff.training.run import Run
-from ipdiff.training.timesteps import LossSecondMoment
+from ipdiff.training.segment import Setup
 from ipdiff.work.spec import Work
 from ipdiff.work.train_states import States, tensors_of
 
@@ -61,22 +62,14 @@ class Chain:
     def __init__(self, spec: RunSpec, images: Path, root: Path) -> None:
         self.spec, self.images, self.root = spec, images, root
         self.states = States(root / "states")
+        self.start: Path | None = None
 
     def segment(self, step, previous=None, save_every=100, progress=lambda step: None, save_seconds=300.0) -> str:
         """Train a segment; returns the digest of its state."""
         out = self.root / str(step)
         out.mkdir(parents=True, exist_ok=True)
-        made = segment.run(
-            self.spec,
-            self.images,
-            out,
-            step=step,
-            previous=previous,
-            states=self.states,
-            work=Work(save_every, save_seconds),
-            progress=progress,
-        )
-        return made["state"]
+        setup = Setup(self.spec, self.images, self.states, Work(save_every, save_seconds), self.start, 0, 1, progress)
+        return segment.run(setup, out, step, previous)["state"]
 
     def forget(self) -> None:
         for path in self.states.directory.iterdir():
@@ -99,8 +92,8 @@ class Inputs:
         self.terms: list[dict] = []
         real = GaussianDiffusion.training_losses
 
-        def spy(diffusion, model, x0, t, eps, xi=None, *, probe=None):
-            terms = real(diffusion, model, x0, t, eps, xi, probe=probe)
+        def spy(diffusion, model, x0, t, eps, xi=None, *, probe=None, gamma=None):
+            terms = real(diffusion, model, x0, t, eps, xi, probe=probe, gamma=gamma)
             self.calls.append((x0, t, eps, xi, probe))
             self.terms.append({key: value.detach() for key, value in terms.items()})
             return terms
@@ -133,11 +126,10 @@ def test_a_restart_changes_no_bit(name, tmp_path):
 def test_the_loss_history_survives_a_restart():
     first = advanced(RUNS["importance"], 4)
     second = advanced(RUNS["importance"], 0, first.state())
-    assert isinstance(second.timesteps, LossSecondMoment)
-    assert second.timesteps.warmed_up
-    t, weights = second.timesteps.sample(np.linspace(0, 0.99, 8))
+    u = torch.linspace(0, 0.99, 8, dtype=torch.float64)
+    t, weights = second.timesteps.sample(u)
     assert len(set(weights.tolist())) == 2
-    assert np.array_equal(first.timesteps.sample(np.linspace(0, 0.99, 8))[0], t)
+    assert torch.equal(first.timesteps.sample(u)[0], t)
 
 
 def test_segments_with_moved_boundaries_meet(chain):
@@ -172,11 +164,11 @@ def test_a_warning_inside_an_update_is_seen_before_the_next_micro_batch(chain, m
     whole.segment(4)
     parts, real = [], Run.loss
 
-    def warned(self, x0, t, places, step):
+    def warned(self, x0, t, places, step, gamma):
         parts.append((step, places.start))
         if parts[-1] == (2, 2):
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, x0, t, places, step)
+        return real(self, x0, t, places, step, gamma)
 
     monkeypatch.setattr(Run, "loss", warned)
     with pytest.raises(Preempted, match="at step 2 of 4; saved"):
@@ -206,6 +198,47 @@ def test_a_damaged_state_is_trained_again(chain):
     assert steps == [1, 2, 3, 4, 5]
     other.segment(5, (3, other.segment(3)))
     assert run.published(5) == other.published(5)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Where the EMA of a run of an equal network lies, and what it is."""
+    ema = advanced(change(RUNS["adm"], seed=8), 3).ema_weights()
+    save_file(ema, tmp_path / "start.safetensors")
+    return tmp_path / "start.safetensors", ema
+
+
+def test_a_run_starts_from_given_weights_and_all_else_begins_anew(weights):
+    path, ema = weights
+    run, fresh = Run(RUNS["adm"], IMAGES, load_file(path)), Run(RUNS["adm"], IMAGES)
+    state, plain = run.state(), fresh.state()
+    assert state.keys() == plain.keys()
+    for name, value in ema.items():
+        for kind in ("model", "ema"):
+            assert np.array_equal(state.pop(f"{kind}.{name}"), value)
+            assert not np.array_equal(plain.pop(f"{kind}.{name}"), value) or not value.any()
+    assert {name: value.tobytes() for name, value in state.items()} == {n: v.tobytes() for n, v in plain.items()}
+    assert run.step == 0
+    advance(run)
+    assert not np.array_equal(run.ema_weights()["out.2.weight"], ema["out.2.weight"])
+
+
+def test_a_started_run_is_the_same_through_segments_restarts_and_lost_states(weights, chain, tmp_path):
+    whole, parts, unstarted = chain("whole"), chain("parts"), chain("unstarted")
+    whole.start = parts.start = weights[0]
+    whole.segment(6)
+    digest = parts.segment(2)
+    parts.forget()  # nothing is left to go on from: it trains again from the start, through the digest
+    final = parts.segment(6, (2, digest), save_every=3)
+    assert parts.published(6)["ema.safetensors"] == whole.published(6)["ema.safetensors"]
+    parts.forget()
+    out = tmp_path / "resumed"
+    out.mkdir()
+    setup = Setup(parts.spec, parts.images, parts.states, Work(), parts.start)
+    resume.run(parts.states, out, 6, final, lambda: setup)
+    assert hashlib.md5((out / "state.safetensors").read_bytes()).hexdigest() == final
+    unstarted.segment(6)
+    assert unstarted.published(6)["ema.safetensors"] != whole.published(6)["ema.safetensors"]
 
 
 @pytest.mark.parametrize("store", ["kept", "lost", "a damaged file of that name"])
@@ -253,7 +286,8 @@ def test_resume_publishes_the_recorded_state(chain, tmp_path):
     last = run.segment(5, (2, digest), save_every=1)
 
     def published(step, digest):
-        resume.run(run.spec, run.images, tmp_path, step=step, digest=digest, states=run.states, work=Work())
+        setup = Setup(run.spec, run.images, run.states, Work())
+        resume.run(run.states, tmp_path, step, digest, lambda: setup)
         return (tmp_path / "state.safetensors").read_bytes()
 
     kept = published(5, last)
@@ -311,16 +345,43 @@ def test_without_flip_no_image_is_mirrored(monkeypatch):
     assert torch.equal(inputs.take()[0], to_network(IMAGES[batch_indices(3, 20, 8, 0)]))
 
 
+def test_a_ramp_is_closed_form_and_exact_at_its_ends():
+    line, cosine = Ramp(0.1, 0.5, until=14, after=4), Ramp(0.3, 0.1, until=8, shape="cosine")
+    assert [line.at(step) for step in (0, 4, 14, 10**6)] == [0.1, 0.1, 0.5, 0.5]
+    assert line.at(9) == pytest.approx(0.3)
+    assert [cosine.at(step) for step in (0, 8, 9)] == [0.3, 0.1, 0.1]
+    assert [cosine.at(step) for step in (2, 4)] == pytest.approx([0.2 + 0.1 * math.sqrt(0.5), 0.2])
+    with pytest.raises(ValueError, match="after is 8, not less than until, 8"):
+        Ramp(0.0, 0.1, until=8, after=8)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.1])
+def test_a_ramp_that_stays_is_the_constant(gamma):
+    spec = change(RUNS["adm-ip"], gamma=Ramp(gamma, gamma, until=3))
+    assert frozen(advanced(spec, 5)) == frozen(advanced(change(spec, gamma=gamma), 5))
+    assert RunSpec.from_json(spec.to_json()) == spec
+
+
+def test_a_ramp_ends_as_its_last_constant(monkeypatch):
+    """From step `until` on, an update is that of a run with the last strength, from the same state."""
+    spec = change(RUNS["adm-ip"], gamma=Ramp(0.0, 0.4, until=3))
+    state = advanced(spec, 3).state()
+    after = frozen(advanced(change(spec, gamma=0.4), 2, state))
+    assert frozen(advanced(spec, 2, state)) == after
+    assert frozen(advanced(change(spec, gamma=0.3), 2, state)) != after
+
+
 def test_noise_that_an_objective_does_not_use_is_not_drawn(monkeypatch):
     inputs = Inputs(monkeypatch)
     drawn = {}
-    for name in ("adm-wd", "adm-ip", "gamma over t", "adm-gp"):
+    for name in ("adm-wd", "adm-ip", "gamma over t", "gamma over steps", "adm-gp"):
         advanced(RUNS[name], 1)
         drawn[name] = [part is not None for part in inputs.take()[3:]]
     assert drawn == {
         "adm-wd": [False, False],
         "adm-ip": [True, False],
         "gamma over t": [True, False],
+        "gamma over steps": [True, False],
         "adm-gp": [False, True],
     }
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from unit.tiny import flip_bit
 
-from ipdiff.pipeline import grid, jobs
+from ipdiff.pipeline import grid, job
 from ipdiff.work.train_states import States, state_digest, tensors_of
 
 ROOT = Path(__file__).parents[3]
@@ -120,13 +120,13 @@ def test_runs_do_not_share_states(monkeypatch):
 
     def directory(images="a" * 32, **names):
         cell = cells.cell("train", **{"dataset": "digits_mini", "model": "adm", "seed": "0", "step": "4", **names})
-        job = jobs.Job(params, cell, {"data/digits_mini/images.npy": images})
-        return job.states(job.run_spec()).directory
+        one = job.Job(params, cell, {"data/digits_mini/images.npy": images})
+        return one.states(one.run_spec()).directory
 
     base = directory()
     assert directory(step="8") == base  # segments of one run go on from each other
     others = [directory(model="adm-ip"), directory(seed="1"), directory(images="b" * 32)]
-    monkeypatch.setattr(jobs, "code_digest", lambda *what: "c" * 32)
+    monkeypatch.setattr(job, "code_digest", lambda *what: "c" * 32)
     assert len({base, *others, directory()}) == 5
 
 
@@ -135,8 +135,8 @@ def test_a_run_keeps_as_many_states_as_params_yaml_says():
     params = known.studies.load("mini")
     params = dataclasses.replace(params, work=dataclasses.replace(params.work, states_kept=5))
     cell = known.cell("train", dataset="digits_mini", model="adm", seed="0", step="4")
-    job = jobs.Job(params, cell, {"data/digits_mini/images.npy": "a" * 32})
-    assert job.states(job.run_spec()).keep == 5
+    one = job.Job(params, cell, {"data/digits_mini/images.npy": "a" * 32})
+    assert one.states(one.run_spec()).keep == 5
 
 
 def test_a_published_state_is_taken_over_only_if_it_is_the_one_asked_for(tmp_path: Path) -> None:

@@ -12,10 +12,9 @@ from typing import Any
 
 from ipdiff.errors import ConfigError, UserError
 from ipdiff.pipeline import config, grid
-from ipdiff.pipeline.config.spec import family_record
 from ipdiff.pipeline.stages import IMPORT
 from ipdiff.pipeline.store import artifact
-from ipdiff.spec import RunSpec
+from ipdiff.spec import FAMILIES, RunSpec
 from ipdiff.work import recipes
 from ipdiff.work.recipes import RECIPE
 
@@ -85,12 +84,12 @@ def _folder(source: str) -> Path:
 
 
 def _clips(recipe: dict[str, Any], spec: RunSpec) -> bool:
-    """Whether the project clamps x0 while sampling from the run; its family's default where it does not know it."""
+    """Whether the project clamps x0 while sampling from the run; as its family's code where it does not know it."""
     parts = str(recipe.get("cell")).split("/")
     try:
         return config.Studies().owner(parts[1]).family(parts[1], parts[2]).clip_denoised
     except (ConfigError, IndexError):
-        return family_record(spec.family).clip_denoised
+        return FAMILIES[spec.family].clip_denoised
 
 
 @contextmanager
