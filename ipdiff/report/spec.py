@@ -50,6 +50,9 @@ class Table(Record):
     until: Annotated[
         dict[str, int], "model: its last training step, where the product's steps go further", Range(1)
     ] = field(default_factory=dict)
+    seeds: Annotated[list[int], "training seeds that are shown; each model's own of the study if empty", SEED] = field(
+        default_factory=list
+    )
     points: Annotated[list[Point], "explicit points instead of a product"] = field(default_factory=list)
     compare: Annotated[dict[str, str], "model: baseline; adds difference rows, paired by seed"] = field(
         default_factory=dict
@@ -114,6 +117,9 @@ class Figure(Record):
     )
     until: Annotated[dict[str, int], "model: its last training step, where `steps` go further", Range(1)] = field(
         default_factory=dict
+    )
+    seeds: Annotated[list[int], "training seeds that are shown; each model's own of the study if empty", SEED] = field(
+        default_factory=list
     )
     metric: Annotated[Metric, "what the lines show"] = "fid"
     x: Annotated[Literal["step", "sample_steps", "nfe"], "x axis of lines"] = "sample_steps"

@@ -85,7 +85,7 @@ MINI = (("cifar10", "digits_mini"),)
 RULES = [
     *(
         Rule(start, None, "another program, which changes the machine")
-        for start in ("cd", "git clone", "pip", "sbatch")
+        for start in ("cd", "git clone", "pip", "sbatch", "sha256sum")
     ),
     Rule("make", None, "it installs, and runs for minutes"),
     Rule("python -m benchmarks", None, "minutes"),

@@ -218,12 +218,12 @@ class Grid:
         verb = FIGURES[view.kind] if isinstance(view, Figure) else "evaluate"
         if isinstance(view, Figure) and "sampler" not in STAGES[verb].wildcards:
             for dataset, model, step in config.runs(study, view):
-                for seed in study.seeds_of(model):
+                for seed in view.seeds or study.seeds_of(model):
                     names = {"dataset": dataset, "model": model, "seed": str(seed), "step": str(step)}
                     yield self.cell(verb, **names).outputs[0]
             return
         for point in config.points(study, view):
-            for seed in study.seeds_of(point.model):
+            for seed in view.seeds or study.seeds_of(point.model):
                 yield self._point_cell(verb, point, seed).outputs[0]
                 if view.paper is not None:  # how it was measured, drawn, trained, and what with: held against the paper
                     made = "import" if self.is_imported(point.dataset, point.model) else "train"

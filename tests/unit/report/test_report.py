@@ -406,6 +406,7 @@ def test_the_papers_values_are_read() -> None:
         "table8": 8,
         "ablation": 41,
         "figure3": 62,
+        "es": 21,
     }
     assert all(found.source and found.features == "inception" and found.n == 50000 for found in PAPER.values())
 
