@@ -166,7 +166,7 @@ def test_a_ramp_that_is_none_is_refused(tmp_path: Path, key: str, ramp: dict[str
     [
         ("adm", "models.adm-ip.start: found 'adm'; expected a mapping"),
         ({"step": 4}, "models.adm-ip.start.model: missing key"),
-        ({"model": "adn"}, "models.adm-ip.start.model: unknown name 'adn'; did you mean 'adm'?"),
+        ({"model": "amd"}, "models.adm-ip.start.model: unknown name 'amd'; did you mean 'adm'?"),
         ({"model": "adm", "dataset": "tinyy"}, "models.adm-ip.start.dataset: unknown name 'tinyy'; did you mean"),
         ({"model": "adm", "step": 5}, "models.adm-ip.start.step: 5 is not one of datasets.tiny.checkpoints [4, 8]"),
         ({"model": "adm", "step": 0}, "models.adm-ip.start: step is 0; use 1 or more, or leave it out"),
