@@ -76,7 +76,7 @@ class Coefficients:
         return at(np.sqrt(self.alphas_cumprod), t, x0) * eps - at(np.sqrt(1 - self.alphas_cumprod), t, x0) * x0
 
     def eps_from_v(self, x_t: Tensor, i: Index, v: Tensor) -> Tensor:
-        """Eq. 4 and v, which is x_t rotated by a right angle, solved for eps."""
+        """Eq. 4 and v solved for eps; x0 formed of it is right to 5e-3 where a cosine schedule has no signal."""
         return at(np.sqrt(self.alphas_cumprod), i, x_t) * v + at(np.sqrt(1 - self.alphas_cumprod), i, x_t) * x_t
 
     def min_snr_weights(self, k: float) -> FloatArray:
@@ -107,9 +107,8 @@ class Coefficients:
     def multistep_corrector(self) -> tuple[FloatArray, ...]:
         """Weights of x_i, x_{i+1}, x0_{i+1}, x0_{i+2} and x0_i in the corrected x_i, once the network has seen x_i.
 
-        The first step of the chain corrects nothing, the second is of first order.
-
-        Source: UniC-2 with B(h) = e^h - 1, data prediction, arXiv:2302.04867 Alg. 5 and Eq. 9.
+        The chain's first step corrects nothing, the second is of first order. Source: UniC-2 with B(h) = e^h - 1, data
+        prediction, arXiv:2302.04867 Alg. 5 and Eq. 9.
         """
         K = len(self.betas)
         weights = np.zeros((5, K))

@@ -267,7 +267,7 @@ class GaussianDiffusion:
             terms["vb"] = bound * (self.T / 1000)
             loss = loss + terms["vb"]
         if probe is not None:
-            gp = self._reduce(vjp(output.eps, y_t, probe).square())
+            gp = self._reduce(vjp(said, y_t, probe).square())
             terms["gp"] = gp if self.needs_probe else gp.detach()
             # L_GP = ||eps - eps_theta||^2 + lambda_GP ||d eps_theta / d x||_F^2
             loss = loss + self.gp_weight * self._weighted(gp, t) if self.needs_probe else loss

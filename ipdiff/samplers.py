@@ -8,7 +8,7 @@ sampler knows no file, device or random stream.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial, update_wrapper
+from functools import partial
 from typing import Any
 
 import numpy.typing as npt
@@ -22,8 +22,6 @@ Noise = Callable[[Index], Tensor]
 """Step i of the chain -> [N,C,H,W] standard normal; not called where a step needs none."""
 Memory = tuple[Tensor, ...]
 """What a multistep sampler hands from one step to the next: tensors of the images' shape, zeros before the first."""
-
-
 Step = Callable[..., tuple[Tensor, Memory]]
 """One reverse step: (diffusion, model, x_i, i, noise, memory, **options) -> (x_{i-1}, memory); i is an int, or [N]."""
 
@@ -38,7 +36,7 @@ class Chain:
 
     def __init__(self, step: Step, memory: int = 0) -> None:
         self.step, self.memory = step, memory
-        update_wrapper(self, step)
+        self.__name__, self.__doc__ = step.__name__, step.__doc__
 
     def __call__(
         self,
@@ -59,7 +57,7 @@ class Chain:
             model: (x [N,C,H,W], t [N] int64) -> [N,C,H,W], or [N,2C,H,W] with learned sigma.
             x: [N,C,H,W] float, where the chain begins: standard normal, or images diffused to step `start` - 1.
             noise: see `Noise`.
-            start: steps to take; all of `diffusion.num_steps` if None.
+            start: steps to take; all of `diffusion.num_steps` if None, and always with a memory.
             eps_scale: see `GaussianDiffusion.with_eps_scale`; as `diffusion` has it if None.
             callback: called before each step with {"i": int, "x": x_i}; it may leave by raising.
             options: of the step, such as `clip_denoised` and `eta`.
@@ -68,12 +66,16 @@ class Chain:
             x_0: [N,C,H,W], dtype of x.
 
         Raises:
-            ValueError: as the step of `diffusion`.
+            ValueError: as the step of `diffusion`, or a start that the chain does not have.
         """
+        start = diffusion.num_steps if start is None else start
+        least = diffusion.num_steps if self.memory else 1  # what remembers begins where its chain does
+        if not least <= start <= diffusion.num_steps:
+            raise ValueError(f"start is {start}; {self.__name__} takes {least}..{diffusion.num_steps} of these steps")
         if eps_scale is not None:
             diffusion = diffusion.with_eps_scale(eps_scale)
         memory = self.no_memory(x)
-        for i in reversed(range(diffusion.num_steps if start is None else start)):
+        for i in reversed(range(start)):
             if callback is not None:
                 callback({"i": i, "x": x})
             x, memory = self.step(diffusion, model, x, i, noise, memory, **options)

@@ -93,7 +93,7 @@ def respace(T: int, spec: str, alphas_cumprod: FloatArray | None = None) -> IntA
 
     Raises:
         ValueError: unknown spec, N < 1, N > T, more steps than a section holds, "ddimN" without an
-            integer stride, or alphas_cumprod missing.
+            integer stride, or alphas_cumprod missing or of another length.
 
     Source: guided-diffusion guided_diffusion/respace.py@22e0df8 ("100", "ddim50");
         ermongroup/ddim runners/diffusion.py@e8df66c ("uniform50", "quad50", there for T=1000 only);
@@ -119,6 +119,8 @@ def respace(T: int, spec: str, alphas_cumprod: FloatArray | None = None) -> IntA
     if match["rule"] in ("logsnr", "karras"):
         if alphas_cumprod is None:
             raise ValueError(f"respacing {spec!r} needs alphas_cumprod")
+        if len(alphas_cumprod) != T:
+            raise ValueError(f"alphas_cumprod has {len(alphas_cumprod)} values, expected T={T}")
         return _by_noise(half_log_snr(alphas_cumprod), match["rule"], counts[0])
     return _sections(T, spec, counts)
 

@@ -262,10 +262,12 @@ class RunSpec(Record):
             {
                 **{key: getattr(spec, key) for key in ("family", "image_size", "channels")},
                 "learn_sigma": spec.diffusion.learn_sigma,
-                **asdict(spec.network),
+                **{key: value for key, value in asdict(spec.network).items() if key != "dropout"},
             }
             for spec in (self, other)
         )
+        if here.get("num_head_channels") is not None:
+            here["num_heads"] = there.get("num_heads")  # not used then
         key = next((key for key in here if there.get(key) != here[key]), None)
         return None if key is None else f"its {key} is {there[key]}, not {here[key]}"
 

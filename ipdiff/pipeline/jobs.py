@@ -13,7 +13,7 @@ from ipdiff.errors import UserError
 from ipdiff.pipeline import config
 from ipdiff.pipeline.grid import Cell
 from ipdiff.pipeline.job import Job, progress_bar
-from ipdiff.pipeline.stages import STAGES
+from ipdiff.pipeline.stages import IMPORT, STAGES
 from ipdiff.pipeline.store import artifact
 from ipdiff.pipeline.store.artifact import Publication
 from ipdiff.sample_sets.spec import Sampler
@@ -75,10 +75,14 @@ def _train(job: Job, made: Publication) -> None:
     previous = None
     if "previous" in job.names:
         recorded = job.recipe()
-        start = str(job.start)
-        if recorded["run"] != spec.to_json() or recorded["inputs"].get(start) != job.inputs.get(start):
+        started, starts = (
+            {path: digest for path, digest in inputs.items() if path.endswith(f"/{IMPORT.files[0]}")}
+            for inputs in (recorded["inputs"], job.inputs)
+        )
+        if recorded["run"] != spec.to_json() or started != starts:
             raise UserError(
-                f"{job.path(RECIPE)} is of other parameters than params.yaml has now; make that checkpoint again first"
+                f"{job.path(RECIPE)} is of other parameters, or of another start, than there are now; make that "
+                "checkpoint again first"
             )
         previous = (int(job.names["previous"]), recorded["state"])
     setup = job.setup(spec)

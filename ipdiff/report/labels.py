@@ -64,9 +64,11 @@ def better(metrics: Mapping[str, str]) -> str:
     """Which way is better: `lower is better`, or which metrics go which way.
 
     Args:
-        metrics: label -> metric; those of which neither is better are passed over.
+        metrics: label -> metric; those of which neither is better are passed over: nothing is said where all are.
     """
     judged = {label: METRICS[name].higher for label, name in metrics.items() if METRICS[name].higher is not None}
+    if not judged:
+        return ""
     higher = [label for label, is_higher in judged.items() if is_higher]
     if not higher:
         return "lower is better"
@@ -101,7 +103,8 @@ AXES = {
 
 def sampler_axis(names: Iterable[str]) -> Axis:
     """Of rows: the bare number of steps under its header, where that says which sampler is meant."""
-    headers = {Sampler.parse(name).row.header for name in names}
+    samplers = [Sampler.parse(name) for name in names]
+    headers = {"" if sampler.eps_scale else sampler.row.header for sampler in samplers}
     if len(headers) > 1 or "" in headers:
         return AXES["sampler"]
     return Axis(headers.pop(), lambda name: str(Sampler.parse(name).steps), "sampler")

@@ -135,6 +135,10 @@ class Figure(Record):
         check(not (errors and self.samplers), f"samplers is {self.samplers}; prediction errors need no sampler")
         listed = self.datasets and self.models and (errors or self.samplers)
         check(bool(listed), f"no cell; name datasets{' and models' if errors else ', models and samplers'}")
+        lines = self.kind == "lines" or (self.metric, self.x) == ("fid", "sample_steps")
+        check(lines, f"metric and x are of kind lines, found kind {self.kind}; leave them out")
+        samples = self.kind == "samples" or self.images == 16
+        check(samples, f"images is of kind samples, found kind {self.kind}; leave it out")
         check(
             self.paper is None or (self.kind, self.x) == ("lines", "step"),
             f"paper is {self.paper}, but the paper's curves are over training steps; use kind: lines and x: step",

@@ -62,7 +62,7 @@ class SamplerKind:
         name: template of their names in paths: `{steps}` a whole number, `{grid}` a rule of `schedule.respace` (none is
             guided-diffusion's), every other field a number that the function takes as an option.
         label: template of their names in tables; `{grid}` there is ` (rule)` or nothing.
-        written: how a message writes such names.
+        written: how a message writes such names, without grid.
         method: template of what tables and figures call it where T' stands elsewhere; `name` up to the dash if empty.
         header: of a table's column in which the number of steps alone says which sampler is meant; empty: none can.
         options: what the function takes besides, each a field of `name`, and the numbers it may be.
@@ -89,6 +89,8 @@ class SamplerKind:
 
 GRIDS = ("uniform", "quad", "ddim", "logsnr", "karras")
 """Rules of `schedule.respace` that a name may have; none is guided-diffusion's."""
+MOST = 80
+"""Characters of a sampler's name."""
 NUMBER = r"\d+(?:\.\d+)?"
 _SUFFIX = re.compile(rf"-es(?:({NUMBER})t\+)?({NUMBER})\Z")
 
@@ -102,20 +104,20 @@ SAMPLERS = {
     "ddim": SamplerKind(
         name="ddim{eta}-{grid}{steps}",
         label="eta = {eta}, T' = {steps}{grid}",
-        written="ddimETA-N, ddimETA-uniformN, ddimETA-quadN",
+        written="ddimETA-N",
         method="DDIM, eta = {eta}{grid}",
         options={"eta": Range(0, 1)},
     ),
     "dpmpp2m": SamplerKind(
         name="dpmpp2m-{grid}{steps}",
         label="DPM-Solver++(2M), T' = {steps}{grid}",
-        written="dpmpp2m-N, dpmpp2m-logsnrN",
+        written="dpmpp2m-N",
         method="DPM-Solver++(2M){grid}",
     ),
     "unipc": SamplerKind(
         name="unipc-{grid}{steps}",
         label="UniPC-2, T' = {steps}{grid}",
-        written="unipc-N, unipc-karrasN",
+        written="unipc-N",
         method="UniPC-2{grid}",
     ),
     "exposure": SamplerKind(
@@ -182,6 +184,8 @@ class Sampler(Record):
         Raises:
             ValueError: no such name, an option out of range, or a second way to write the same sampler.
         """
+        if len(text) > MOST:
+            raise ValueError(f"sampler {text[:40]!r}... has {len(text)} characters; use at most {MOST}")
         chain, *suffix = _SUFFIX.split(text, maxsplit=1)
         for kind, row in SAMPLERS.items():
             if match := row.match(chain):
@@ -194,11 +198,11 @@ class Sampler(Record):
                     scale = EpsScale(float(suffix[0] or 0), float(suffix[1])) if suffix else None
                     return Sampler(kind, int(found["steps"]), found.get("grid", ""), options, scale)
                 except ValueError as error:
-                    raise ValueError(f"sampler '{text}': {error}") from None
+                    raise ValueError(f"sampler {text!r}: {error}") from None
         ways = ", ".join(row.written for row in SAMPLERS.values())
         raise ValueError(
-            f"sampler '{text}' is unknown; use {ways}, e.g. ancestral-100 or ddim0.5-quad20; -esB or -esKt+B "
-            "behind it divide eps by B or K t + B"
+            f"sampler {text!r} is unknown; use {ways}, e.g. ancestral-100 or ddim0.5-quad20 "
+            f"(grids: {', '.join(GRIDS)}), and -esB or -esKt+B behind it"
         )
 
     @property
@@ -212,11 +216,6 @@ class Sampler(Record):
         numbers = {key: plain(value) for key, value in self.options}
         chain = self.row.name.format(steps=self.steps, grid=self.grid, **numbers)
         return f"{chain}-{self.eps_scale.name}" if self.eps_scale else chain
-
-    @property
-    def eta(self) -> float | None:
-        """DDIM's share of noise; None for samplers that have none."""
-        return dict(self.options).get("eta")
 
     @property
     def method(self) -> str:

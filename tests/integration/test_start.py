@@ -97,8 +97,18 @@ def test_a_segment_does_not_go_on_from_another_start(project: Path, capsys: pyte
     rewrite(params_factory.put(params(), "models.tuned.start.step", 4))
     assert train("tuned", 8) == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"ipdiff: {TUNED}/4/recipe.json is of other parameters than params.yaml has now")
+    assert said.startswith(
+        f"ipdiff: {TUNED}/4/recipe.json is of other parameters, or of another start, than there are now"
+    )
     assert said.count("\n") == 1
+
+
+def test_a_segment_does_not_go_on_without_its_start(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = params()
+    del raw["models"]["tuned"]["start"]
+    rewrite(raw)
+    assert train("tuned", 8) == 2
+    assert "of another start" in capsys.readouterr().err
 
 
 def test_weights_of_another_network_are_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -379,6 +379,13 @@ def test_the_penalty_of_a_linear_network_is_input_noise_of_that_variance():
         assert (terms["loss"] - terms["mse"]).mean().item() == pytest.approx(added, rel=0.05)
 
 
+def test_the_penalty_is_on_what_the_network_says():
+    """So that it acts as input noise whatever the target is; the eps read from v would add the identity."""
+    d = GaussianDiffusion(BETAS, learn_sigma=False, gp_weight=0.2, target="v")
+    terms = d.training_losses(lambda x, t: 0.6 * x, X0, STEPS, EPS, probe=normals(13, X0.shape).sign())
+    torch.testing.assert_close(terms["gp"], torch.full_like(terms["gp"], 0.36))
+
+
 def test_penalty_gradient_reaches_the_weights():
     net, probe = TinyNet(), normals(12)
     weight = net.last.weight

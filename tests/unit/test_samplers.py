@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,22 @@ def test_clipping_holds_in_solvers():
     for chain in SOLVERS.values():
         assert float(chain(d, lambda x, t: -x, x, no_noise).abs().max()) <= 1
         assert float(chain(d, lambda x, t: -x, x, no_noise, clip_denoised=False).abs().max()) > 1
+
+
+@pytest.mark.parametrize("chain", SOLVERS.values())
+def test_what_remembers_begins_where_its_chain_does(chain):
+    d = process("cosine", "10")
+    x = torch.randn(2, 1, 4, 4)
+    for start in (5, 11, 0):
+        with pytest.raises(ValueError, match=f"start is {start}; {chain.__name__} takes 10..10 of these steps"):
+            chain(d, toy, x, no_noise, start=start)
+    with pytest.raises(ValueError, match="start is -3; ddim takes 1..10"):
+        ddim(d, toy, x, no_noise, start=-3)
+
+
+def test_a_chain_shows_its_own_arguments():
+    assert {"start", "eps_scale", "callback"} < set(inspect.signature(unipc).parameters)
+    assert "UniPC-2" in (unipc.__doc__ or "")
 
 
 # Epsilon scaling

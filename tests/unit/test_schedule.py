@@ -164,10 +164,12 @@ def test_as_many_steps_as_there_are_keep_all(spec):
         (1000, "ddim60", "no integer stride"),
         (1000, "ddim300", "no integer stride"),
         (1000, "logsnr20", "needs alphas_cumprod"),
+        (50, "karras20", "alphas_cumprod has 2 values, expected T=50"),
         (0, "1", "T=0"),
     ],
 )
 def test_respace_refuses_in_one_line(T, spec, message):
+    given = np.array([0.9, 0.5]) if spec == "karras20" else None
     with pytest.raises(ValueError, match=message) as error:
-        respace(T, spec)
+        respace(T, spec, given)
     assert "\n" not in str(error.value)

@@ -118,33 +118,35 @@ def step_problem(params: Params, dataset: str, model: str, step: int) -> str | N
     return None if step in steps else f"{step} is not one of datasets.{dataset}.checkpoints {steps}"
 
 
-def start_of(
-    params: Params, dataset: str, model: str, users: tuple[tuple[str, str], ...] = ()
-) -> tuple[str, str, int] | None:
+def start_of(params: Params, dataset: str, model: str) -> tuple[str, str, int] | None:
     """The checkpoint (data set, model, training step) that a model is trained on from, if it is.
 
-    Args:
-        params: the study's.
-        dataset: the data set.
-        model: the model.
-        users: data set and model of the runs that are trained on from this one.
-
     Raises:
-        ConfigError: there is no such checkpoint, its network differs, or it is one of its users, or theirs.
+        ConfigError: there is no such checkpoint, its network differs, or the starts go round in a circle.
     """
+    if (found := _start(params, dataset, model)) is None:
+        return None
+    met, at = [(dataset, model)], found[:2]
+    while at not in met:
+        met.append(at)
+        if (further := _start(params, *at)) is None:
+            return found
+        at = further[:2]
+    round_trip = [*met[met.index(at) :], at]
+    line = " <- ".join(map("/".join, round_trip[:3])) + (" <- ..." if len(round_trip) > 3 else "")
+    raise ConfigError(f"{params.path} models.{at[1]}.start: it goes round in a circle, {line}")
+
+
+def _start(params: Params, dataset: str, model: str) -> tuple[str, str, int] | None:
     start, where = params.model(model).start, f"{params.path} models.{model}.start"
     if start is None:
         return None
-    source, chain = start.dataset or dataset, (*users, (dataset, model))
-    if (source, start.model) in chain:
-        line = " <- ".join(map("/".join, (*chain, (source, start.model))))
-        raise ConfigError(f"{where}: it goes round in a circle, {line}")
+    source = start.dataset or dataset
     step = params.dataset(source).last_step(start.model) if start.step is None else start.step
     if wrong := params.run_spec(dataset, model, 0).unlike(params.run_spec(source, start.model, 0)):
         raise ConfigError(f"{where}: {source}/{start.model} has another network than {dataset}/{model}: {wrong}")
     if wrong := step_problem(params, source, start.model, step):
         raise ConfigError(f"{where}.step: {wrong}")
-    start_of(params, source, start.model, chain)
     return source, start.model, step
 
 
@@ -158,7 +160,7 @@ def sampler_of(params: Params, dataset: str, model: str, name: str) -> Sampler:
     process = params.family(dataset, model).diffusion
     sampler = Sampler.parse(name)
     if sampler.name != name:
-        raise ValueError(f"sampler '{name}': write it as '{sampler.name}' (one name, one artifact)")
+        raise ValueError(f"sampler {name!r}: write it as '{sampler.name}' (one name, one artifact)")
     kept(sampler, process, f" of {dataset}/{model}")
     return sampler
 

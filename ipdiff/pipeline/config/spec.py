@@ -209,8 +209,8 @@ class Model(Record):
         check(self.gamma != [], "gamma is an empty list; use 0 or more, or a list of such values")
         check(
             self.gp_weight == 0 or self.gamma == 0,
-            f"gp_weight is {self.gp_weight} with gamma {self.gamma}; the penalty is defined without perturbation, so "
-            "set one of the two to 0",
+            f"gp_weight is {self.gp_weight} with a gamma; the penalty is defined without perturbation, so set one of "
+            "the two to 0",
         )
 
     @property

@@ -14,7 +14,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from ipdiff.errors import ConfigError
+from ipdiff.errors import ConfigError, brief
 from ipdiff.metrics.spec import FEATURES, METRICS
 from ipdiff.pipeline import config
 from ipdiff.pipeline.config import Params, Studies
@@ -244,8 +244,9 @@ class Grid:
     def _check_step(self, names: dict[str, str]) -> None:
         self.studies.of(names).family(names["dataset"], names["model"])
         for name in ("seed", "step"):
-            if not re.fullmatch("0|[1-9][0-9]*", names[name]):
-                raise ConfigError(f"{name} is '{names[name]}'; expected a whole number, without leading zeros")
+            if not re.fullmatch("0|[1-9][0-9]{0,19}", names[name]):
+                found = repr(brief(names[name], 40))
+                raise ConfigError(f"{name} is {found}; expected a whole number, without leading zeros")
         if int(names["seed"]) >= 2**64:
             raise ConfigError(f"seed is {names['seed']}; use 0..2**64-1")
         params = self.studies.of(names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "savefig.facecolor": "white",
 }
+DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (9, 2, 1, 2, 1, 2)), (0, (2, 4)))
+"""Of lines that share a colour."""
 EXTRA = ("#882255", "#44AA99", "#999933", "#332288", "#AA4499", "#117733", "#661100", "#888888")
 
 
@@ -43,6 +46,17 @@ def new(width: float, height: float, **options: Any) -> Canvas:
 def save(canvas: Canvas, out: Path) -> None:
     """Write out/figure.png, the same bytes each time."""
     canvas.savefig(out / "figure.png", dpi=DPI, metadata={"Software": None})
+
+
+def dash(index: int) -> Any:
+    """The dashes of the index-th of the lines that share a colour."""
+    return DASHES[index % len(DASHES)]
+
+
+def legend_columns(names: Iterable[str], width: float) -> int:
+    """Columns of a legend of 8 points below a canvas of `width` inches, by the longest of its names."""
+    found = list(names)
+    return max(1, min(len(found), 4, int(width * 14 // (max(map(len, found)) + 10))))
 
 
 def colour(model: str) -> str:

@@ -84,9 +84,6 @@ KINDS = {
 }
 """By the kind of a figure in params.yaml."""
 
-STYLES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
-"""Of lines: one a sampler."""
-
 
 @dataclass(frozen=True)
 class Run:
@@ -130,26 +127,26 @@ def read(path: Path, kind: Curves) -> Run:
 
 def _draw(kind: Curves, runs: list[Run]) -> Canvas:
     datasets = list(dict.fromkeys(run.of.dataset for run in runs))
-    samplers = list(dict.fromkeys(run.of.sampler for run in runs))
+    styles = list(dict.fromkeys((run.of.step, run.of.sampler) for run in runs))
     sheet = canvas.new(8.6, 3.2 * len(datasets) + 0.5, layout="constrained")
     axes = sheet.subplots(len(datasets), len(kind.panels), squeeze=False)
     for line, dataset in zip(axes, datasets, strict=True):
         for axis, panel in zip(line, kind.panels, strict=True):
-            _panel(axis, panel, [run for run in runs if run.of.dataset == dataset], samplers)
+            _panel(axis, panel, [run for run in runs if run.of.dataset == dataset], styles)
             axis.set_title(labels.dataset(dataset), loc="left")
     handles, names = [], []
     for model, step, sampler in dict.fromkeys((run.of.model, run.of.step, run.of.sampler) for run in runs):
-        style = STYLES[samplers.index(sampler) % len(STYLES)]
+        style = canvas.dash(styles.index((step, sampler)))
         handles += axes[0][0].plot([], [], color=canvas.colour(model), linewidth=2, linestyle=style)
         how = f", {labels.sampler(sampler)}" if sampler else ""
         names.append(f"{labels.model(model)}{how}, {step:,} training steps")
-    sheet.legend(handles, names, loc="outside lower center", ncols=min(len(names), 2), fontsize=8)
+    sheet.legend(handles, names, loc="outside lower center", ncols=canvas.legend_columns(names, 8.6), fontsize=8)
     return sheet
 
 
-def _panel(axis: Axes, panel: Panel, runs: list[Run], samplers: list[str]) -> None:
+def _panel(axis: Axes, panel: Panel, runs: list[Run], styles: list[tuple[int, str]]) -> None:
     for run in runs:
-        t, style = [row["t"] for row in run.rows], STYLES[samplers.index(run.of.sampler) % len(STYLES)]
+        t, style = [row["t"] for row in run.rows], canvas.dash(styles.index((run.of.step, run.of.sampler)))
         look = {"color": canvas.colour(run.of.model), "linestyle": style}
         axis.plot(t, [panel.value(row) for row in run.rows], linewidth=1.4, alpha=0.9, **look)
         if panel.floor is not None:

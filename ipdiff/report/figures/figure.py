@@ -22,8 +22,6 @@ from ipdiff.report.spec import Figure, product
 from ipdiff.report.tables.entries import Entry, value, write_csv
 from ipdiff.sample_sets.spec import Sampler
 
-DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
-
 
 def run(name: str, figure: Figure, inputs: list[Path], out: Path, recipes: Sequence[Recipe] = ()) -> None:
     """Write out/figure.png and out/figure.csv.
@@ -92,7 +90,7 @@ def _draw(figure: Figure, made: list[Entry], theirs: paper.PaperTable | None) ->
         handles.values(),
         handles.keys(),
         loc="outside lower center",
-        ncols=min(len(handles), 4 if columns > 1 else 3),
+        ncols=canvas.legend_columns(handles, width),
         handlelength=3,
         fontsize=8,
     )
@@ -107,12 +105,13 @@ def _panel(axis: Axes, figure: Figure, made: list[Entry], theirs: paper.PaperTab
     for (model, part), entries in lines.items():
         entries.sort(key=lambda entry: _x(figure, entry))
         name = labels.model(model) + (f", {part}" if len(parts) > 1 else "") + (_seeds(entries) if unequal else "")
-        _line(axis, [_x(figure, entry) for entry in entries], entries, DASHES[parts.index(part) % len(DASHES)], name)
+        _line(axis, [_x(figure, entry) for entry in entries], entries, canvas.dash(parts.index(part)), name)
         _paper_line(axis, figure, entries, theirs)
     axis.set_title(labels.dataset(made[0].dataset), loc="left", pad=16)
     axis.text(0, 1.015, made[0].protocol.text(), transform=axis.transAxes, fontsize=7, color=canvas.SOFT)
     spread = ", mean \N{PLUS-MINUS SIGN} sd over seeds" if several else ""
-    axis.set_ylabel(f"{made[0].label} ({labels.better({made[0].label: figure.metric})}{spread})")
+    better = labels.better({made[0].label: figure.metric}) + spread
+    axis.set_ylabel(made[0].label + (f" ({better.removeprefix(', ')})" if better else ""))
     _x_axis(axis, figure, sorted({_x(figure, entry) for entry in made}), made)
 
 

@@ -8,6 +8,7 @@ from ipdiff.report.results import grouped
 from ipdiff.report.spec import Table
 from ipdiff.report.tables.entries import Entry
 from ipdiff.report.tables.layout import PLUS_MINUS, contests
+from ipdiff.sample_sets.spec import Sampler
 
 
 def write(table: Table, entries: list[Entry], paper: PaperTable | None) -> list[str]:
@@ -22,6 +23,7 @@ def write(table: Table, entries: list[Entry], paper: PaperTable | None) -> list[
         _steps(table, values),
         _protocols(entries),
         _dimensions(values),
+        _calls(values),
         _comparable(values, paper),
         _missing(values, paper),
     ]
@@ -66,6 +68,8 @@ def _differences(differences: list[Entry]) -> str:
 
 def _best(table: Table, values: list[Entry]) -> str:
     text = labels.better({entry.label: entry.metric for entry in values})
+    if not text:
+        return ""
     direction = _sentence(text)
     found = contests(table, values)
     judged = [contest for contest in found if contest.seeds]
@@ -125,6 +129,14 @@ def _dimensions(values: list[Entry]) -> str:
         f"{name} {' or '.join(dict.fromkeys(f'{e.dimensions:,}' for e in group))}" for name, group in groups.items()
     )
     return f"Features of an image that are compared: {', '.join(parts)}." if groups else ""
+
+
+def _calls(values: list[Entry]) -> str:
+    """Where a grid keeps another number of steps than T'."""
+    found = {labels.sampler(entry.sampler): entry.nfe for entry in values}
+    other = {labels.sampler(e.sampler) for e in values if e.nfe != Sampler.parse(e.sampler).steps}
+    texts = "; ".join(f"{name}: {nfe}" for name, nfe in found.items() if name in other)
+    return f"Network calls an image (NFE): {texts}." if texts else ""
 
 
 def _comparable(values: list[Entry], paper: PaperTable | None) -> str:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from unit.params_factory import drop, put, small, write
+from unit.tiny import ADM, change
 
 from ipdiff.errors import ConfigError
 from ipdiff.parameters import Range, Record
@@ -161,6 +162,13 @@ def test_a_ramp_that_is_none_is_refused(tmp_path: Path, key: str, ramp: dict[str
     assert refusal(tmp_path, put(small(), key, ramp)) == f"params.yaml {key}{said}"
 
 
+def test_a_start_may_have_other_dropout_and_heads_that_nobody_counts() -> None:
+    run = change(ADM, num_head_channels=8)
+    assert run.unlike(change(run, dropout=0.3, num_heads=2)) is None
+    assert run.unlike(change(run, num_res_blocks=3)) == "its num_res_blocks is 3, not 1"
+    assert change(ADM, num_head_channels=None, num_heads=2).unlike(change(ADM, num_head_channels=None, num_heads=1))
+
+
 @pytest.mark.parametrize(
     ("start", "said"),
     [
@@ -181,7 +189,7 @@ def test_a_ramp_that_is_none_is_refused(tmp_path: Path, key: str, ramp: dict[str
         ({"model": "adm-ip"}, "models.adm-ip.start: it goes round in a circle, tiny/adm-ip <- tiny/adm-ip"),
         (
             {"model": "adm-wd"},
-            "models.adm-wd.start: it goes round in a circle, tiny/adm-ip <- tiny/adm-wd <- tiny/adm-ip",
+            "models.adm-ip.start: it goes round in a circle, tiny/adm-ip <- tiny/adm-wd <- tiny/adm-ip",
         ),
     ],
 )
@@ -309,7 +317,7 @@ def test_a_name_that_yaml_reads_as_a_number(tmp_path: Path) -> None:
         ("datasets.photos.source.image_size", 1, "datasets.photos", "features is classifier, which needs source.image"),
         ("datasets.tiny.classifier.spatial_channels", 17, "datasets.tiny.classifier", "spatial_channels is 17; the"),
         ("figures.samples.images", 65, "figures.samples.images", "65 of the 64 that tiny"),
-        ("models.adm-ip.gp_weight", "dataset", "models.adm-ip", "gp_weight is dataset with gamma"),
+        ("models.adm-ip.gp_weight", "dataset", "models.adm-ip", "gp_weight is dataset with a gamma"),
         ("seeds", {"adm": [0]}, "", "seeds needs a `default`"),
     ],
 )

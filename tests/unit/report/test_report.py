@@ -218,6 +218,34 @@ def test_axes_must_tell_cells_apart() -> None:
 # Layout -------------------------------------------------------------------------------------------------------
 
 
+def test_a_scaled_sampler_is_named_in_rows_and_calls_that_are_not_t_are_said() -> None:
+    names = ["ancestral-5", "ancestral-5-es1.05", "ddim0-quad20"]
+    view = product(models=["adm"], samplers=names, rows=["sampler"], columns=["metric"], compare={})
+    frame = build(view, [record(sampler=name, nfe=18 if "quad" in name else 5) for name in names])
+    (panel,) = frame.panels
+    assert [row.labels for row in panel.rows] == [
+        ("T' = 5",), ("T' = 5, eps / 1.05",), ("eta = 0, T' = 20 (quad)",)
+    ]  # fmt: skip
+    assert "Network calls an image (NFE): eta = 0, T' = 20 (quad): 18." in frame.notes
+
+
+def test_a_method_and_its_steps_may_stand_on_two_axes() -> None:
+    names = [
+        f"{method}-{steps}{scale}" for method in ("ancestral", "unipc") for steps in (5, 10) for scale in ("", "-es1.1")
+    ]
+    view = product(models=["adm"], samplers=names, rows=["method"], columns=["sample_steps"], compare={})
+    (panel,) = build(view, [record(sampler=name, nfe=5) for name in names]).panels
+    assert panel.columns == (("T' = 5",), ("T' = 10",))
+    assert [row.labels[0] for row in panel.rows] == [
+        "ancestral",
+        "ancestral, eps / 1.1",
+        "UniPC-2",
+        "UniPC-2, eps / 1.1",
+    ]
+    with pytest.raises(ValueError, match="method alone tells no samplers apart; add sample_steps"):
+        product(models=["adm"], samplers=names, rows=["method"], columns=["metric"], compare={})
+
+
 def test_columns_of_one_protocol_stay_in_one_panel() -> None:
     view = product(datasets=["digits", "fashion_mnist"], columns=["dataset", "metric"], compare={})
     frame = build(
