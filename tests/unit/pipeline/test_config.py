@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from unit import tiny
 from unit.params_factory import drop, put, small, write
-from unit.tiny import ADM, change
 
 from ipdiff.errors import ConfigError
 from ipdiff.parameters import Range, Record
@@ -163,10 +163,11 @@ def test_a_ramp_that_is_none_is_refused(tmp_path: Path, key: str, ramp: dict[str
 
 
 def test_a_start_may_have_other_dropout_and_heads_that_nobody_counts() -> None:
-    run = change(ADM, num_head_channels=8)
-    assert run.unlike(change(run, dropout=0.3, num_heads=2)) is None
-    assert run.unlike(change(run, num_res_blocks=3)) == "its num_res_blocks is 3, not 1"
-    assert change(ADM, num_head_channels=None, num_heads=2).unlike(change(ADM, num_head_channels=None, num_heads=1))
+    run = tiny.change(tiny.ADM, num_head_channels=8)
+    assert run.unlike(tiny.change(run, dropout=0.3, num_heads=2)) is None
+    assert run.unlike(tiny.change(run, num_res_blocks=3)) == "its num_res_blocks is 3, not 1"
+    two, one = (tiny.change(run, num_head_channels=None, num_heads=heads) for heads in (2, 1))
+    assert two.unlike(one) == "its num_heads is 1, not 2"
 
 
 @pytest.mark.parametrize(
