@@ -132,7 +132,9 @@ def _make(args: argparse.Namespace) -> int:
 
     names = {name: getattr(args, name) for name in STAGES[args.verb].wildcards}
     cell = grid.load().cell(args.verb, **names)
-    if args.verb == "sample" and args.index is not None:
+    if args.verb == "sample" and (args.index is not None or args.out is not None):
+        if args.index is None:
+            raise UserError("ipdiff sample: --out goes with --index")
         path = args.out or Path(f"{args.index}.png")
         jobs.draw_one(cell, args.index, path)
         print(path)
@@ -155,7 +157,7 @@ def _add_files(sub: argparse.ArgumentParser) -> None:
     text = "npz with arr_0 (uint8 NHWC) or mu, sigma, mu_s, sigma_s (used as they are); npy, folder or zip of images"
     files.add_argument("samples", nargs="?", metavar="SAMPLES", type=Path, help=text)
     files.add_argument("--reference", metavar="FILE", type=Path, help="the real images: a file of the same kinds")
-    text = "inception (default), a classifier.safetensors of the pipeline, or a .json that names a TorchScript network"
+    text = "inception (default) or the path of its file, a classifier.safetensors, or a .json of a TorchScript network"
     files.add_argument("--features", help=text)
     files.add_argument("--metrics", help="comma-separated (default: all that the files permit)")
     files.add_argument("--device", choices=["cpu", "cuda"], help="where to compute (default: cpu)")
@@ -180,21 +182,18 @@ def _evaluate(args: argparse.Namespace) -> int:
         raise UserError(f"ipdiff evaluate: {names[0]} names a cell of the grid; leave it out, or leave SAMPLES out")
     if args.reference is None:
         raise UserError("ipdiff evaluate: SAMPLES needs --reference FILE")
-    if args.threads is not None and args.threads < 1:
-        raise UserError(f"--threads is {args.threads}; use 1 or more")
     return _compare(args)
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from ipdiff.device.spec import Compute
     from ipdiff.metrics.spec import METRICS
 
     metrics = args.metrics.split(",") if args.metrics else []
     if unknown := [name for name in metrics if name not in METRICS]:
         raise UserError(f"--metrics: no metric '{unknown[0]}'; known: {', '.join(METRICS)}")
-    from ipdiff.metrics.compare import compare
+    from ipdiff.metrics.compare import compare, compute_of
 
-    compute = Compute(args.device or "cpu", args.threads or os.cpu_count() or 1)
+    compute = compute_of(args.device or "cpu", args.threads)
     compared = compare(args.samples, args.reference, args.features or "inception", compute, metrics)
     for warning in compared.warnings:
         _say(f"warning: {warning}")

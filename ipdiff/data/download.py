@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ipdiff.data.formats import filekind
 from ipdiff.data.spec import Archive
-from ipdiff.errors import IntegrityError, UserError
+from ipdiff.errors import IntegrityError, UserError, brief
 from ipdiff.work.locks import locked
 
 if TYPE_CHECKING:
@@ -96,10 +96,15 @@ def _download(archive: Archive, url: str, path: Path) -> None:
             if path.exists():  # another job was faster
                 return check(archive, path)
             part = path.with_name(f"{path.name}.part")
-            _fetch(archive, url, part)
+            more = _fetch(archive, url, part)
             try:
-                check(archive, part, url)
-            except (IntegrityError, UserError):
+                check(archive, part, f"{archive.file} as downloaded")
+            except (IntegrityError, UserError) as error:
+                have = part.stat().st_size
+                if more and isinstance(error, IntegrityError) and archive.size is not None and have < archive.size:
+                    raise UserError(
+                        f"{archive.file}: ended early at {have} of {archive.size} bytes; run again to go on"
+                    ) from None
                 part.unlink()
                 raise
             part.replace(path)
@@ -107,23 +112,28 @@ def _download(archive: Archive, url: str, path: Path) -> None:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def _fetch(archive: Archive, url: str, part: Path) -> None:
-    """Append what is missing to `part`; from its start if the server cannot go on in the middle."""
+def _fetch(archive: Archive, url: str, part: Path) -> bool:
+    """Append what is missing to `part`, from its start if the server cannot go on in the middle.
+
+    Returns:
+        Whether the server may have more: a connection may end early without an error where no length was said.
+    """
     try:
         import requests
         from tqdm import tqdm
+        from urllib3.exceptions import HTTPError
     except ImportError as error:
         raise UserError(f"downloading {url} needs {error.name}; pip install 'ipdiff[data]'") from error
     with part.open("ab") as file:
         have = file.tell()
         if archive.size is not None and have >= archive.size:
-            return
+            return False
         _check_room(archive, part, have)
         headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
         try:
             with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as answer:
                 if answer.status_code == 416:  # nothing is left to ask for
-                    return
+                    return False
                 answer.raise_for_status()
                 if answer.status_code == 200:  # the whole file, even where only the rest was asked for
                     _check_offer(archive, part, answer)
@@ -132,9 +142,10 @@ def _fetch(archive: Archive, url: str, part: Path) -> None:
                 with bar:
                     for chunk in answer.iter_content(1 << 20):
                         bar.update(file.write(chunk))
-        except requests.RequestException as error:
+                return True
+        except (requests.RequestException, HTTPError) as error:  # requests lets some of urllib3's through
             raise UserError(
-                f"{url}: cannot be downloaded: {' '.join(str(error).split())}; run again to go on, or get it on "
+                f"{archive.file}: cannot be downloaded: {brief(error, 80)}; run again to go on, or get it on "
                 f"another machine and put it at {part.with_suffix('')} (or name its directory in {VARIABLE})"
             ) from error
 
@@ -148,7 +159,8 @@ def _check_room(archive: Archive, part: Path, have: int) -> None:
 def _check_offer(archive: Archive, part: Path, answer: Response) -> None:
     length = answer.headers.get("Content-Length")
     if archive.size is not None and length not in (None, str(archive.size)):
+        kind = brief(answer.headers.get("Content-Type"), 40)
         raise UserError(
-            f"{answer.url}: offers {length} bytes ({answer.headers.get('Content-Type')}), not {archive.size}; "
-            f"get {archive.file} elsewhere and put it at {part.with_suffix('')}"
+            f"{archive.file}: the server offers {brief(length, 20)} bytes ({kind}), not {archive.size}; get it "
+            f"elsewhere and put it at {part.with_suffix('')}"
         )

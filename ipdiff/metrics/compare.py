@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import warnings
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ipdiff.data.formats import filekind
 from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError, brief
 from ipdiff.metrics import evaluate
@@ -22,6 +24,7 @@ from ipdiff.metrics.files import MOMENTS, Side
 from ipdiff.metrics.sets import measure
 from ipdiff.metrics.spec import (
     FEATURES,
+    INCEPTION_SHA256,
     METRICS,
     Classifier,
     Inception,
@@ -108,7 +111,11 @@ def kid(
 
     Source: Binkowski et al., arXiv:1801.01401, section 4.
     """
-    settings = {"kid": KernelDistance(subsets, subset_size, seed)}
+    asked = {"subsets": subsets, "subset_size": subset_size, "seed": seed}
+    try:
+        settings = {"kid": KernelDistance(**{name: _whole(name, value) for name, value in asked.items()})}
+    except ValueError as error:
+        raise UserError(str(error)) from None
     return _only("kid", images, reference, features, device, threads, settings)
 
 
@@ -121,13 +128,27 @@ def _only(
     threads: int | None,
     settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    if device not in ("cpu", "cuda"):
-        raise UserError(f"device is {brief(device)}; use cpu or cuda")
-    compute = Compute("cuda" if device == "cuda" else "cpu", threads or os.cpu_count() or 1)
-    found = compare(images, reference, features, compute, [metric], settings)
+    found = compare(images, reference, features, compute_of(str(device), threads), [metric], settings)
     for line in found.warnings:
         warnings.warn(line, stacklevel=3)
     return found.values
+
+
+def compute_of(device: str, threads: int | None) -> Compute:
+    """What to compute on; all cores if `threads` is None. Raises UserError where there is no such thing."""
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"device is {brief(device)}; use cpu or cuda")
+    count = _whole("threads", (os.cpu_count() or 1) if threads is None else threads)
+    try:
+        return Compute("cuda" if device == "cuda" else "cpu", count)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _whole(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise UserError(f"{name} is {brief(repr(value), 40)}; use a whole number")
+    return int(value)
 
 
 @dataclass(frozen=True)
@@ -139,29 +160,33 @@ class Comparison:
 
 
 def network_of(features: str | TorchScript) -> Network:
-    """The network that `--features` names.
+    """The network that `features` or `--features` names.
 
     Args:
         features: one of `FEATURES` by name; the path of a classifier.safetensors with its recipe beside it, of a .json
-            with the settings of a `TorchScript` network, or of another TorchScript file of the Inception network; or
-            those settings.
+            with the settings of a `TorchScript` network, or of the published Inception file; or those settings.
 
     Raises:
-        UserError: there is no such file, or it does not say how the network was built.
+        UserError: there is no such file, it does not say how the network was built, or it is another TorchScript file.
     """
     if isinstance(features, TorchScript):
         return Network("torchscript", None, features)
+    if not isinstance(features, str | os.PathLike):
+        raise UserError(
+            f"features is {brief(repr(features))}; use inception, a path of a network, or a TorchScript record"
+        )
     named = [name for name, kind in FEATURES.items() if kind.file in ("published", "none")]
     if features in named:
         published = Inception() if FEATURES[features].file == "published" else None
         return Network(features, published and obtain(published), published)
     path = Path(features)
     if not path.is_file():
-        raise UserError(f"--features {features}: no such file; use {' or '.join(named)}, or a path of a network")
+        shown = brief(repr(str(features)))
+        raise UserError(f"features {shown}: no such file; use {' or '.join(named)}, or a path of a network")
     if path.suffix == ".json":
         return network_of(_settings(path))
     if path.suffix != ".safetensors":
-        return Network("inception", path, Inception(raw=features))
+        return _published(path)
     params = recipes.read(path.parent / RECIPE).get("params", {})
     found = [value for key, value in params.items() if key.endswith(".classifier")]
     if not found:
@@ -170,6 +195,20 @@ def network_of(features: str | TorchScript) -> Network:
         return Network("classifier", path, Classifier(**found[0]))
     except TypeError as error:
         raise UserError(f"{path.parent / RECIPE}: not the recipe of a classifier: {brief(error)}") from None
+
+
+def _published(path: Path) -> Network:
+    """The Inception network in a file of any name; another program is not opened, for nobody has named its digest."""
+    spec = Inception(sha256=INCEPTION_SHA256)
+    if filekind.look(path).name == "torchscript":
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != spec.sha256:
+            raise UserError(
+                f"{path}: sha256 {digest}, not that of the Inception network of 2015-12-05; the settings of "
+                "another network, with its sha256, go into a .json (docs/metrics.md)"
+            )
+    return Network("inception", path, spec)
 
 
 def _settings(path: Path) -> TorchScript:
@@ -184,7 +223,7 @@ def _settings(path: Path) -> TorchScript:
             if type(value) is not kind or (kind is list and not {type(item) for item in value} <= {int, float}):
                 raise ValueError(f"{key} is {brief(value, 40)}; expected {_WORDS[kind]}")
         return TorchScript(**found)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: no settings of a TorchScript network: {brief(error, 160)}") from None
 
 
@@ -319,7 +358,8 @@ def _measured(side: Side, extractor: Extractor | None, *, pooled: bool) -> Measu
 
 def _needs(metric: str) -> str:
     if METRICS[metric].needs == "features":
-        return f"it needs the images of both (arr_0), {METRICS[metric].least} or more"
+        more = "; one of the sets must have more images than kid.subset_size" if metric == "kid_se" else ""
+        return f"it needs the images of both (arr_0), {METRICS[metric].least} or more{more}"
     if METRICS[metric].needs == "logits":
         return f"it needs the samples' images (arr_0) and features {with_logits()}"
     network = " and a network with spatial features" if METRICS[metric].ending == "_s" else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
 import tempfile
 from collections.abc import Collection, Mapping
@@ -18,6 +19,7 @@ from ipdiff.data import readers
 from ipdiff.data.arrays import Npz, open_npz
 from ipdiff.data.formats import decode, filekind, files
 from ipdiff.data.images import check_images, load_images
+from ipdiff.data.readers.images import UnusableImages
 from ipdiff.data.spec import Source
 from ipdiff.errors import UserError, brief
 from ipdiff.metrics.spec import METRICS
@@ -57,6 +59,8 @@ class Side:
         if isinstance(source, np.ndarray):
             check_images(source.shape, source.dtype, name)
             return Side(name, _two_or_more(name, source), {})
+        if not isinstance(source, str | os.PathLike):
+            raise UserError(f"{name}: found {type(source).__name__}; expected images as a numpy array, or a path")
         path, name = Path(source), str(source)
         kind = filekind.Kind("folder", "a folder") if path.is_dir() else filekind.look(path)
         if kind.name in ("folder", "zip", "gzip"):
@@ -110,7 +114,10 @@ def _folder(path: Path, kind: filekind.Kind) -> NDArray[np.uint8]:
     size, channels = _first(path, kind)
     source = Source("folder", size, channels, raw=str(path), labels="none")
     with tempfile.TemporaryDirectory() as scratch:
-        return np.concatenate([images for images, _ in readers.read(source, [path], Path(scratch), {})])
+        try:
+            return np.concatenate([images for images, _ in readers.read(source, [path], Path(scratch), {})])
+        except UnusableImages as error:  # a data set's settings do not exist here
+            raise UserError(brief(error.found, 280)) from None
 
 
 def _first(path: Path, kind: filekind.Kind) -> tuple[int, int]:

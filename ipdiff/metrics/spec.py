@@ -64,7 +64,7 @@ class TorchScript(Record):
     __pydantic_config__: ClassVar = FORBID
     path: Annotated[str, "the file; it is a program, and run only if its digest is `sha256`"]
     sha256: Annotated[str, "of the file; names the network in the cells' parameters"]
-    image_size: Annotated[int, "side of the square that images are resized to", Range(1)]
+    image_size: Annotated[int, "side of the square that images are resized to", Range(1, 4096)]
     resize: Annotated[Literal["bicubic", "bilinear"], "how, with antialiasing; values stay within 0..255"]
     mean: Annotated[list[float], "of red, green and blue in 0..1: subtracted", Range(0, 1)]
     std: Annotated[list[float], "of red, green and blue in 0..1: what is left is divided by it", Range(above=0)]
@@ -256,7 +256,13 @@ METRICS = {
 def label(metric: str, features: str = "", digest: str = "") -> str:
     """How tables name a metric: FID; FD with the features' name and digest where FID is another network's name."""
     own = FEATURES[features].labels.get(metric) if features in FEATURES else None
-    return METRICS[metric].label if own is None else f"{own} ({features}:{digest[:8]})"
+    return METRICS[metric].label if own is None else f"{own} ({features}:{short(digest)})"
+
+
+def short(digest: str) -> str:
+    """A digest of features as tables and notes show it: eight digits of the file's, then those of its settings."""
+    file, dash, settings = digest.rpartition(":")[2].partition("-")
+    return file[:8] + dash + settings
 
 
 if TYPE_CHECKING:

@@ -135,14 +135,21 @@ def draw_one(cell: Cell, index: int, path: Path) -> None:
     """Draw image `index` of a sample set alone and write it as a PNG.
 
     The network call it belongs to is repeated whole, so its bytes are those of the set.
+
+    Raises:
+        UserError: there is no such image, or no such place.
     """
     from PIL import Image
 
+    if not path.parent.is_dir():
+        raise UserError(f"--out {path}: {path.parent} is no directory; make it first")
+    if path.is_dir():
+        raise UserError(f"--out {path}: is a directory; name the PNG in it")
     job = _job(cell)
     sampling = job.dataset.sampling
     call = unit_of(index, sampling.count(Sampler.parse(job.names["sampler"])), sampling.batch_size)
     image = _image_sampler(job).draw(call)[index - call.start]
-    Image.fromarray(image.squeeze()).save(path)
+    Image.fromarray(image.squeeze()).save(path, format="PNG")
 
 
 def _evaluate(job: Job, made: Publication) -> None:

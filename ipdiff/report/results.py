@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ipdiff.errors import UserError
-from ipdiff.metrics.spec import METRICS
+from ipdiff.metrics.spec import METRICS, short
 from ipdiff.report.spec import Point
 from ipdiff.sample_sets.spec import Sampler
 
@@ -38,7 +38,7 @@ class Protocol:
         """How a note names it, e.g. `classifier features (3fa2b1c0), N = 1,000, reference of 1,797`."""
         if self.features == PIXELS:
             return f"raw pixels, N = {self.n:,}, reference of {self.reference_n:,}"
-        digest = f" ({self.features_digest.rpartition(':')[2][:8]})" if self.features_digest else ""
+        digest = f" ({short(self.features_digest)})" if self.features_digest else ""
         return f"{self.features} features{digest}, N = {self.n:,}, reference of {self.reference_n:,}"
 
 

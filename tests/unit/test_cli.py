@@ -165,6 +165,23 @@ def test_an_image_that_the_set_does_not_have(run: Run, index: str) -> None:
     assert not Path(f"{index}.png").exists()
 
 
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("nowhere/x.png", "--out nowhere/x.png: nowhere is no directory; make it first"),
+        ("params.yaml/x.png", "--out params.yaml/x.png: params.yaml is no directory; make it first"),
+        ("runs", "--out runs: is a directory; name the PNG in it"),
+    ],
+)
+def test_a_place_where_no_image_can_be_is_refused_before_it_is_drawn(run: Run, place: str, said: str) -> None:
+    artifact(Path("runs/tiny/adm/s0/8"), {"ema.safetensors": b"no weights, which drawing would say"})
+    refused(run(*f"sample {RUN} --sampler ancestral-5 --index 0 --out {place}".split()), 2, said)
+
+
+def test_out_goes_with_index(run: Run) -> None:
+    refused(run(*f"sample {RUN} --sampler ancestral-5 --out x.png".split()), 2, "--out goes with --index")
+
+
 def test_the_set_of_the_exposure_test_has_another_size(run: Run) -> None:
     artifact(Path("runs/tiny/adm/s0/8"), {"ema.safetensors": b"weights"})
     artifact(Path("data/tiny"), {"images.npy": b"images"})

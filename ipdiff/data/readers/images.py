@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,6 +30,18 @@ CELEBA_SIZE = (178, 218)
 _SEEN = ("png", "jpeg", "gif", "webp")
 """What counts as an image under any name."""
 _Blocks = Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]
+
+
+class UnusableImages(UserError):
+    """Images that cannot be used.
+
+    Attributes:
+        found: it without what there is to do in a data set's settings.
+    """
+
+    def __init__(self, found: str, remedies: Iterable[str]) -> None:
+        super().__init__("; ".join([found, *remedies]))
+        self.found = found
 
 
 def read_folder(source: Source, paths: Sequence[Path], scratch: Path, notes: dict[str, Any]) -> _Blocks:
@@ -158,7 +170,8 @@ def _own(
             yield pixels, label
     if faults:
         looked = notes["images"] + len(faults) + len(notes["broken"])
-        raise UserError(f"{raw}: {_complaint(faults, looked, source)}")
+        remedies = _remedies({fault.fault for _, fault in faults}, source)
+        raise UnusableImages(f"{raw}: {_complaint(faults, looked)}", remedies)
     if not notes["images"]:
         raise UserError(
             f"{raw}: none of {len(chosen)} images can be read; the first: {files.shown(notes['broken'][0])}"
@@ -175,17 +188,14 @@ def _bytes(name: str, entry: files.Entry) -> bytes:
         raise decode.Unusable(reason, detail=detail) from error
 
 
-def _complaint(faults: Sequence[tuple[str, decode.Unusable]], looked: int, source: Source) -> str:
-    """How many images cannot be used, the first of them by reason, and what there is to do."""
+def _complaint(faults: Sequence[tuple[str, decode.Unusable]], looked: int) -> str:
+    """How many images cannot be used, and the first of them by reason."""
     if len(faults) == 1:
         name, fault = faults[0]
-        said = f"{files.shown(name)}: {fault}"
-    else:
-        named, reasons = _first(faults)
-        said = f"{len(faults)} of {looked} images cannot be used: {reasons}"
-        if len(faults) > named:
-            said += f"; and {len(faults) - named} more"
-    return "; ".join([said, *_remedies({fault.fault for _, fault in faults}, source)])
+        return f"{files.shown(name)}: {fault}"
+    named, reasons = _first(faults)
+    said = f"{len(faults)} of {looked} images cannot be used: {reasons}"
+    return f"{said}; and {len(faults) - named} more" if len(faults) > named else said
 
 
 def _first(faults: Sequence[tuple[str, decode.Unusable]]) -> tuple[int, str]:

@@ -49,10 +49,11 @@ class TorchScriptFeatures:
         self._path, self._settings = Path(settings.path), settings
         self._device = configure(compute)
         self._network, sha256 = open_file(self._path, self._device, settings.sha256)
-        chosen = [settings.image_size, settings.resize, settings.mean, settings.std]
+        mean, std = ([float(value) for value in values] for values in (settings.mean, settings.std))
+        chosen = [settings.image_size, settings.resize, mean, std]
         self.digest = f"{sha256}-{hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:8]}"
         self._mean, self._std = (
-            torch.tensor(values, device=self._device).reshape(1, 3, 1, 1) for values in (settings.mean, settings.std)
+            torch.tensor(values, device=self._device).reshape(1, 3, 1, 1) for values in (mean, std)
         )
         self._check()
 
@@ -89,7 +90,9 @@ class TorchScriptFeatures:
     def _check(self) -> None:
         size = self._settings.image_size
         values = torch.arange(3 * 3 * size * size, device=self._device).reshape(3, 3, size, size)
-        x = self._prepared(values.remainder(256).to(torch.float32))
+        # three images that differ at every size; the one that is also looked at alone is not their mean
+        shares = torch.tensor([1 / 3, 1, 2 / 3], device=self._device).reshape(3, 1, 1, 1)
+        x = self._prepared(values.remainder(256) * shares)
         together, alone = self._features(x), self._features(x[1:2])
         if not together.isfinite().all():
             raise UserError(f"{self._path}: gives features that are not finite for an image of this size")

@@ -126,6 +126,9 @@ def _check_view(params: Params, where: str, view: Table | Figure) -> None:
     metrics = view.metrics if isinstance(view, Table) else [view.metric] if view.kind == "lines" else []
     for dataset in dict.fromkeys(point.dataset for point in found):
         _check_metrics(params.dataset(dataset), dataset, where, metrics)
+    if "kid_se" in metrics:
+        for point in found:
+            _check_subsets(params.dataset(point.dataset), where, point)
 
 
 def _check_metrics(dataset: Dataset, name: str, where: str, metrics: Iterable[str]) -> None:
@@ -134,6 +137,17 @@ def _check_metrics(dataset: Dataset, name: str, where: str, metrics: Iterable[st
             raise _Wrong(f"{where}: {wrong}")
         if not METRICS[metric].always and metric not in dataset.metrics:
             raise _Wrong(f"{where}: {metric} is measured where datasets.{name}.metrics names it")
+
+
+def _check_subsets(dataset: Dataset, where: str, point: Point) -> None:
+    """Sets that KID's subsets take whole are compared once, and there is no standard error."""
+    count, size = dataset.sampling.count(Sampler.parse(point.sampler)), dataset.kid.subset_size
+    known = [n for n in (dataset.reference.images, dataset.source.expected_images) if n is not None]
+    if known and max(count, min(known)) <= size:
+        raise _Wrong(
+            f"{where}: kid_se needs more images than datasets.{point.dataset}.kid.subset_size, {size}; "
+            f"{count} are drawn and {min(known)} are real"
+        )
 
 
 def _not_measured(dataset: Dataset, name: str, metric: str) -> str | None:

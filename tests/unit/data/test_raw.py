@@ -22,7 +22,7 @@ SHA256 = hashlib.sha256(DATA).hexdigest()
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Serves DATA at /whole (with ranges), /plain (without) and /torn (which breaks off), a page at /page."""
+    """Serves DATA: /whole (with ranges), /plain (without), /torn (breaks off), /unsaid (too, says no length), /page."""
 
     asked: list[tuple[str, str | None]]
 
@@ -36,10 +36,11 @@ class Server(http.server.BaseHTTPRequestHandler):
         if start and start >= len(body):
             return self.send_error(416)
         self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(body) - start))
+        if self.path != "/unsaid":
+            self.send_header("Content-Length", str(len(body) - start))
         self.end_headers()
         part = body[start:]
-        self.wfile.write(part[: len(part) // 2] if self.path == "/torn" else part)
+        self.wfile.write(part[: len(part) // 2] if self.path in ("/torn", "/unsaid") else part)
 
     def log_message(self, *_):
         pass
@@ -75,6 +76,7 @@ def refusal(wanted, kind=UserError):
     with pytest.raises(kind) as caught:
         obtain(wanted)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 292  # `ipdiff: ` comes before it
     return str(caught.value)
 
 
@@ -162,6 +164,23 @@ def test_a_broken_download_goes_on_where_it_stopped(server):
     assert visible() == ["a.zip"]
 
 
+def test_a_download_that_ends_early_without_a_word_goes_on(server):
+    half = len(DATA) // 2
+    text = refusal(archive(url=f"{server.url}/unsaid"))
+    assert text == f"a.zip: ended early at {half} of {len(DATA)} bytes; run again to go on"
+    assert os.path.getsize("raw/a.zip.part") == half
+    assert obtain(archive(url=f"{server.url}/whole")).read_bytes() == DATA
+    assert server.asked[-1] == ("/whole", f"bytes={half}-")
+
+
+def test_a_file_that_is_smaller_than_it_should_be_is_dropped(server):
+    Path("raw").mkdir()
+    Path("raw/a.zip.part").write_bytes(DATA)
+    text = refusal(archive(url=f"{server.url}/whole", size=len(DATA) + 1), IntegrityError)
+    assert f"expected {len(DATA) + 1} bytes, found {len(DATA)} bytes" in text
+    assert visible() == []
+
+
 @pytest.mark.parametrize(("path", "size"), [("plain", len(DATA)), ("plain", None), ("whole", None)])
 def test_a_part_that_is_whole_or_cannot_be_gone_on_with(server, path, size):
     Path("raw").mkdir()
@@ -175,21 +194,22 @@ def test_a_download_of_another_digest_is_dropped(server, sha256):
     if sha256 == SHA256:
         Path("raw/a.zip.part").write_bytes(b"x" * 1000)  # left by somebody else's download
     text = refusal(archive(url=f"{server.url}/whole", sha256=sha256), IntegrityError)
-    assert text.startswith(f"{server.url}/whole: expected sha256 {sha256}")
+    assert text.startswith(f"a.zip as downloaded: expected sha256 {sha256}")
     assert visible() == []
 
 
 def test_a_page_instead_of_the_file(server):
-    assert f"{server.url}/page: offers 25 bytes" in refusal(archive(url=f"{server.url}/page"))
+    assert "a.zip: the server offers 25 bytes (None), not" in refusal(archive(url=f"{server.url}/page"))
     text = refusal(archive(url=f"{server.url}/page", size=None, sha256=None))
-    assert "page: is not a.zip; it is an HTML page" in text
+    assert "a.zip as downloaded: is not a.zip; it is an HTML page" in text
     assert "a.zip" not in visible()
 
 
 def test_no_server_and_no_such_file(server):
-    for url in ("http://127.0.0.1:9/a.zip", f"{server.url}/none"):
+    long = "x" * 300
+    for url in ("http://127.0.0.1:9/a.zip", f"http://127.0.0.1:9/{long}", f"{server.url}/none", "http://a..b/a.zip"):
         text = refusal(archive(url=url))
-        assert f"{url}: cannot be downloaded" in text
+        assert text.startswith("a.zip: cannot be downloaded: ")
         assert "put it at raw/a.zip (or name its directory in IPDIFF_RAW)" in text
 
 

@@ -743,6 +743,13 @@ def test_what_diffusers_has_no_word_for_is_said(project: Path, capsys: pytest.Ca
     assert "use_clipped_model_output=True" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc")
+def test_a_place_where_nothing_can_be_made(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained(ADM)
+    assert cli.main(["export", "tiny/adm", "--format", "safetensors", "--to", "/proc/x"]) == 2
+    assert capsys.readouterr().err.startswith("ipdiff: /proc/x: cannot be written: ")
+
+
 def test_the_pipeline_of_diffusers_loads_the_folder(library: Any, project: Path) -> None:
     trained(change(ADM, learn_sigma=True))
     folder = export.export_checkpoint("tiny/adm", "diffusers", project / "net")

@@ -1,15 +1,19 @@
 """`ipdiff evaluate SAMPLES --reference FILE`: what it measures, as whom, and what it refuses in one line."""
 
+import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from inception import write_inception
 from unit.params_factory import small, write
 
 from ipdiff import cli
 from ipdiff.data.arrays import save_npz
 from ipdiff.device.spec import Compute
+from ipdiff.metrics import compare as comparison
 from ipdiff.metrics import evaluate
 from ipdiff.metrics.features.extractors import Network
 from ipdiff.metrics.spec import Inception
@@ -40,6 +44,8 @@ def folder(tmp_path_factory):
 def compare(folder, capsys, monkeypatch):
     """Run the command with names of files; returns exit code and what it printed."""
     monkeypatch.chdir(folder)
+    published = hashlib.sha256(Path("net.pt").read_bytes()).hexdigest()
+    monkeypatch.setattr(comparison, "INCEPTION_SHA256", published)
 
     def run(samples, reference, *options):
         options = options if "--features" in options else (*options, "--features", "net.pt")
@@ -107,7 +113,7 @@ def test_statistics_need_no_network(compare):
     code, text = compare("drawn_stats.npz", "real_stats.npz", "--features", "nowhere.pt", "--metrics", "pixel_fd,fid")
     assert code == 0, text
     code, text = compare("drawn_images.npz", "real_stats.npz", "--features", "nowhere.pt")
-    assert (code, text) == (2, "ipdiff: --features nowhere.pt: no such file; use inception, or a path of a network\n")
+    assert (code, text) == (2, "ipdiff: features 'nowhere.pt': no such file; use inception, or a path of a network\n")
 
 
 @pytest.mark.parametrize(
@@ -140,11 +146,25 @@ def test_statistics_need_no_network(compare):
             ("--device", "cuda"),
             "is cuda, but torch finds no CUDA",
         ),
-        ("drawn_images.npz", "real_images.npz", ("--threads", "0"), "--threads is 0; use 1 or more"),
+        ("drawn_images.npz", "real_images.npz", ("--threads", "0"), "threads is 0; use 1..1024"),
+        ("drawn_images.npz", "real_images.npz", ("--threads", "5000"), "threads is 5000; use 1..1024"),
+        (
+            "drawn_images.npz",
+            "real_images.npz",
+            ("--metrics", "kid_se"),
+            "one of the sets must have more images than kid.s",
+        ),
+        (
+            "drawn_images.npz",
+            "real_images.npz",
+            ("--features", "deep.json"),
+            "deep.json: no settings of a TorchScript ",
+        ),
     ],
 )
 def test_refusals(compare, folder, samples, reference, options, said):
     images = np.zeros((6, 8, 8, 3), np.uint8)
+    (folder / "deep.json").write_text("[" * 100_000)
     save_npz(folder / "small.npz", arr_0=images[:, :4, :4])
     save_npz(folder / "none.npz", x=images)
     save_npz(folder / "float.npz", arr_0=images.astype(np.float32))
@@ -156,6 +176,18 @@ def test_refusals(compare, folder, samples, reference, options, said):
     code, text = compare(samples, reference, *options)
     assert code == 2
     assert said in text
+
+
+def test_another_program_is_not_opened(compare, folder, monkeypatch):
+    """Nobody has named its digest."""
+    write_inception(folder / "other.pt", seed=2)
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("it was opened"))
+    code, text = compare("drawn_images.npz", "real_images.npz", "--features", "other.pt")
+    digest = hashlib.sha256(Path("other.pt").read_bytes()).hexdigest()
+    assert code == 2
+    assert text.startswith(
+        f"ipdiff: other.pt: sha256 {digest}, not that of the Inception network of 2015-12-05; the set"
+    )
 
 
 def test_the_published_network_is_what_inception_means(compare, folder, monkeypatch):

@@ -1,11 +1,13 @@
 """`ipdiff.metrics.fid` and `kid` in somebody's own code: no project, any form of images, the command's figures."""
 
+import hashlib
 import subprocess
 import sys
 import zipfile
 
 import numpy as np
 import pytest
+import torch
 from inception import write_inception
 from PIL import Image
 
@@ -42,6 +44,8 @@ def folder(tmp_path_factory):
 def net(folder, tmp_path, monkeypatch):
     """The network's path, seen from an empty directory: no project is there."""
     monkeypatch.chdir(tmp_path)
+    published = hashlib.sha256((folder / "net.pt").read_bytes()).hexdigest()
+    monkeypatch.setattr(compare, "INCEPTION_SHA256", published)
     return str(folder / "net.pt")
 
 
@@ -99,6 +103,10 @@ def test_doubts_are_warnings(folder, net):
         (np.zeros((1, 8, 8, 3), np.uint8), "samples: a Frechet distance needs 2 images or more; got 1"),
         (np.zeros((4, 9, 9, 3), np.uint8), r"samples: images are \[9, 9, 3\] \[H, W, C\]; those of .*real.npy are"),
         ("absent", "absent is missing"),
+        ([[0]], "samples: found list; expected images as a numpy array, or a path"),
+        (torch.zeros(4, 8, 8, 3, dtype=torch.uint8), "samples: found Tensor; expected images as a numpy array, or a"),
+        (None, "samples: found NoneType; expected images as a numpy array, or a path"),
+        (b"drawn.npy", "samples: found bytes; expected images as a numpy array, or a path"),
     ],
 )
 def test_refusals(folder, net, images, said):
@@ -106,6 +114,33 @@ def test_refusals(folder, net, images, said):
         fid(images, folder / "real.npy", net)
     with pytest.raises(UserError, match="device is tpu; use cpu or cuda"):
         fid(folder / "real.npy", folder / "real.npy", net, device="tpu")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"subsets": 1}, "subsets is 1; use 2 or more"),
+        ({"subset_size": 1}, "subset_size is 1; use 2 or more"),
+        ({"subset_size": 20.0}, "subset_size is 20.0; use a whole number"),
+        ({"seed": -1}, "seed is -1; use 0..2\\*\\*64-1"),
+        ({"threads": -1}, "threads is -1; use 1..1024"),
+        ({"threads": 0}, "threads is 0; use 1..1024"),
+        ({"threads": "4"}, "threads is '4'; use a whole number"),
+        ({"features": None}, "features is None; use inception, a path of a network, or a TorchScript record"),
+        ({"features": "incepton"}, "features 'incepton': no such file; use inception, or a path of a network"),
+    ],
+)
+def test_arguments_that_cannot_be(folder, arguments, said):
+    real = folder / "real.npy"
+    with pytest.raises(UserError, match=f"^{said}$"):
+        kid(real, real, **arguments)
+
+
+@pytest.mark.filterwarnings("ignore:fewer images than features")
+def test_a_device_of_torch_and_whole_numbers_of_numpy(folder, net):
+    real = folder / "real.npy"
+    got = kid(real, real, net, torch.device("cpu"), np.int64(1), subsets=np.int32(5), subset_size=np.int64(8))
+    assert got == kid(real, real, net, "cpu", 1, subsets=5, subset_size=8)
 
 
 def test_folders_that_are_no_set_of_images(folder, net, tmp_path):
@@ -124,8 +159,11 @@ def test_folders_that_are_no_set_of_images(folder, net, tmp_path):
     (tmp_path / ".hidden.png").write_bytes(b"")
     assert said().startswith("FOLDER: is a folder, without images; expected an npz with images (arr_0)")
     assert said(a=(8, 6)).startswith("FOLDER: a.png is 8x6 pixels; a folder's images have to be square")
-    assert said(a=(8, 8), b=(9, 9)).startswith("FOLDER: b.png: is 9x9 pixels, not 8x8 (image_size)")
-    assert said(a=8, b=8).startswith("FOLDER: 2 of 2 images cannot be used: a.png, b.png is P, not RGB")
+    assert said(a=(8, 8), b=(9, 9)) == "FOLDER: b.png: is 9x9 pixels, not 8x8 (image_size)"  # no settings are here
+    assert said(a=8, b=8) == "FOLDER: 2 of 2 images cannot be used: a.png, b.png is P, not RGB (channels: 3)"
+    (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:40])
+    assert "b.png: is damaged" in (text := said(a=(8, 8)))
+    assert "skip_broken" not in text
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     assert said() == "FOLDER: a.png cannot be read as an image; it is a PNG image"
 

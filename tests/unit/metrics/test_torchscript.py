@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -114,6 +115,7 @@ def test_the_digest_names_the_file_and_what_is_made_of_images(net):
     assert one.digest.startswith(net["sha256"] + "-")
     others = [{**net, **change} for change in ({"mean": [0.1] * 3}, {"image_size": 16}, {"resize": "bilinear"})]
     assert len({opened(other).digest for other in (net, *others)}) == 4
+    assert opened({**net, "mean": [0] * 3, "std": [1] * 3}).digest == one.digest
 
 
 def test_another_file_is_not_opened(net, monkeypatch):
@@ -157,6 +159,15 @@ def test_refusals_are_one_line(tmp_path, name, changes, said):
     assert len(str(error.value).replace(str(tmp_path), "")) < 300
 
 
+@pytest.mark.parametrize("size", [8, 16])
+def test_features_that_depend_on_the_batch_are_seen_at_every_size(tmp_path, size):
+    """The three images differ at 16 too, whose square is a multiple of 256."""
+    path = tmp_path / "batch.pt"
+    digest = trace(Normed(), path, size)
+    with pytest.raises(UserError, match="an image's features depend on the batch that it is in"):
+        opened({**PLAIN, "path": str(path), "sha256": digest, "image_size": size})
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -164,7 +175,8 @@ def test_refusals_are_one_line(tmp_path, name, changes, said):
         ({"mean": [0.5]}, r"mean is \[0.5\]; use three numbers"),
         ({"std": [0.5, 0.5, 0.0]}, "std has 0.0; use more than 0"),
         ({"resize": "nearest"}, "resize is nearest; use bicubic or bilinear"),
-        ({"image_size": 0}, "image_size is 0; use 1 or more"),
+        ({"image_size": 0}, "image_size is 0; use 1..4096"),
+        ({"image_size": 100_000}, "image_size is 100000; use 1..4096"),
     ],
 )
 def test_settings_that_name_no_network(net, changes, said):
@@ -256,7 +268,9 @@ def test_a_study_measures_with_it_and_calls_it_by_its_name(study, net, tmp_path)
     assert {"fid", "kid", "kid_se", "pixel_fd", "precision"} <= found.keys()
     assert not {"sfid", "inception_score", "density"} & found.keys()
     assert not {"mu_s", "sigma_s"} & load_npz(tmp_path / "reference/tiny/stats.npz").keys()
-    short = net["sha256"][:8]
+    short = net["sha256"][:8] + found["features_digest"][64:]
+    assert re.fullmatch("[0-9a-f]{8}-[0-9a-f]{8}", short)
+    assert f"torchscript features ({short})" in (tmp_path / "tables/small/table3/table.md").read_text()
     for name in ("table.md", "table.tex"):
         text = (tmp_path / "tables/small/table3" / name).read_text()
         assert not re.search(r"\b(FID|KID)\b", text), text
@@ -278,6 +292,11 @@ def test_a_study_measures_with_it_and_calls_it_by_its_name(study, net, tmp_path)
         ("datasets.tiny.torchscript", None, "features is torchscript, which needs the key torchscript: path, sha256"),
         ("datasets.tiny.torchscript.sha256", "abc", "sha256 is 'abc'; use 64 digits 0-9a-f"),
         ("datasets.tiny.torchscript.resize", "box", "found 'box'; expected bicubic or bilinear"),
+        (
+            "datasets.tiny.kid.subset_size",
+            64,
+            "kid_se needs more images than datasets.tiny.kid.subset_size, 64; 32 are drawn and 64 are real",
+        ),
         ("datasets.tiny.metrics", ["kid"], "tables.table3: kid_se is measured where datasets.tiny.metrics names it"),
     ],
 )
@@ -286,6 +305,16 @@ def test_a_study_that_asks_for_what_is_not_there(study, tmp_path, key, value, sa
     with pytest.raises(ConfigError, match=re.escape(said)) as error:
         config.load(path)
     assert len(str(error.value)) < 300 + len(str(path))
+
+
+@pytest.mark.parametrize(
+    ("size", "images", "fits"), [(63, None, True), (32, 20, False), (31, 20, True), (32, 33, True)]
+)
+def test_one_set_above_the_subsets_size_has_a_standard_error(study, tmp_path, size, images, fits):
+    put(study, "datasets.tiny.reference.images", images)
+    path = write(tmp_path, put(study, "datasets.tiny.kid.subset_size", size))
+    with nullcontext() if fits else pytest.raises(ConfigError, match=f"kid_se needs more images .* {size}; 32 are"):
+        config.load(path)
 
 
 def test_a_standard_error_is_neither_better_nor_worse():

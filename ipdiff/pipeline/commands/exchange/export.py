@@ -99,7 +99,10 @@ def _appearing(to: Path) -> Iterator[Path]:
         raise UserError(f"{to} exists; delete it, or name another place")
     if not to.parent.is_dir():
         raise UserError(f"{to.parent} is no directory; make it first")
-    work = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.parent))
+    try:
+        work = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.parent))
+    except OSError as error:
+        raise UserError(f"{to}: cannot be written: {error.strerror}") from None
     staged = work / "staged"
     try:
         yield staged
