@@ -259,8 +259,9 @@ def test_the_report_shows_every_table_and_figure():
 @pytest.mark.usefixtures("project")
 def test_one_image_of_a_set_as_a_png(tmp_path):
     cell = next(cell for cell in CELLS if cell.stage.verb == "sample")
-    path = tmp_path / "one.png"
+    path = tmp_path / "one.jpg"  # its name does not say what is written
     assert ipdiff(*cell.command.split()[1:], "--index", "33", "--out", str(path)) == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
     with np.load(cell.outputs[0]) as file:
         assert np.array_equal(np.asarray(Image.open(path)), file["arr_0"][33, :, :, 0])
     assert ipdiff(*cell.command.split()[1:], "--index", "5000", "--out", str(path)) == 2

@@ -22,6 +22,8 @@ NOT_READ = frozenset(
 """Ends of the names of images that are not: refused, not passed over."""
 NAMED = 10
 """Images that a refusal names, fewer where each has another reason."""
+NAMES = 100
+"""Characters that these names may take together; the first is given whatever its length."""
 REASONS = 90
 """Characters that the reasons of such a refusal may take together; the first is given whatever its length."""
 CELEBA_SIZE = (178, 218)
@@ -201,10 +203,13 @@ def _complaint(faults: Sequence[tuple[str, decode.Unusable]], looked: int) -> st
 def _first(faults: Sequence[tuple[str, decode.Unusable]]) -> tuple[int, str]:
     """How many of the images are named, and their names by reason."""
     reasons: dict[str, list[str]] = {}
+    taken = 0
     for name, fault in faults[:NAMED]:
-        if reasons and len("".join({*reasons, fault.reason})) > REASONS:
+        shown = files.shown(name, 40)
+        taken += len(shown)
+        if reasons and (taken > NAMES or len("".join({*reasons, fault.reason})) > REASONS):
             break
-        reasons.setdefault(fault.reason, []).append(files.shown(name, 40))
+        reasons.setdefault(fault.reason, []).append(shown)
     said = "; ".join(f"{', '.join(names)} {reason}" for reason, names in reasons.items())
     return sum(map(len, reasons.values())), said
 

@@ -161,6 +161,11 @@ def test_folders_that_are_no_set_of_images(folder, net, tmp_path):
     assert said(a=(8, 6)).startswith("FOLDER: a.png is 8x6 pixels; a folder's images have to be square")
     assert said(a=(8, 8), b=(9, 9)) == "FOLDER: b.png: is 9x9 pixels, not 8x8 (image_size)"  # no settings are here
     assert said(a=8, b=8) == "FOLDER: 2 of 2 images cannot be used: a.png, b.png is P, not RGB (channels: 3)"
+    text = said(**{letter * 50: 8 for letter in "cdefgh"})
+    assert len(text) < 300 - len(str(tmp_path))
+    assert text.endswith("is P, not RGB (channels: 3); and 4 more")
+    for path in tmp_path.glob("[c-h]*.png"):
+        path.unlink()
     (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:40])
     assert "b.png: is damaged" in (text := said(a=(8, 8)))
     assert "skip_broken" not in text
