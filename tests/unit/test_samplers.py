@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -185,12 +183,3 @@ def test_every_grid_of_a_name_is_one_of_the_schedule():
     alphas_cumprod = np.cumprod(1 - make_betas("linear", 1000))
     for grid in GRIDS:
         assert len(respace(1000, f"{grid}20", alphas_cumprod)) == 20
-
-
-def test_the_code_of_the_manual_runs():
-    text = (Path(__file__).parents[2] / "docs" / "samplers.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    names: dict[str, Any] = {"model": toy}
-    exec(code.replace("randn(16, 3, 32, 32)", "randn(2, 3, 4, 4)"), names)
-    assert names["images"].shape == names["x_T"].shape == (2, 3, 4, 4)
-    assert bool(names["images"].isfinite().all())

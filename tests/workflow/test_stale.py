@@ -67,7 +67,7 @@ EDITS = {
     ),
     "a checkpoint at the end": (
         lambda text: replacing("default: 8", "default: 12", "final_step:")(LONGER(text)),
-        "(runs|states|analysis)/.*/12|(samples|metrics)/.*/12/.*|(tables|figures|report)/mini.*",
+        "(runs|states|analysis)/.*/12|(samples|metrics|drift)/.*/12/.*|(tables|figures|report)/mini.*",
     ),
     "a checkpoint that nothing asks for": (LONGER, "nothing"),
     "a model": (
