@@ -96,7 +96,13 @@ def agree(project: Path, expected: str) -> None:
     assert changed(project) == predicted
 
 
-@pytest.mark.parametrize("name", EDITS)
+LONG = ("one metric setting", "one T'", "a model", "a checkpoint that nothing asks for")
+"""Edits whose like is among the others: they are made with the slow tests."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in EDITS]
+)
 def test_an_edit_of_params_makes_the_expected_cells_stale(
     name: str, by_snakemake: Path, copy: Callable[[Path], Path]
 ) -> None:
