@@ -18,11 +18,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from unit import test_samplers
 from unit.params_factory import put, small, write
 from unit.tiny import ADM, DDIM, change, flip_bit
 
 from ipdiff import cli
 from ipdiff.device import compute
+from ipdiff.device.spec import Compute
 from ipdiff.errors import ConfigError, IntegrityError, UserError
 from ipdiff.interop import checking, diffusers, writing
 from ipdiff.nets import build
@@ -30,6 +32,8 @@ from ipdiff.pipeline import config, grid, jobs
 from ipdiff.pipeline.commands.exchange import export, import_
 from ipdiff.pipeline.commands.study import plan
 from ipdiff.pipeline.store import artifact
+from ipdiff.sample_sets.sample import ImageSampler
+from ipdiff.sample_sets.spec import Sampler
 from ipdiff.schedule import make_betas, respace
 from ipdiff.spec import Network, RunSpec
 from ipdiff.work import recipes
@@ -760,3 +764,15 @@ def test_the_pipeline_of_diffusers_loads_the_folder(library: Any, project: Path)
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(batch_size=2, num_inference_steps=4, output_type="np").images
     assert images.shape == (2, 4, 4, 1)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
+@pytest.mark.parametrize("name", ["dpmpp2m", "unipc"])
+def test_a_solver_draws_with_an_imported_network_what_diffusers_draws(name: str, project: Path) -> None:
+    done = import_.import_checkpoint(save(project / "a.pt", weights(spec_of(DDPM))), DDPM, step=8)
+    file, sampler = Path(done.directory, "ema.safetensors"), Sampler.parse(f"{name}-logsnr5")
+    draw = ImageSampler(spec_of(DDPM), file, sampler, clip_denoised=False, compute=Compute())
+    with torch.inference_mode():
+        found = draw.walk(range(2))
+        expected = test_samplers.theirs(name, draw.diffusion, draw.model, draw.begin(range(2)))
+    assert float((found - expected).abs().max()) <= 1e-5 * max(float(expected.abs().max()), 1)
