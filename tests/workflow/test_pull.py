@@ -416,6 +416,7 @@ def test_a_consuming_stage_refuses_a_damaged_input(inside: Path, capsys: pytest.
         "sample",
         "evaluate",
         "analyse",
+        "drift",
         "table",
         "figure",
     }
