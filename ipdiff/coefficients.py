@@ -250,7 +250,7 @@ def _approximate_normal_cdf(x: Tensor) -> Tensor:
 
 
 def vjp(eps: Tensor, x_t: Tensor, probe: Tensor) -> Tensor:
-    """The probe's product with the Jacobian d eps / d x_t, [N,C,H,W], differentiable in the network's parameters.
+    """The probe's product with the Jacobian of what the network says, [N,C,H,W], differentiable in its parameters.
 
     Its squared norm is an unbiased estimate of the Jacobian's (Frobenius) for probes of zero mean and unit covariance,
     where no image of the batch depends on another: E |v^T J|^2 = tr(J^T E[v v^T] J) = ||J||_F^2.

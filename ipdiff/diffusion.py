@@ -234,7 +234,7 @@ class GaussianDiffusion:
         Returns:
             dict of [N], dtype of x0: "mse" (squared error, mean or sum over C, H, W); with learned sigma "vb"
             (bits per dimension, times T/1000, trains the variance only); with a probe "gp" (an unbiased estimate of
-            the squared Frobenius norm of d eps_theta / d x, over C * H * W where the squared error is a mean);
+            ||d said / d x||_F^2, of what the network says, over C * H * W where the squared error is a mean);
             "loss" = w * mse + vb + w * gp_weight * gp, w = 1 without `min_snr`.
 
         Raises:

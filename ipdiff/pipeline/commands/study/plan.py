@@ -230,17 +230,18 @@ class Planner:
         return self.studies.dataset(cell.bindings["dataset"]).sampling.count(sampler)
 
     def _analyse(self, cell: Cell) -> Cost:
-        spec, settings = self._spec(cell), self.studies.dataset(cell.bindings["dataset"]).analysis
-        images = settings.images if settings else 0
-        evaluations = images * (settings.timesteps if settings else 0)
-        flops = self._network(spec)[0]
-        return Cost(0, 0, images, evaluations, evaluations * flops, self._seconds(evaluations, flops, "sample"))
+        settings = self.studies.dataset(cell.bindings["dataset"]).analysis
+        return self._analysed(cell, settings.timesteps if settings else 0)
 
     def _drift(self, cell: Cell) -> Cost:
-        spec, settings = self._spec(cell), self.studies.dataset(cell.bindings["dataset"]).analysis
-        images = settings.images if settings else 0
-        evaluations = 3 * images * nfe(Sampler.parse(cell.bindings["sampler"]), spec.diffusion)
-        flops = self._network(spec)[0]
+        steps = nfe(Sampler.parse(cell.bindings["sampler"]), self._spec(cell).diffusion)
+        return self._analysed(cell, 3 * steps)  # the chain's own call, and one each at its x_t and at a diffused image
+
+    def _analysed(self, cell: Cell, calls: int) -> Cost:
+        """Of so many network calls for each image that is analysed."""
+        settings = self.studies.dataset(cell.bindings["dataset"]).analysis
+        images, flops = settings.images if settings else 0, self._network(self._spec(cell))[0]
+        evaluations = images * calls
         return Cost(0, 0, images, evaluations, evaluations * flops, self._seconds(evaluations, flops, "sample"))
 
     def _features(self, dataset: str, images: int) -> Cost:
