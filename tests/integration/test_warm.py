@@ -43,7 +43,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def ipdiff(*argv: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "ipdiff.cli", *argv]
+    command = [sys.executable, "-m", "ipdiff", *argv]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -168,12 +168,12 @@ def test_a_killed_client_takes_its_stage_with_it(project: Path) -> None:
 def test_the_server_ends_with_the_command_it_was_started_for(tmp_path: Path) -> None:
     script = "import os; print(os.environ['IPDIFF_WARM'])"
     said = subprocess.run(
-        [sys.executable, "-m", "ipdiff.cli", "warm", sys.executable, "-c", script],
+        [sys.executable, "-m", "ipdiff", "warm", sys.executable, "-c", script],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert not Path(said.stdout.strip()).exists()
     wrong = subprocess.run(
-        [sys.executable, "-m", "ipdiff.cli", "warm", str(tmp_path / "none")],
+        [sys.executable, "-m", "ipdiff", "warm", str(tmp_path / "none")],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert wrong.returncode == 2
@@ -183,7 +183,7 @@ def test_the_server_ends_with_the_command_it_was_started_for(tmp_path: Path) -> 
 def test_a_long_path_for_temporary_files_is_no_obstacle(tmp_path: Path) -> None:
     deep = tmp_path / ("x" * 120)
     deep.mkdir()
-    command = [sys.executable, "-m", "ipdiff.cli", "warm", "sh", "-c", 'test -S "$IPDIFF_WARM"']
+    command = [sys.executable, "-m", "ipdiff", "warm", "sh", "-c", 'test -S "$IPDIFF_WARM"']
     done = subprocess.run(command, env={**os.environ, "TMPDIR": str(deep)}, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -197,7 +197,7 @@ def test_where_there_is_no_place_for_a_server_it_is_said_and_done_without(
             patch.setattr(tempfile, "tempdir", str(project / "gone"))
             stack.enter_context(fork_server.server())
         assert fork_server.run(["prepare", "--dataset", "tiny"]) is None
-        command = [sys.executable, "-m", "ipdiff.cli", "prepare", "--dataset", "tiny"]
+        command = [sys.executable, "-m", "ipdiff", "prepare", "--dataset", "tiny"]
         assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
     said = capfd.readouterr().err
     assert "each imports it itself (No such file or directory)" in said

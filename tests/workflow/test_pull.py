@@ -227,7 +227,7 @@ def test_a_killed_pull_goes_on_where_it_was(origin: Path, clone: Path) -> None:
 
     with servers.http(store_of(origin), stall) as url:
         use_remote(clone, url)
-        command = [sys.executable, "-m", "ipdiff.cli", "pull", "--jobs", "1"]
+        command = [sys.executable, "-m", "ipdiff", "pull", "--jobs", "1"]
         pulling = subprocess.Popen(command, cwd=clone, env=environment(clone), stderr=subprocess.DEVNULL)
         wait_until(lambda: cached_objects() >= 10 or pulling.poll() is not None)
         pulling.send_signal(signal.SIGKILL)

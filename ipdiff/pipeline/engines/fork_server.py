@@ -137,7 +137,7 @@ def _launch(path: str) -> subprocess.Popen[bytes]:
         listener.bind(path)
         listener.listen(128)
         return subprocess.Popen(
-            [sys.executable, "-m", "ipdiff.cli", "warm", "--serve", str(listener.fileno())],
+            [sys.executable, "-m", "ipdiff", "warm", "--serve", str(listener.fileno())],
             stdin=subprocess.DEVNULL,
             pass_fds=[listener.fileno()],
         )

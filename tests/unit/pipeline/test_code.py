@@ -158,7 +158,7 @@ def test_what_can_change_a_number_counts(package: Package, old: str, new: str) -
         ("pipeline/grid/__init__.py", set()),
         ("pipeline/store/artifact.py", set()),
         ("pipeline/jobs.py", set()),
-        ("cli.py", set()),
+        ("cli/stages.py", set()),
     ],
 )
 def test_an_edit_changes_the_stages_that_import_the_file(package: Package, name: str, verbs: set[str]) -> None:

@@ -1,0 +1,48 @@
+"""Verbs that bring checkpoints in and out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ipdiff.cli.verbs import arg, verb
+
+EXPORT_FORMATS = ("safetensors", "guided-diffusion", "diffusers")
+
+
+@verb(
+    "import",
+    "check a checkpoint of guided-diffusion or the DDIM code, and make it a run of this project",
+    arg("file", "state dict (.pt), the DDIM code's list (.pth), safetensors", type=Path, metavar="FILE"),
+    arg(
+        "--as",
+        "the run it becomes; MODEL has `imported: true` in params.yaml",
+        dest="run",
+        required=True,
+        metavar="DATASET/MODEL",
+    ),
+    arg("--seed", "the run's seed (default: 0); sampling draws noise by it", type=int, default=0),
+    arg("--step", "its training step (default: what the file or its name says)", type=int),
+)
+def _import(args: argparse.Namespace) -> None:
+    from ipdiff.pipeline.commands.exchange import import_
+
+    print(import_.import_checkpoint(args.file, args.run, seed=args.seed, step=args.step))
+
+
+@verb(
+    "export",
+    "write a run's weights in a format of others",
+    arg(
+        "source",
+        "a checkpoint's folder or DATASET/MODEL[/sSEED[/STEP]] (default: seed 0, the final step)",
+        metavar="CHECKPOINT",
+    ),
+    arg("--format", "diffusers: a folder for UNet2DModel", required=True, choices=EXPORT_FORMATS),
+    arg("--to", "the file or folder to write; it must not exist", type=Path, required=True),
+)
+def _export(args: argparse.Namespace) -> None:
+    from ipdiff.pipeline.commands.exchange import export
+
+    print(export.export_checkpoint(args.source, args.format, args.to, lambda line: print(line, file=sys.stderr)))

@@ -1,0 +1,89 @@
+"""Verbs that make artifacts, one a stage, and `evaluate` of any two files."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ipdiff.cli.verbs import as_json, say
+from ipdiff.errors import UserError
+from ipdiff.pipeline.stages import STAGES
+from ipdiff.work import launch
+
+
+def make(args: argparse.Namespace) -> int:
+    """Make the cell that a stage's verb names."""
+    from ipdiff.pipeline import grid, jobs
+    from ipdiff.work import signals
+
+    names = {name: getattr(args, name) for name in STAGES[args.verb].wildcards}
+    cell = grid.load().cell(args.verb, **names)
+    if args.verb == "sample" and (args.index is not None or args.out is not None):
+        if args.index is None:
+            raise UserError("ipdiff sample: --out goes with --index")
+        path = args.out or Path(f"{args.index}.png")
+        jobs.draw_one(cell, args.index, path)
+        print(path)
+        return 0
+    count = launch.wanted(shared=STAGES[args.verb].shared)
+    if count > 1:
+        return jobs.make_with(count, cell, [args.verb, *(f"--{name}={value}" for name, value in names.items())])
+    launch.follow_starter()
+    with signals.immediate():
+        jobs.make(cell)
+    print(cell.directory)
+    return 0
+
+
+def add_files(sub: argparse.ArgumentParser) -> None:
+    """The second form of `evaluate`: any two files."""
+    names = " ".join(f"--{name} {name.upper()}" for name in STAGES["evaluate"].wildcards)
+    sub.usage = f"%(prog)s {names}\n       %(prog)s SAMPLES --reference FILE [--features F] [--metrics M] [--json]"
+    files = sub.add_argument_group("files from outside the pipeline")
+    text = "npz with arr_0 (uint8 NHWC) or mu, sigma, mu_s, sigma_s (used as they are); npy, folder or zip of images"
+    files.add_argument("samples", nargs="?", metavar="SAMPLES", type=Path, help=text)
+    files.add_argument("--reference", metavar="FILE", type=Path, help="the real images: a file of the same kinds")
+    text = "inception (default) or the path of its file, a classifier.safetensors, or a .json of a TorchScript network"
+    files.add_argument("--features", help=text)
+    files.add_argument("--metrics", help="comma-separated (default: all that the files permit)")
+    files.add_argument("--device", choices=["cpu", "cuda"], help="where to compute (default: cpu)")
+    files.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    files.add_argument("--json", action="store_true", help="print JSON")
+    sub.set_defaults(work=_evaluate)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    """Either form of `evaluate`: one or the other, and whole. Raises UserError."""
+    wildcards = STAGES["evaluate"].wildcards
+    names = [f"--{name}" for name in wildcards if getattr(args, name) is not None]
+    options = ("reference", "features", "metrics", "device", "threads")
+    files = [f"--{name}" for name in options if getattr(args, name) is not None] + ["--json"] * args.json
+    if args.samples is None:
+        if files:
+            raise UserError(f"ipdiff evaluate: {files[0]} goes with a file of samples: SAMPLES --reference FILE")
+        if missing := [f"--{name}" for name in wildcards if getattr(args, name) is None]:
+            raise UserError(f"ipdiff evaluate: needs {', '.join(missing)}, or SAMPLES --reference FILE")
+        return make(args)
+    if names:
+        raise UserError(f"ipdiff evaluate: {names[0]} names a cell of the grid; leave it out, or leave SAMPLES out")
+    if args.reference is None:
+        raise UserError("ipdiff evaluate: SAMPLES needs --reference FILE")
+    return _compare(args)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from ipdiff.metrics.spec import METRICS
+
+    metrics = args.metrics.split(",") if args.metrics else []
+    if unknown := [name for name in metrics if name not in METRICS]:
+        raise UserError(f"--metrics: no metric '{unknown[0]}'; known: {', '.join(METRICS)}")
+    from ipdiff.metrics.compare import compare, compute_of
+
+    compute = compute_of(args.device or "cpu", args.threads)
+    compared = compare(args.samples, args.reference, args.features or "inception", compute, metrics)
+    for warning in compared.warnings:
+        say(f"warning: {warning}")
+    said = {name: "unknown" if value is None else value for name, value in compared.values.items()}
+    said["dimensions"] = ", ".join(f"{of} {size}" for of, size in compared.values["dimensions"].items())
+    print(as_json(compared.values) if args.json else "\n".join(f"{name:<16}{value}" for name, value in said.items()))
+    return 0

@@ -1,0 +1,102 @@
+"""Verbs on a study: what it needs, holds and costs."""
+
+from __future__ import annotations
+
+import argparse
+
+from ipdiff.cli.verbs import JSON, TARGETS, arg, as_json, flag, say, verb
+from ipdiff.errors import UserError
+from ipdiff.pipeline.stages import WILDCARDS
+
+
+@verb(
+    "doctor",
+    "say what this machine has and lacks, in plain words",
+    arg("--study", "what this study needs counts as lacking (default: the digits study)"),
+    flag("--json", "print JSON, for a bug report"),
+)
+def _doctor(args: argparse.Namespace) -> int:
+    from ipdiff.pipeline.commands.study import doctor
+
+    findings = doctor.examine(args.study)
+    print(as_json(doctor.as_json(findings)) if args.json else "\n".join(doctor.lines(findings)))
+    return 2 if any(finding.mark == doctor.WRONG for finding in findings) else 0
+
+
+@verb(
+    "grid",
+    "list the cells of a study; write or check the dvc.yaml files",
+    arg("--study", "the study whose cells to list (default: the digits study)"),
+    flag("--stale", "list only cells to be made again: missing, changed, or below a changed one"),
+    flag("--write", "write the dvc.yaml files, config/README.md and the schema"),
+    flag("--check", "exit 2 if one of those files is stale"),
+)
+def _grid(args: argparse.Namespace) -> int | None:
+    from ipdiff.pipeline import config, grid
+    from ipdiff.pipeline.commands.study import generated_files
+    from ipdiff.pipeline.engines import dvc_files
+    from ipdiff.pipeline.grid.freshness import Freshness
+
+    known = grid.load()
+    if args.write:
+        for path in generated_files.write(known):
+            print(f"wrote {path}" if path.exists() else f"removed {path}: there is no such study")
+    broken = known.studies.broken().values() if args.write or args.check else ()
+    for line in broken:
+        say(line)
+    if broken:
+        return 2
+    if args.check and (stale := generated_files.stale(known)):
+        raise UserError(f"{', '.join(map(str, stale))}: not what params.yaml asks for; run `ipdiff grid --write`")
+    if args.stale or args.study or not (args.write or args.check):
+        cells, fresh = known.study(args.study or config.DEFAULT), Freshness(known)
+        for cell in fresh.stale(cells) if args.stale else cells:
+            print(*([fresh.state(cell)] if args.stale else []), dvc_files.address(cell), cell.directory, sep="\t")
+
+
+@verb(
+    "settings",
+    "write what decides a study's cells besides the files they read (a stage of DVC)",
+    arg("--study", WILDCARDS["study"], required=True),
+)
+def _settings(args: argparse.Namespace) -> None:
+    from ipdiff.pipeline import grid
+    from ipdiff.pipeline.grid import cache_keys
+
+    print(*cache_keys.write(cache_keys.texts(grid.load(), args.study)), sep="\n")
+
+
+@verb(
+    "plan",
+    "what targets need before they are made: cells, network evaluations, hours on one device, disk",
+    arg("targets", TARGETS, nargs="*", metavar="TARGET"),
+    arg(
+        "--speed",
+        "measured speed of one data set's network: images/s of training, image-steps/s of sampling",
+        metavar="DATASET=TRAIN,SAMPLE",
+    ),
+    JSON,
+)
+def _plan(args: argparse.Namespace) -> None:
+    from ipdiff.pipeline.commands.study import plan
+
+    speed = plan.Speed.parse(args.speed) if args.speed else None
+    found, data = plan.run(args.targets, speed)
+    print(as_json(data) if args.json else plan.describe(found, speed))
+
+
+@verb(
+    "bench",
+    "how fast a data set's network trains and samples on this machine, against its convolutions",
+    arg("--dataset", WILDCARDS["dataset"], required=True),
+    arg("--model", f"{WILDCARDS['model']} (default: the first that the data set trains)"),
+    arg("--seconds", "time to measure (default: 20)", type=float, default=20.0),
+    JSON,
+)
+def _bench(args: argparse.Namespace) -> None:
+    from ipdiff.pipeline.commands.study import bench
+
+    rows = bench.run(args.dataset, args.model, args.seconds)
+    print(as_json(bench.as_json(rows)) if args.json else bench.describe(rows))
+    if not args.json:
+        print(f"for the hours of a plan: ipdiff plan {bench.for_plan(args.dataset, rows)}")
