@@ -23,9 +23,10 @@ from ipdiff.device.compute import configure
 from ipdiff.device.streams import draws_on
 from ipdiff.errors import UserError
 from ipdiff.nets import build
+from ipdiff.nets.dropout import dropout_masks, keep_threshold
 from ipdiff.nets.execution import compiled, low_precision
 from ipdiff.nets.initial import initialise
-from ipdiff.nets.layers import dropout_masks, keep_threshold, twice_differentiable
+from ipdiff.nets.layers import twice_differentiable
 from ipdiff.rng import Purpose
 from ipdiff.spec import Ramp, RunSpec
 from ipdiff.training import optimizer

@@ -28,9 +28,10 @@ from ipdiff.device.spec import Compute
 from ipdiff.device.streams import Draws, KernelDraws
 from ipdiff.errors import UserError
 from ipdiff.nets.adm import ADMUNet
+from ipdiff.nets.dropout import Dropout, dropout_masks
 from ipdiff.nets.execution import low_precision
 from ipdiff.nets.initial import initialise
-from ipdiff.nets.layers import Dropout, GroupNorm, dropout_masks, twice_differentiable
+from ipdiff.nets.layers import GroupNorm, twice_differentiable
 from ipdiff.pipeline.commands.study.bench import measure, normals
 from ipdiff.rng import Purpose
 from ipdiff.sample_sets.sample import ImageSampler
