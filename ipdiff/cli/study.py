@@ -13,12 +13,13 @@ from ipdiff.pipeline.stages import WILDCARDS
     "doctor",
     "say what this machine has and lacks, in plain words",
     arg("--study", "what this study needs counts as lacking (default: the digits study)"),
+    flag("--gpu", "instead: try own kernels and captured programs on this GPU, against torch's own operations"),
     flag("--json", "print JSON, for a bug report"),
 )
 def _doctor(args: argparse.Namespace) -> int:
     from ipdiff.pipeline.commands.study import doctor
 
-    findings = doctor.examine(args.study)
+    findings = doctor.gpu() if args.gpu else doctor.examine(args.study)
     print(as_json(doctor.as_json(findings)) if args.json else "\n".join(doctor.lines(findings)))
     return 2 if any(finding.mark == doctor.WRONG for finding in findings) else 0
 

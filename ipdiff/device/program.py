@@ -7,6 +7,7 @@ waiting for the host.
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable
 
@@ -37,8 +38,7 @@ class Program:
 
         It runs a few times: put the tensors in a state in which that does no harm, and set them afterwards.
 
-        Raises:
-            UserError: it cannot be captured.
+        What cannot be captured is said in one line, and runs kernel by kernel, like all programs after it.
         """
         if self._device.type != "cuda" or not kernels.available() or os.environ.get(SWITCH) == "0":
             return
@@ -50,10 +50,12 @@ class Program:
             raise
         except Exception as error:  # of the driver, of a library, of a compiler: none has a common class
             torch.cuda.set_stream(here)  # where a capture fails, torch leaves its own stream the current one
-            raise UserError(
-                f"{self._name} cannot be captured in a CUDA graph ({_reason(error)}); "
-                f"set {SWITCH}=0 in the environment to run it without, more slowly"
-            ) from error
+            os.environ[SWITCH] = "0"  # a receipt says so
+            print(
+                f"ipdiff: {self._name} cannot be captured in a CUDA graph ({_reason(error)}): it runs without, slower",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def __call__(self) -> None:
         """Run it once, or have it run: on a GPU the host goes on, at most `AHEAD` runs before the device."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipdiff.errors import UserError
-from ipdiff.pipeline import config
+from ipdiff.pipeline import config, selfcheck
 from ipdiff.pipeline.grid import Cell
 from ipdiff.pipeline.job import Job, progress_bar
 from ipdiff.pipeline.stages import IMPORT, STAGES
@@ -112,8 +112,10 @@ def _image_sampler(job: Job) -> ImageSampler:
 
     family = job.params.family(job.names["dataset"], job.names["model"])
     sampler = Sampler.parse(job.names["sampler"])
+    spec = job.checkpoint_spec()
+    selfcheck.trust(spec.family, job.dataset.sampling_compute)
     return ImageSampler(
-        job.checkpoint_spec(),
+        spec,
         job.path("ema.safetensors"),
         sampler,
         clip_denoised=family.clip_denoised,
@@ -185,6 +187,7 @@ def _analyse(job: Job, made: Publication) -> None:
     from ipdiff.sample_sets import prediction_error
 
     settings, spec = job.analysis, job.checkpoint_spec()
+    selfcheck.trust(spec.family, job.dataset.compute)
     prediction_error.run(
         spec,
         job.path("ema.safetensors"),
