@@ -46,12 +46,13 @@ class Program:
         here = torch.cuda.current_stream()
         try:
             self._graph = _captured(self._run)
-        except (torch.OutOfMemoryError, UserError):
-            raise
         except Exception as error:  # of the driver, of a library, of a compiler: none has a common class
             torch.cuda.set_stream(here)  # where a capture fails, torch leaves its own stream the current one
+            cause = _first(error)
+            if isinstance(cause, torch.OutOfMemoryError | UserError):
+                raise cause from None
             raise UserError(
-                f"{self._name} cannot be captured in a CUDA graph ({_reason(error)}); "
+                f"{self._name} cannot be captured in a CUDA graph ({str(cause).strip().partition(chr(10))[0]}); "
                 f"set {SWITCH}=0 in the environment to run it without, more slowly"
             ) from error
 
@@ -68,11 +69,11 @@ class Program:
                 self._running.popleft().synchronize()
 
 
-def _reason(error: BaseException) -> str:
-    """First line of what broke a capture: its end raises an error of its own, which only remembers that one."""
+def _first(error: BaseException) -> BaseException:
+    """What broke a capture: its end raises an error of its own, which only remembers that one."""
     while error.__context__ is not None:
         error = error.__context__
-    return str(error).strip().split("\n")[0]
+    return error
 
 
 def _warm_up(run: Callable[[], None]) -> None:

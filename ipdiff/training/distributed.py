@@ -20,7 +20,9 @@ from torch import Tensor
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  # documented, though not in __all__
 
 from ipdiff.device.compute import take_gpu
-from ipdiff.errors import Preempted
+from ipdiff.device.memory import spread
+from ipdiff.errors import Preempted, UserError
+from ipdiff.spec import Training
 from ipdiff.training import optimizer
 from ipdiff.work.files import write_whole
 
@@ -53,6 +55,14 @@ class Processes:
         with _together():
             dist.all_gather(list(parts.unbind()), part.contiguous())
         return parts
+
+    def join(self, part: Tensor, whole: int) -> Tensor:
+        """The parts of all processes, of `whole` numbers in all and spread among them, in their order: [whole]."""
+        if self.count == 1:
+            return part
+        lengths = [len(share) for share in spread(range(whole), self.count)]
+        rows = self.gather(torch.cat([part, part.new_zeros(max(lengths) - len(part))]))
+        return torch.cat([row[:length] for row, length in zip(rows, lengths, strict=True)])
 
     def sum_(self, tensors: Sequence[Tensor], *, exact: bool) -> None:
         """Replace tensors by their sums over all processes.
@@ -95,6 +105,29 @@ class Processes:
 
 ALONE = Processes()
 """One process that trains by itself."""
+
+
+def share_of(spec: Training, processes: Processes) -> range:
+    """The images of an update that a process computes, by their places in the batch.
+
+    Processes have equal shares; where the reduction is fast, such that differ by one image at most.
+
+    Raises:
+        UserError: there are too many processes, or they cannot share the fixed tree of an exact sum.
+    """
+    count = processes.count
+    if spec.reduction == "fast":
+        if count > spec.batch_size:
+            raise UserError(f"{count} processes cannot share the {spec.batch_size} images of an update; use fewer")
+        return spread(range(spec.batch_size), count)[processes.rank]
+    whole = spec.batch_size // (spec.micro_batch or spec.batch_size)
+    fitting = [n for n in range(1, whole + 1) if whole % n == 0 and not n & (n - 1)]
+    if count not in fitting:
+        raise UserError(
+            f"{count} processes cannot share the {whole} micro-batches of an update exactly (training.reduction); "
+            f"use {' or '.join(map(str, fitting))}, or a smaller training.micro_batch, or training.reduction: fast"
+        )
+    return spread(range(spec.batch_size), count)[processes.rank]
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -18,7 +18,7 @@ from ipdiff.data.images import load_images
 from ipdiff.errors import Preempted, UserError
 from ipdiff.spec import RunSpec
 from ipdiff.training.device_feeder import DeviceFeeder, feeds
-from ipdiff.training.distributed import ALONE, Processes, joined
+from ipdiff.training.distributed import ALONE, Processes, joined, share_of
 from ipdiff.training.host_feeder import HostFeeder, mean_of
 from ipdiff.training.run import Diverged, Feeder, Run
 from ipdiff.work import signals
@@ -64,16 +64,16 @@ def run(setup: Setup, out: Path, step: int, previous: tuple[int, str] | None = N
         previous: (step, state digest) recorded by the segment before; must be met on the way.
 
     Returns:
-        What the recipe adds: the digest of the full train state, and the number of processes where it counts.
+        What the recipe adds, the digest of the full train state among it; and, as `execution`, what the receipt does.
 
     Raises:
         UserError: training does not arrive at the recorded digest, or diverges, or the processes do not fit.
         Preempted: SIGTERM or SIGUSR1 came, and the state is saved; or another process has died.
     """
-    trained = train_to(setup, step, previous)
+    feeder = train_to(setup, step, previous)
+    trained = feeder.settle()
     made: dict[str, Any] = {"run": setup.spec.to_json()}
-    if setup.spec.training.reduction == "fast":
-        made["processes"] = setup.count
+    made["execution"] = {"processes": setup.count, "micro_batch": feeder.passes.largest}
     if setup.rank == 0:
         made["state"] = setup.states.save(step, trained.state())
         save_file(trained.ema_weights(), out / "ema.safetensors")
@@ -81,19 +81,27 @@ def run(setup: Setup, out: Path, step: int, previous: tuple[int, str] | None = N
     return made
 
 
-def feeder_for(run: Run, processes: Processes = ALONE) -> Feeder:
+def feeder_for(run: Run, processes: Processes = ALONE, micro_batch: int | None = None) -> Feeder:
     """What takes a run on from the state it has.
 
+    Args:
+        run: the run.
+        processes: those that train together.
+        micro_batch: images a pass at most, where the reduction is fast; None: as many as memory holds.
+
     Raises:
-        UserError: these processes cannot share its updates.
+        UserError: these processes cannot share its updates, or memory does not hold them.
     """
-    return DeviceFeeder(run) if feeds(run.spec, processes) else HostFeeder(run, processes)
+    passes = run.passes(share_of(run.spec.training, processes), micro_batch)
+    if micro_batch is None or run.device.type == "cpu":
+        passes.foresee()
+    return DeviceFeeder(run, passes) if feeds(run.spec, processes) else HostFeeder(run, processes, passes)
 
 
-def train_to(setup: Setup, step: int, previous: tuple[int, str] | None = None) -> Run:
-    """Bring a run to `step`, from the newest state at hand, through the digest recorded at `previous`.
+def train_to(setup: Setup, step: int, previous: tuple[int, str] | None = None) -> Feeder:
+    """Bring a run to `step`, from the newest state at hand, through the digest recorded at `previous`; it is settled.
 
-    A warning is seen between two updates, and by a process that trains alone between two micro-batches: processes that
+    A warning is seen between two updates, and by a process that trains alone between two passes: processes that
     train together would have to agree there, too. Arguments and errors are those of `run`.
     """
     spec, states, work = setup.spec, setup.states, setup.work
@@ -106,7 +114,7 @@ def train_to(setup: Setup, step: int, previous: tuple[int, str] | None = None) -
         if data is not None:
             trained.load(tensors_of(data))
         saved = time.monotonic()
-        with closing(feeder_for(trained, processes)) as feeder, _explained(trained, previous, states):
+        with closing(feeder_for(trained, processes, work.micro_batch)) as feeder, _explained(trained, previous, states):
             while feeder.step < step:
                 if first and previous and feeder.step == previous[0]:
                     _require(state_digest(feeder.settle().state()), previous)
@@ -125,7 +133,8 @@ def train_to(setup: Setup, step: int, previous: tuple[int, str] | None = None) -
                     raise Preempted(
                         f"stopped by a signal at step {feeder.step} of {step}; saved, run me again to go on"
                     )
-            return feeder.settle()
+            feeder.settle()
+            return feeder
 
 
 @contextmanager
@@ -144,7 +153,8 @@ def _require(got: str, previous: tuple[int, str]) -> None:
     if got != previous[1]:
         raise UserError(
             f"training again to step {previous[0]} arrived at state {got}, the recorded one is "
-            f"{previous[1]} (other machine type or versions?); get that state with the `resume` "
+            f"{previous[1]} (other machine type, versions or, with the fast reduction, another cut of the batches: see "
+            "the checkpoint's receipt); get that state with the `resume` "
             "artifact, or delete the run's later checkpoints and train them again"
         )
 

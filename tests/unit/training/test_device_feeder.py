@@ -266,7 +266,7 @@ def trained_to(spec, root, step, previous=None, **work):
 @pytest.fixture
 def stay(monkeypatch):
     """The stage trains with the device's feeder."""
-    monkeypatch.setattr(segment, "feeder_for", lambda run, processes: DeviceFeeder(run))
+    monkeypatch.setattr(segment, "feeder_for", lambda run, *more: DeviceFeeder(run))
 
 
 def test_segments_meet(stay, tmp_path):
