@@ -31,9 +31,10 @@ def spread(images: range, count: int) -> list[range]:
 
 
 def even(images: range, most: int) -> list[range]:
-    """Cut images into few parts of at most `most`, 1 or more: equal ones where less than twice as many are."""
+    """Cut images into few parts of at most `most`, 1 or more: equal ones where at most half as many more are."""
     least = max(1, -(-len(images) // most))
-    return spread(images, next((n for n in range(least, 2 * least) if len(images) % n == 0), least))
+    few = range(least, least + least // 2 + 1)
+    return spread(images, next((count for count in few if len(images) % count == 0), least))
 
 
 class Passes:
@@ -85,7 +86,10 @@ class Passes:
         gpu = self._device.type == "cuda"
         if gpu and self.fixed:
             return
-        fits, need, free = self._fitting(self.largest)
+        try:
+            fits, need, free = self._fitting(self.largest)
+        except torch.OutOfMemoryError:
+            return  # `fitting` will find out
         if fits >= self.largest:
             return
         if not gpu and (self.fixed or not fits):
@@ -121,10 +125,17 @@ class Passes:
 
     def _after(self) -> int:
         """Images that would have fitted: measured now, where a fixed cut did not fit."""
+        if self.largest == 1:
+            return 0
         try:
-            return min(self._fitting(self.largest - 1)[0], self.largest - 1) if self.largest > 1 else 0
+            return self._fitting(self.largest - 1)[0]
+        except torch.OutOfMemoryError:
+            release()
+        try:
+            self._rehearse(1)
         except torch.OutOfMemoryError:
             return 0
+        return 1
 
     def _fitting(self, most: int) -> tuple[int, int, int]:
         """How many images fit into a pass, up to `most`; the bytes that `most` need; and those that are free."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from ipdiff.data.images import load_images
+from ipdiff.device.memory import require_host
 from ipdiff.errors import Preempted, UserError
 from ipdiff.spec import RunSpec
 from ipdiff.training.device_feeder import DeviceFeeder, feeds
@@ -111,6 +112,8 @@ def train_to(setup: Setup, step: int, previous: tuple[int, str] | None = None) -
         data = processes.share(None if found is None else found[1])
         start = None if data is not None or setup.start is None else load_file(setup.start)
         trained = Run(spec, load_images(setup.images), start)
+        if first and spec.compute.device == "cuda":  # else a state is where the run is
+            require_host(4 * sum(w.nbytes for w in trained.weights), "saving a train state")  # weights, EMA, 2 moments
         if data is not None:
             trained.load(tensors_of(data))
         saved = time.monotonic()

@@ -411,7 +411,7 @@ def test_a_cut_follows_from_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(memory, "free_bytes", lambda device: room)
     feeder = feeder_for(Run(BIG, MANY))
     assert 16 <= feeder.passes.largest <= 64
-    assert len({len(part) for part in feeder.passes.cut}) == 1
+    assert 256 // len(feeder.passes.cut) >= feeder.passes.largest - 1
     monkeypatch.undo()
     assert feeder_for(Run(BIG, MANY)).passes.largest == 256  # on any GPU of some GiB
 
