@@ -22,7 +22,7 @@ from ipdiff.device.program import Program
 from ipdiff.nets import build
 from ipdiff.spec import RunSpec
 from ipdiff.training import optimizer
-from ipdiff.training.distributed import ALONE, Processes
+from ipdiff.training.distributed import ALONE, Processes, passes_of
 from ipdiff.training.run import Diverged, Run
 
 EVERY = 50
@@ -50,7 +50,7 @@ class DeviceFeeder:
             UserError: it does not suffice for any cut, or the program cannot be captured.
         """
         self.run, self.step, self.every = run, run.step, EVERY
-        self.passes = passes or run.passes(range(run.spec.training.batch_size))
+        self.passes = passes or passes_of(run)
         self._end = run.step  # of the present piece
         self._rows = _Rows(run, self.every)
         batch, pictures = run.spec.training.batch_size, run.pictures

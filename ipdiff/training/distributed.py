@@ -1,4 +1,4 @@
-"""What several training processes tell each other: nothing (one process), or over gloo and NCCL.
+"""What of an update each process computes, and what they tell each other: nothing (one process), or over gloo and NCCL.
 
 In the exact mode partial sums travel by all_gather and are added here, in the order of `optimizer.tree_sum`:
 all_reduce chooses its own order. Every process arrives at the same numbers, so none has to be told the result.
@@ -14,16 +14,19 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  # documented, though not in __all__
 
 from ipdiff.device.compute import take_gpu
-from ipdiff.device.memory import spread
+from ipdiff.device.memory import Passes, spread
 from ipdiff.errors import Preempted, UserError
+from ipdiff.nets.execution import low_precision
 from ipdiff.spec import Training
 from ipdiff.training import optimizer
+from ipdiff.training.run import Run
 from ipdiff.work.files import write_whole
 
 TIMEOUT = timedelta(minutes=10)
@@ -128,6 +131,42 @@ def share_of(spec: Training, processes: Processes) -> range:
             f"use {' or '.join(map(str, fitting))}, or a smaller training.micro_batch, or training.reduction: fast"
         )
     return spread(range(spec.batch_size), count)[processes.rank]
+
+
+def passes_of(run: Run, processes: Processes = ALONE, most: int | None = None) -> Passes:
+    """The passes in which a process computes its share of an update.
+
+    Args:
+        run: the run.
+        processes: those that train together.
+        most: images a pass, where the reduction is fast; None: all. With the exact one training.micro_batch says it.
+
+    Raises:
+        UserError: as `share_of`.
+    """
+    spec = run.spec.training
+    images, fixed = share_of(spec, processes), spec.reduction == "exact"
+    most = spec.micro_batch if fixed else most
+    later = sum(p.nbytes for p in run.params) * (1 if run.optimizer.moments else 3)  # a sum, and moments
+    return Passes(
+        images,
+        min(most or len(images), len(images)),
+        fixed=fixed,
+        device=run.device,
+        rehearse=lambda count: _rehearse(run, count),
+        later=later,
+    )
+
+
+def _rehearse(run: Run, count: int) -> None:
+    """Compute gradients of so many images for nothing; not compiled, which takes no more memory."""
+    model, run.model = run.model, low_precision(run.net, run.spec.compute)
+    try:
+        t, weights = run.timesteps.sample(torch.zeros(count, dtype=torch.float64, device=run.device))
+        gamma = None if run.gamma(0) is None else torch.ones((), dtype=torch.float64, device=run.device)
+        run.gradients(run.pictures(np.zeros(count, np.int64)), None, t, weights, range(count), 0, 1.0, gamma)
+    finally:
+        run.model = model
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ipdiff.device.memory import Passes
 from ipdiff.training import optimizer
-from ipdiff.training.distributed import ALONE, Processes, share_of
+from ipdiff.training.distributed import ALONE, Processes, passes_of
 from ipdiff.training.run import Run
 
 
@@ -31,7 +31,7 @@ class HostFeeder:
             UserError: these processes cannot share its updates.
         """
         self.run, self.processes = run, processes
-        self.passes = passes or run.passes(share_of(run.spec.training, processes))
+        self.passes = passes or passes_of(run, processes)
 
     @property
     def step(self) -> int:

@@ -45,10 +45,8 @@ class Feeder(Protocol):
         """Updates begun so far."""
         ...
 
-    @property
-    def passes(self) -> Passes:
-        """How this process cuts its share of an update."""
-        ...
+    passes: Passes
+    """How this process cuts its share of an update."""
 
     @property
     def every(self) -> int:
@@ -146,33 +144,6 @@ class Run:
         """The strength of their perturbation; None: that of the diffusion process, which does not change."""
         gamma = self.spec.objective.gamma
         return gamma.at(step) if isinstance(gamma, Ramp) and self.diffusion.needs_xi else None
-
-    # How it is cut
-
-    def passes(self, images: range, most: int | None = None) -> Passes:
-        """The passes in which images of a batch are computed.
-
-        Args:
-            images: their places.
-            most: images a pass, where the cut is no part of the artifact (the fast reduction); None: all.
-        """
-        spec = self.spec.training
-        fixed = spec.reduction == "exact"
-        if fixed:
-            most = spec.micro_batch or spec.batch_size
-        later = sum(p.nbytes for p in self.params) * (1 if self.optimizer.moments else 3)  # sum, moments
-        most = min(most or len(images), len(images))
-        return Passes(images, most, fixed=fixed, device=self.device, rehearse=self._rehearse, later=later)
-
-    def _rehearse(self, count: int) -> None:
-        """Compute gradients of so many images for nothing; not compiled, which takes no more memory."""
-        model, self.model = self.model, low_precision(self.net, self.spec.compute)
-        try:
-            t, weights = self.timesteps.sample(torch.zeros(count, dtype=torch.float64, device=self.device))
-            gamma = None if self.gamma(0) is None else torch.ones((), dtype=torch.float64, device=self.device)
-            self.gradients(self.pictures(np.zeros(count, np.int64)), None, t, weights, range(count), 0, 1.0, gamma)
-        finally:
-            self.model = model
 
     # What it computes: the same on the host's call and in a captured program
 

@@ -19,7 +19,7 @@ from ipdiff.device.memory import require_host
 from ipdiff.errors import Preempted, UserError
 from ipdiff.spec import RunSpec
 from ipdiff.training.device_feeder import DeviceFeeder, feeds
-from ipdiff.training.distributed import ALONE, Processes, joined, share_of
+from ipdiff.training.distributed import ALONE, Processes, joined, passes_of
 from ipdiff.training.host_feeder import HostFeeder, mean_of
 from ipdiff.training.run import Diverged, Feeder, Run
 from ipdiff.work import signals
@@ -74,7 +74,8 @@ def run(setup: Setup, out: Path, step: int, previous: tuple[int, str] | None = N
     feeder = train_to(setup, step, previous)
     trained = feeder.settle()
     made: dict[str, Any] = {"run": setup.spec.to_json()}
-    made["execution"] = {"processes": setup.count, "micro_batch": feeder.passes.largest}
+    fast = setup.spec.training.reduction == "fast"
+    made["execution"] = {"processes": setup.count, "micro_batch": feeder.passes.largest} if fast else {}
     if setup.rank == 0:
         made["state"] = setup.states.save(step, trained.state())
         save_file(trained.ema_weights(), out / "ema.safetensors")
@@ -83,17 +84,12 @@ def run(setup: Setup, out: Path, step: int, previous: tuple[int, str] | None = N
 
 
 def feeder_for(run: Run, processes: Processes = ALONE, micro_batch: int | None = None) -> Feeder:
-    """What takes a run on from the state it has.
-
-    Args:
-        run: the run.
-        processes: those that train together.
-        micro_batch: images a pass at most, where the reduction is fast; None: as many as memory holds.
+    """What takes a run on from the state it has; `micro_batch` is `Work`'s.
 
     Raises:
         UserError: these processes cannot share its updates, or memory does not hold them.
     """
-    passes = run.passes(share_of(run.spec.training, processes), micro_batch)
+    passes = passes_of(run, processes, micro_batch)
     if micro_batch is None or run.device.type == "cpu":
         passes.foresee()
     return DeviceFeeder(run, passes) if feeds(run.spec, processes) else HostFeeder(run, processes, passes)

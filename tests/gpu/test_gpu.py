@@ -37,6 +37,7 @@ from ipdiff.sample_sets.sample import ImageSampler
 from ipdiff.sample_sets.spec import Sampler
 from ipdiff.spec import ADMNetwork, Diffusion, Objective, Ramp, RunSpec, Training
 from ipdiff.training.device_feeder import DeviceFeeder
+from ipdiff.training.distributed import _rehearse
 from ipdiff.training.host_feeder import HostFeeder
 from ipdiff.training.run import Diverged, Run
 from ipdiff.training.segment import feeder_for
@@ -371,8 +372,8 @@ def only(room: int) -> Iterator[None]:
 def need(images: int) -> int:
     """Bytes that a pass of so many images takes."""
     run = Run(BIG, MANY)
-    run._rehearse(2)
-    return memory.spent(GPU, lambda: run._rehearse(images))
+    _rehearse(run, 2)
+    return memory.spent(GPU, lambda: _rehearse(run, images))
 
 
 @pytest.mark.parametrize("captured", [True, False])

@@ -22,7 +22,7 @@ from ipdiff.diffusion import GaussianDiffusion
 from ipdiff.errors import Preempted, UserError
 from ipdiff.training import device_feeder, optimizer, segment
 from ipdiff.training.device_feeder import DeviceFeeder
-from ipdiff.training.distributed import Processes
+from ipdiff.training.distributed import Processes, passes_of
 from ipdiff.training.host_feeder import HostFeeder
 from ipdiff.training.run import Diverged, Run
 from ipdiff.training.segment import Setup
@@ -52,7 +52,7 @@ def made():
         run.scale = None if log2 is None else optimizer.LossScale(log2)
         if state is not None:
             run.load(state)
-        feeders.append(DeviceFeeder(run, run.passes(range(8), micro)))
+        feeders.append(DeviceFeeder(run, passes_of(run, most=micro)))
         for _ in range(steps):
             feeders[-1].advance()
         return feeders[-1]
@@ -306,7 +306,7 @@ def test_an_update_neither_looks_at_values_nor_sends_any(name, micro, monkeypatc
     monkeypatch.setattr("ipdiff.training.run.initialise", lambda net, uniforms: None)
     run = Run(FAST[name], IMAGES)
     run.draws = Undrawn(meta)
-    feeder = DeviceFeeder(run, run.passes(range(8), micro))
+    feeder = DeviceFeeder(run, passes_of(run, most=micro))
     monkeypatch.setattr(run.optimizer, "step", lambda lr, *, skip: None)
     feeder._run_update()  # the diffusion's tables are then where they are wanted
     with Looks() as looks:

@@ -28,7 +28,7 @@ from ipdiff.errors import Preempted, UserError
 from ipdiff.pipeline import config
 from ipdiff.spec import Ramp, RunSpec, Training
 from ipdiff.training import optimizer, resume, segment
-from ipdiff.training.distributed import Processes, share_of
+from ipdiff.training.distributed import Processes, passes_of, share_of
 from ipdiff.training.host_feeder import HostFeeder, mean_of
 from ipdiff.training.run import Run
 from ipdiff.training.segment import Setup
@@ -320,7 +320,7 @@ def in_passes(spec, micro, steps, start):
         return advanced(change(spec, micro_batch=micro), steps, start)
     run = Run(spec, IMAGES)
     run.load(start)
-    feeder = HostFeeder(run, passes=run.passes(range(8), micro))
+    feeder = HostFeeder(run, passes=passes_of(run, most=micro))
     for _ in range(steps):
         feeder.advance()
     return run
@@ -395,7 +395,7 @@ def test_a_fixed_micro_batch_that_does_not_fit_is_one_line(monkeypatch, chain):
 
 
 def test_a_host_without_the_memory_refuses_or_cuts(monkeypatch, chain):
-    room = Run(ADM, IMAGES).passes(range(8))._fitting(3)[1]
+    room = passes_of(Run(ADM, IMAGES))._fitting(3)[1]
     monkeypatch.setattr(memory, "host_free", lambda: room)
     with pytest.raises(UserError, match="a pass of 4 images: it needs .* GiB are free; 2 images would fit: set"):
         chain("exact", change(ADM, micro_batch=4)).segment(2)
