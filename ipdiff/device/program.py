@@ -46,13 +46,15 @@ class Program:
         here = torch.cuda.current_stream()
         try:
             self._graph = _captured(self._run)
-        except (torch.OutOfMemoryError, UserError):
-            raise
         except Exception as error:  # of the driver, of a library, of a compiler: none has a common class
             torch.cuda.set_stream(here)  # where a capture fails, torch leaves its own stream the current one
+            cause = _first(error)
+            if isinstance(cause, torch.OutOfMemoryError | UserError):
+                raise cause from None
             os.environ[SWITCH] = "0"  # a receipt says so
+            reason = str(cause).strip().partition("\n")[0]
             print(
-                f"ipdiff: {self._name} cannot be captured in a CUDA graph ({_reason(error)}): it runs without, slower",
+                f"ipdiff: {self._name} cannot be captured in a CUDA graph ({reason}): it runs without, slower",
                 file=sys.stderr,
                 flush=True,
             )
@@ -70,11 +72,11 @@ class Program:
                 self._running.popleft().synchronize()
 
 
-def _reason(error: BaseException) -> str:
-    """First line of what broke a capture: its end raises an error of its own, which only remembers that one."""
+def _first(error: BaseException) -> BaseException:
+    """What broke a capture: its end raises an error of its own, which only remembers that one."""
     while error.__context__ is not None:
         error = error.__context__
-    return str(error).strip().split("\n")[0]
+    return error
 
 
 def _warm_up(run: Callable[[], None]) -> None:

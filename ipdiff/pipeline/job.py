@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -113,7 +114,10 @@ class Job:
                 raise UserError(f"{self.start} is of another network than params.yaml has now: {wrong}; make it again")
         selfcheck.trust(spec.family, spec.compute)
         progress, images = progress_bar(int(self.names["step"]), "updates"), self.path("images.npy")
-        return Setup(spec, images, self.states(spec), self.params.work, self.start, *launch.place(), progress)
+        work, asked = self.params.work, self.params.family(self.names["dataset"], self.names["model"]).training
+        if work.micro_batch is None and asked.reduction == "fast":
+            work = dataclasses.replace(work, micro_batch=asked.micro_batch)
+        return Setup(spec, images, self.states(spec), work, self.start, *launch.place(), progress)
 
     def run_spec(self) -> RunSpec:
         """The training run of the cell's names."""

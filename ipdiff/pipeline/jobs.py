@@ -69,7 +69,8 @@ def _real_images(job: Job, made: Publication) -> tuple[Reference, Network, Compu
 
 
 def _train(job: Job, made: Publication) -> None:
-    from ipdiff.training import optimizer, segment
+    from ipdiff.training import segment
+    from ipdiff.training.distributed import Processes, share_of
 
     spec = job.run_spec()
     previous = None
@@ -86,7 +87,7 @@ def _train(job: Job, made: Publication) -> None:
             )
         previous = (int(job.names["previous"]), recorded["state"])
     setup = job.setup(spec)
-    optimizer.micro_batches(spec.training, setup.count)  # refused before they meet: who has met waits for who has left
+    share_of(spec.training, Processes(setup.rank, setup.count))  # refused before they meet: who has met waits for all
     if setup.rank == 0:
         setup.states.prune_others(job.checkpoint_states())
         if previous:
@@ -94,6 +95,7 @@ def _train(job: Job, made: Publication) -> None:
             setup.states.take(Path(published), *previous)
     with setup.states.in_use():
         made.extra = segment.run(setup, made.staging, int(job.names["step"]), previous)
+        made.execution = made.extra.pop("execution")
 
 
 def _resume(job: Job, made: Publication) -> None:

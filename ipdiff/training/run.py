@@ -20,6 +20,7 @@ from ipdiff import rng
 from ipdiff.data.batches import batch_indices, flips
 from ipdiff.data.images import Reader, to_network
 from ipdiff.device.compute import configure
+from ipdiff.device.memory import Passes
 from ipdiff.device.streams import draws_on
 from ipdiff.errors import UserError
 from ipdiff.nets import build
@@ -44,6 +45,9 @@ class Feeder(Protocol):
     def step(self) -> int:
         """Updates begun so far."""
         ...
+
+    passes: Passes
+    """How this process cuts its share of an update."""
 
     @property
     def every(self) -> int:

@@ -39,12 +39,14 @@ def path_of(directory: str | Path) -> Path:
     return RECEIPTS / f"{directory}.json"
 
 
-def write(directory: Path, *, recipe: str, stage: str, seconds: float) -> None:
-    """Write an artifact's receipt. `recipe`: the digest of its recipe's file."""
+def write(
+    directory: Path, *, recipe: str, stage: str, seconds: float, execution: Mapping[str, Any] | None = None
+) -> None:
+    """Write an artifact's receipt. `recipe`: the digest of its recipe's file; `execution`: how its work was done."""
     path = path_of(directory)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    receipt = {"recipe": recipe, "stage": stage, "seconds": round(seconds, 3), **machine()}
+    receipt = {"recipe": recipe, "stage": stage, "seconds": round(seconds, 3), **(execution or {}), **machine()}
     part.write_text(json.dumps(receipt, indent=1, sort_keys=True) + "\n")
     part.replace(path)
 
