@@ -7,6 +7,7 @@ norms are deterministic and masks are numbers of a counter. A CPU has the memory
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
@@ -32,10 +33,10 @@ def remade(value: Tensor, make: Callable[[], Tensor]) -> AbstractContextManager[
     """
     if not remakes(value):
         return nullcontext()
-    place, shape = value.data_ptr(), value.shape
+    this, place, shape = weakref.ref(value), value.data_ptr(), value.shape  # autograd holds `pack` as long as `unpack`
 
     def pack(kept: Tensor) -> Tensor | Callable[[], Tensor]:
-        same = kept is value or (kept.data_ptr() == place != 0 and kept.shape == shape)
+        same = kept is this() or (kept.data_ptr() == place != 0 and kept.shape == shape)
         return make if same else kept
 
     def unpack(kept: Tensor | Callable[[], Tensor]) -> Tensor:

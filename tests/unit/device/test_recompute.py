@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -85,6 +87,21 @@ def test_a_value_is_made_again_only_for_a_gradient() -> None:
     assert calls == [True]
     through(layer, make, x).sum().backward()
     assert calls == [True, True, False]
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_value_is_given_up() -> None:
+    made: list[weakref.ref[Tensor]] = []
+
+    def make(x: Tensor) -> Tensor:
+        made.append(weakref.ref(value := x.exp()))
+        return value
+
+    layer, x = nn.Linear(3, 2), torch.randn(4, 3)
+    y = through(layer, make, x)
+    assert made[0]() is None
+    y.sum().backward()
+    assert layer.weight.grad is not None
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
