@@ -206,7 +206,7 @@ def _sampling(spec: RunSpec) -> float:
         path = Path(directory, "ema.safetensors")
         weights = Run(spec, _images()).ema_weights()
         generator = np.random.default_rng(0)
-        drawn = {name: generator.normal(0, 0.1, value.shape).astype(np.float32) for name, value in weights.items()}
+        drawn = {name: generator.normal(0, 0.02, value.shape).astype(np.float32) for name, value in weights.items()}
         save_file({name: value if value.any() else drawn[name] for name, value in weights.items()}, path)
         with _plain(), torch.inference_mode():
             expected = to_uint8(sampler().walk(range(4)))
