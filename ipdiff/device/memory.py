@@ -54,6 +54,7 @@ class Passes:
         fixed: bool,
         device: torch.device,
         rehearse: Callable[[int], object],
+        keep: Callable[[bool], None] = lambda everything: None,
         later: int,
     ) -> None:
         """Begin with passes of at most `most` images.
@@ -64,10 +65,12 @@ class Passes:
             fixed: see the class.
             device: where they are computed.
             rehearse: computes a pass of so many images, for nothing.
+            keep: says whether passes keep what they could make again; they begin with making it again.
             later: bytes that are there in later passes and not in a rehearsal's.
         """
         self.images, self.fixed, self.cut = images, fixed, even(images, most)
-        self._device, self._rehearse, self._later = device, rehearse, later
+        self._device, self._rehearse, self._keep, self._later = device, rehearse, keep, later
+        self._keeps = False
 
     @property
     def largest(self) -> int:
@@ -75,7 +78,7 @@ class Passes:
         return max(map(len, self.cut))
 
     def foresee(self) -> None:
-        """Cut so that the device's memory holds each pass, as far as a rehearsal tells.
+        """Cut so that the device's memory holds each pass, as far as a rehearsal tells; keep everything where it can.
 
         A GPU says itself where that was wrong, and is left to say so of a fixed cut. On a host the kernel would kill
         the process: what is certain not to fit is refused.
@@ -84,7 +87,7 @@ class Passes:
             UserError: the host's memory cannot hold a pass.
         """
         gpu = self._device.type == "cuda"
-        if gpu and self.fixed:
+        if gpu and (self._all_kept() or self.fixed):
             return
         try:
             fits, need, free = self._fitting(self.largest)
@@ -95,6 +98,16 @@ class Passes:
         if not gpu and (self.fixed or not fits):
             raise UserError(self._refusal(f"it needs {_gib(need)}, {_gib(free)} are free", fits))
         self.cut = even(self.images, max(1, fits))
+
+    def _all_kept(self) -> bool:
+        """Whether the memory holds the largest pass with all that it could make again; if so, it is kept."""
+        self._keep(True)
+        try:
+            self._keeps = self._fitting(self.largest)[0] >= self.largest
+        except torch.OutOfMemoryError:
+            release()
+        self._keep(self._keeps)
+        return self._keeps
 
     def fitting(self, work: Callable[[list[range]], _T]) -> _T:
         """Do `work` on the passes; where the device's memory does not suffice, again with smaller ones.
@@ -113,12 +126,16 @@ class Passes:
             self.shrink(said)  # here, where the error holds no tensors any more
 
     def shrink(self, said: str) -> None:
-        """Cut into the next smaller passes after an error that said this.
+        """After an error that said this: keep no more what can be made again, or cut into the next smaller passes.
 
         Raises:
             UserError: as `fitting`.
         """
         release()
+        if self._keeps:
+            self._keeps = False
+            self._keep(False)
+            return
         if self.fixed or self.largest == 1:
             raise UserError(self._refusal(reason(said), self._after()))
         self.cut = even(self.images, self.largest - 1)

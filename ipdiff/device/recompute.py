@@ -1,15 +1,16 @@
 """What a gradient makes again instead of keeping: cheap intermediate results, where memory is dear.
 
 A U-Net's update keeps, besides what the convolutions really need, dropout's factors and the outputs of norms, each as
-large as an image of features. On a GPU they are made again from what is kept anyway; the bits are the same, since
-norms are deterministic and masks are numbers of a counter. A CPU has the memory and keeps them.
+large as an image of features. On a GPU whose memory they would not fit they are made again from what is kept anyway;
+the bits are the same, since norms are deterministic and masks are numbers of a counter. A CPU keeps them.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -19,9 +20,24 @@ from torch.autograd.graph import saved_tensors_hooks
 _Result = TypeVar("_Result")
 
 
+_KEEPS = ContextVar("_KEEPS", default=False)
+
+
+@contextmanager
+def keeping(everything: bool) -> Iterator[None]:
+    """A context in which nothing is made again if `everything` is kept: a tenth quicker, where the memory is there."""
+    before = _KEEPS.set(everything)
+    try:
+        yield
+    finally:
+        _KEEPS.reset(before)
+
+
 def remakes(value: Tensor) -> bool:
     """Whether a gradient makes such a result again: on a GPU (and on the meta device, where memory is counted)."""
-    return value.device.type != "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if value.device.type == "cpu" or _KEEPS.get():
+        return False
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def remade(value: Tensor, make: Callable[[], Tensor]) -> AbstractContextManager[Any]:

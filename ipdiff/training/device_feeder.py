@@ -2,8 +2,9 @@
 
 The host prepares what a piece of `EVERY` updates needs (data indices, flips, uniforms for t, learning rates, EMA's
 shares, gammas), sends it at once and has the program run for each; it looks at the losses when they are through, and
-before a state is taken. An update whose loss or gradient is not finite changes nothing, and neither do those after it,
-so that the run is then as it was before it. Timesteps, noise, masks and data are those of `training.host_feeder`; sums
+before a state is taken. A batch may be cut into passes, whose gradients add up within the program. An update whose
+loss or gradient is not finite changes nothing, and neither do those after it, so that the run is then as it was before
+it. Timesteps, noise, masks and data are those of `training.host_feeder`; sums
 may differ in their last bits.
 
 On a GPU the program is captured in a CUDA graph. A CPU runs it as it is, which is for tests.

@@ -154,6 +154,7 @@ def passes_of(run: Run, processes: Processes = ALONE, most: int | None = None) -
         fixed=fixed,
         device=run.device,
         rehearse=lambda count: _rehearse(run, count),
+        keep=lambda everything: setattr(run, "keeps", everything),
         later=later,
     )
 

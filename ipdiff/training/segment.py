@@ -38,7 +38,7 @@ class Setup:
         spec: the run.
         images: images.npy, uint8 NHWC.
         states: the run's saved train states; process 0 alone reads and writes them.
-        work: how often a state is saved.
+        work: how batches are cut, and how often a state is saved.
         start: safetensors of an equal network, the weights to begin with; None: they are drawn by the run's seed.
         rank: this process among those that train together.
         count: their number.

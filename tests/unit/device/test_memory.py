@@ -193,3 +193,32 @@ def test_free_memory_heeds_the_limits_of_control_groups(tmp_path: Path) -> None:
     assert host_free(system(tmp_path / "one", 7, "3:cpu:/other\n5:memory:/job\n0::/\n", **first)) == 1500
     assert host_free(tmp_path / "none") is None
     assert (host_free() or 1) > 0
+
+
+@pytest.mark.parametrize(
+    ("free", "keeps", "largest"),
+    [(8 * 20, True, 8), (8 * 20 - 1, False, 8), (8 * 10 - 1, False, 4), (10, False, 1)],
+)
+def test_a_gpu_keeps_everything_where_it_fits(
+    free: int, keeps: bool, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image takes 20 bytes where everything is kept, and 10 where half of it is made again."""
+    state = {"keeps": False}
+    monkeypatch.setattr(memory, "spent", lambda device, work: work())
+    monkeypatch.setattr(memory, "free_bytes", lambda device: free)
+    eight = Passes(
+        range(8),
+        8,
+        fixed=False,
+        device=torch.device("cuda"),
+        rehearse=lambda count: count * (20 if state["keeps"] else 10),
+        keep=lambda everything: state.update(keeps=everything),
+        later=0,
+    )
+    eight.foresee()
+    assert (state["keeps"], eight.largest) == (keeps, largest)
+    before = eight.largest
+    if before > 1:
+        eight.shrink(WORDS)
+        assert not state["keeps"]
+        assert eight.largest == (before if keeps else before // 2)  # what is kept goes first
