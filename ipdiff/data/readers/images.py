@@ -128,7 +128,7 @@ def labels_of(raw: Path, names: Sequence[str], source: Source) -> tuple[list[int
     """Each image's label, and the folders that the labels stand for.
 
     Raises:
-        UserError: some images lie beside those folders.
+        UnusableImages: some images lie beside those folders.
     """
     none = [-1] * len(names)
     folders = [PurePosixPath(name).parts[:-1] for name in names]
@@ -141,10 +141,8 @@ def labels_of(raw: Path, names: Sequence[str], source: Source) -> tuple[list[int
     if strays:
         more = f" and {len(strays) - 1} more images lie" if len(strays) > 1 else " lies"
         beside = ", ".join(map(files.shown, tops[:3])) + (", ..." if len(tops) > 3 else "")
-        raise UserError(
-            f"{raw}: {files.shown(strays[0])}{more} beside the folders that are the labels ({beside}); move it into "
-            "one of them or away, or set source.labels: none"
-        )
+        found = f"{raw}: {files.shown(strays[0])}{more} beside the folders that are the labels ({beside})"
+        raise UnusableImages(found, ["move it into one of them or away, or set source.labels: none"])
     index = {top: label for label, top in enumerate(tops)}
     return [index[folder[depth]] for folder in folders], tops
 
@@ -181,6 +179,7 @@ def _own(
 
 
 def bytes_of(name: str, entry: files.Entry) -> bytes:
+    """An image's bytes; decode.Unusable where they cannot be read, or are of a format that is not read."""
     if (suffix := _suffix(name)) in NOT_READ:
         raise decode.Unusable(f"is a {suffix[1:]} file, which is not read")
     try:

@@ -5,6 +5,7 @@ Each image is decoded by the functions that `read_folder` decodes with, so what 
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class Survey:
         refused: images that can be read, but not used: their names, and why.
         passed_over: files that are no images: the end of their names or "hidden" -> how many.
         labels: folders that images are labelled by -> how many usable ones each has; empty where there are no labels.
+        seconds: that it took to look at all of them.
     """
 
     usable: int
@@ -41,6 +43,7 @@ class Survey:
     refused: Mapping[str, str]
     passed_over: Mapping[str, int]
     labels: Mapping[str, int]
+    seconds: float
 
     @property
     def channels(self) -> int:
@@ -72,13 +75,14 @@ def survey(
         progress: is told how many images were looked at.
 
     Raises:
-        UserError: there are no images, none that can be used, or some lie beside the folders that are the labels; or the
-            archive is refused.
+        UnusableImages: some images lie beside the folders that are the labels.
+        UserError: there are no images, none that can be used, or the archive is refused.
     """
     asked = Source("folder", size, 3, raw=str(raw), preprocessing="center-crop", modes="convert", labels=labels)
     sizes, modes, per_label = Counter[tuple[int, int]](), Counter[str](), Counter[int]()
     broken: dict[str, str] = {}
     refused: dict[str, str] = {}
+    start = time.perf_counter()
     with files.opened(raw) as found:
         chosen, passed_over = sorted_out(found)
         if not chosen:
@@ -98,4 +102,6 @@ def survey(
         name, why = next(iter((broken | refused).items()))
         raise UserError(f"{raw}: none of {len(chosen)} images can be used; the first: {files.shown(name)} {why}")
     known = {folder: per_label[label] for label, folder in enumerate(folders)}
-    return Survey(modes.total(), dict(sizes), dict(modes), broken, refused, passed_over, known)
+    return Survey(
+        modes.total(), dict(sizes), dict(modes), broken, refused, passed_over, known, time.perf_counter() - start
+    )

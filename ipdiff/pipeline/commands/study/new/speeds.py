@@ -1,0 +1,150 @@
+"""How fast this machine does what a study needs, measured in some seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ipdiff.data.images import to_network
+from ipdiff.device.compute import configure
+from ipdiff.device.spec import Compute
+from ipdiff.metrics.features import classifier_net
+from ipdiff.metrics.features.torchscript import TorchScriptFeatures
+from ipdiff.metrics.scores.frechet import frechet_distance
+from ipdiff.metrics.spec import FEATURES, Classifier, TorchScript
+from ipdiff.pipeline.commands.study import bench, plan
+from ipdiff.pipeline.commands.study.new import presets
+from ipdiff.pipeline.commands.study.new.fit import Speed
+from ipdiff.pipeline.commands.study.new.presets import Preset
+from ipdiff.spec import RunSpec
+
+SECONDS = 3.0
+"""For which a network is measured."""
+PATIENCE = 4.0
+"""Seconds that one update may take, at half of the convolutions' rate, for a network to be measured at all."""
+CPU_BATCH = 8
+"""Images a call while measuring on a CPU, where more make none of them faster."""
+DIMENSIONS = 512
+"""Features of the Frechet distance that is measured; its arithmetic grows with their cube."""
+FRECHET_FLOPS = 30
+"""Arithmetic of a Frechet distance in units of its dimensions cubed, about: two eigendecompositions and a product."""
+EFFICIENCY = 0.4
+"""Share of the convolutions' rate that a large feature network reaches, where it cannot be measured."""
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def of_networks(
+    candidates: Sequence[Preset], channels: int, size: int, compute: Compute, room: float, runs: int
+) -> tuple[list[Speed], float]:
+    """Speeds of the networks that may fit, narrowest first, and the convolutions' GFLOP/s.
+
+    Networks are measured from the narrowest on, until one's updates would take too long to wait for: wider ones are
+    scaled by their arithmetic. Those that could not be trained in the room even at the convolutions' rate are left out.
+
+    Args:
+        candidates: narrowest first.
+        channels: of the images.
+        size: of the images, pixels.
+        compute: what networks will run on.
+        room: seconds of one process that all training may take.
+        runs: training runs.
+    """
+    found: list[Speed] = []
+    limit = 0.0
+    for preset in candidates:
+        spec = presets.run_spec(preset, channels, size, preset.worth or 1000, compute)
+        flops = gflops(spec)
+        if found and plan.TRAIN_FACTOR * flops * preset.batch * preset.worth * runs > limit * room:
+            break
+        update = plan.TRAIN_FACTOR * flops * (CPU_BATCH if compute.device == "cpu" else preset.batch)
+        if found and update > 0.5 * limit * PATIENCE:
+            scale = gflops(presets.run_spec(found[-1].preset, channels, size, 1000, compute)) / flops
+            found.append(Speed(preset, found[-1].train * scale, found[-1].sample * scale, measured=False))
+            continue
+        try:
+            train, sample = _measure(preset, spec)
+        except torch.OutOfMemoryError:
+            break
+        limit = max(limit, train.limit)
+        found.append(Speed(preset, train.speed, sample.speed))
+    return found, limit
+
+
+def _measure(preset: Preset, spec: RunSpec) -> list[bench.Measured]:
+    if spec.compute.device == "cpu":
+        spec = replace(spec, training=replace(spec.training, batch_size=CPU_BATCH))
+        return bench.measure(preset.name, spec, CPU_BATCH, SECONDS)
+    return bench.measure(preset.name, spec, sample_batch(spec.image_size, spec.compute.device), SECONDS)
+
+
+def gflops(spec: RunSpec) -> float:
+    """Arithmetic of one network evaluation of one image."""
+    return plan.network(json.dumps(spec.to_json()))[0] / 1e9
+
+
+def parameters(spec: RunSpec) -> int:
+    """Number of the network's weights."""
+    return plan.network(json.dumps(spec.to_json()))[1]
+
+
+def sample_batch(size: int, device: str) -> int:
+    """Images a network call of sampling: what fits into memory with every network of this image size."""
+    return {16: 100, 32: 100, 64: 50, 128: 20}[size] * (5 if device == "cuda" and size <= 32 else 1)
+
+
+def of_classifier(settings: Classifier, channels: int, size: int, compute: Compute) -> tuple[float, float]:
+    """Seconds of an image's features, and of an update of the feature network's own training."""
+    device = configure(compute)
+    net = classifier_net.FeatureNet(settings, size, channels, 10).to(device).eval()
+    images = np.zeros((settings.batch_size, size, size, channels), np.uint8)
+
+    @torch.no_grad()
+    def features() -> None:
+        net.features(to_network(images).to(device))[0].cpu()
+
+    feature = _seconds(features) / settings.batch_size
+    return feature, plan.TRAIN_FACTOR * feature * settings.batch_size
+
+
+def of_torchscript(settings: TorchScript, channels: int, size: int, compute: Compute) -> float:
+    """Seconds of an image's features by a network of the user's own, which is opened and run; raises what that does."""
+    extractor = TorchScriptFeatures(Path(settings.path), settings, compute)
+    images = np.zeros((8, size, size, channels), np.uint8)
+    return _seconds(lambda: extractor(images)) / len(images)
+
+
+def of_inception(limit: float) -> float:
+    """Seconds of an image's Inception features, from the convolutions' GFLOP/s: its file may not be here."""
+    return FEATURES["inception"].flops / 1e9 / (EFFICIENCY * limit)
+
+
+def of_distances(dimensions: Sequence[int]) -> tuple[float, float]:
+    """Seconds of a sample set's Frechet distances, and of each image's part in their moments, for these features."""
+    values = np.random.default_rng(0).normal(size=(2 * DIMENSIONS, DIMENSIONS))
+    mean, covariance = np.zeros(DIMENSIONS), np.cov(values, rowvar=False)
+    measured = _seconds(lambda: frechet_distance(mean, covariance, mean, covariance))
+    rate = FRECHET_FLOPS * DIMENSIONS**3 / measured
+    distances = sum(FRECHET_FLOPS * width**3 for width in dimensions) / rate
+    return distances, sum(2 * width**2 for width in dimensions) / rate
+
+
+def _seconds(call: Callable[[], object], turns: int = 3) -> float:
+    """The quickest of some calls, after one to warm up."""
+    call()
+    best = float("inf")
+    for _ in range(turns):
+        start = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - start)
+    return best
