@@ -1,4 +1,4 @@
-"""Which features a new study's distances are taken on: what it asks for, or what its pictures and this machine allow."""
+"""Which features a new study's distances are taken on: what it asks for, or what its pictures allow."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def choose(asked: str | None, found: Survey, side: int) -> Chosen:
     why = "no network at all: the pixels themselves"
     if asked is None:
         why += (
-            f". There are no labels; Inception ({Inception().file} in raw/ or named by IPDIFF_INCEPTION) or a network of "
-            "your own (--features FILE, TorchScript) would say more"
+            f". There are no labels; Inception ({Inception().file} in raw/ or named by IPDIFF_INCEPTION) or a network "
+            "of your own (--features FILE, TorchScript) would say more"
         )
     return Chosen("pixels", None, why)
 
@@ -94,17 +94,16 @@ def _of_file(path: Path, side: int) -> Chosen:
     from ipdiff.metrics.features.torchscript_file import first_line, open_file, unfused
 
     if not path.exists():
-        raise UserError(
-            f"--features is '{path}': no such file, and none of {', '.join(_WITHOUT)}{config.nearest(str(path), _WITHOUT)}"
-        )
+        near = config.nearest(str(path), _WITHOUT)
+        raise UserError(f"--features is '{path}': no such file, and none of {', '.join(_WITHOUT)}{near}")
     network, sha256 = open_file(path, torch.device("cpu"), None)
     try:
         with torch.no_grad(), unfused():
             shape = list(network(torch.zeros(2, 3, side, side)).shape)
     except Exception as error:  # a program may raise anything
         raise UserError(
-            f"{path}: cannot take images [2, 3, {side}, {side}] float32: {first_line(error)}; another side may be given "
-            "with --feature-size"
+            f"{path}: cannot take images [2, 3, {side}, {side}] float32: {first_line(error)}; another side may be "
+            "given with --feature-size"
         ) from None
     if len(shape) != 2:
         raise UserError(f"{path}: gives {shape} for 2 images; expected [2, width]")

@@ -1,7 +1,7 @@
 """What fits a time budget: which network, how many updates, how many samples at which T'.
 
-Everything is linear in a machine's measured speed, so the time of a choice is predicted in one place (`Choice.times`), and
-a choice is the largest whose time is within the budget.
+The time of a choice follows from the machine's measured speed and is predicted in one place (`Choice.times`); a choice
+is the largest whose time is within the budget.
 """
 
 from __future__ import annotations

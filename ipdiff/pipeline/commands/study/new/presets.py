@@ -1,7 +1,7 @@
 """Networks for a study of one's own, by image size: the paper's, and three narrower ones derived from it.
 
-Source: the paper's Table 9 and the official commands for CIFAR-10 (32), CelebA (64) and FFHQ (128). For 16 pixels it is the
-32-pixel network without its last level.
+Source: the paper's Table 9 and the official commands for CIFAR-10 (32), CelebA (64) and FFHQ (128). For 16 pixels it is
+the 32-pixel network without its last level.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def diffusion() -> Diffusion:
 def training(preset: Preset, updates: int, device: str) -> Training:
     """How a network is trained for so many updates.
 
-    As the paper, but that short runs need a shorter memory of the weights, a warm-up and a decay: with the paper's moving
-    average (0.9999) a run of 1,000 updates would publish little but its random start.
+    As the paper, but that short runs need a shorter memory of the weights, a warm-up and a decay: with the paper's
+    moving average (0.9999) a run of 1,000 updates would publish little but its random start.
     """
     full = preset.name == "full"
     return Training(

@@ -27,10 +27,8 @@ from ipdiff.spec import RunSpec
 
 SECONDS = 3.0
 """For which a network is measured."""
-PATIENCE = 4.0
-"""Seconds that one update may take, at half of the convolutions' rate, for a network to be measured at all."""
-CPU_BATCH = 8
-"""Images a call while measuring on a CPU, where more make none of them faster."""
+PATIENCE = 1.5
+"""Seconds that one update may take while measuring, at half of the convolutions' rate: larger batches are cut."""
 DIMENSIONS = 512
 """Features of the Frechet distance that is measured; its arithmetic grows with their cube."""
 FRECHET_FLOPS = 30
@@ -49,8 +47,8 @@ def of_networks(
 ) -> tuple[list[Speed], float]:
     """Speeds of the networks that may fit, narrowest first, and the convolutions' GFLOP/s.
 
-    Networks are measured from the narrowest on, until one's updates would take too long to wait for: wider ones are
-    scaled by their arithmetic. Those that could not be trained in the room even at the convolutions' rate are left out.
+    Networks are measured from the narrowest on, until one image would take too long to wait for: wider ones are scaled
+    by their arithmetic. Those that could not be trained in the room even at the convolutions' rate are left out.
 
     Args:
         candidates: narrowest first.
@@ -67,13 +65,13 @@ def of_networks(
         flops = gflops(spec)
         if found and plan.TRAIN_FACTOR * flops * preset.batch * preset.worth * runs > limit * room:
             break
-        update = plan.TRAIN_FACTOR * flops * (CPU_BATCH if compute.device == "cpu" else preset.batch)
-        if found and update > 0.5 * limit * PATIENCE:
+        batch = int(0.5 * limit * PATIENCE / (plan.TRAIN_FACTOR * flops)) if found else preset.batch
+        if batch < 1:
             scale = gflops(presets.run_spec(found[-1].preset, channels, size, 1000, compute)) / flops
             found.append(Speed(preset, found[-1].train * scale, found[-1].sample * scale, measured=False))
             continue
         try:
-            train, sample = _measure(preset, spec)
+            train, sample = _measure(preset.name, spec, min(preset.batch, batch))
         except torch.OutOfMemoryError:
             break
         limit = max(limit, train.limit)
@@ -81,11 +79,9 @@ def of_networks(
     return found, limit
 
 
-def _measure(preset: Preset, spec: RunSpec) -> list[bench.Measured]:
-    if spec.compute.device == "cpu":
-        spec = replace(spec, training=replace(spec.training, batch_size=CPU_BATCH))
-        return bench.measure(preset.name, spec, CPU_BATCH, SECONDS)
-    return bench.measure(preset.name, spec, sample_batch(spec.image_size, spec.compute.device), SECONDS)
+def _measure(name: str, spec: RunSpec, batch: int) -> list[bench.Measured]:
+    drawn = min(2 * batch, sample_batch(spec.image_size, spec.compute.device))
+    return bench.measure(name, replace(spec, training=replace(spec.training, batch_size=batch)), drawn, SECONDS)
 
 
 def gflops(spec: RunSpec) -> float:

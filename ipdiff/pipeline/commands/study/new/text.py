@@ -274,7 +274,7 @@ def _lines(values: Mapping[str, Any], comments: Mapping[str, str], path: str = "
             yield from (f"{indent}- {_scalar(item)}" for item in value)
         elif key == "note":
             yield f"{indent}{key}: >-"
-            yield from textwrap.wrap(value, WIDTH, initial_indent=f"{indent}  ", subsequent_indent=f"{indent}  ")
+            yield from textwrap.wrap(str(value), WIDTH, initial_indent=f"{indent}  ", subsequent_indent=f"{indent}  ")
         else:
             yield f"{indent}{key}: {_scalar(value)}"
 
