@@ -103,7 +103,9 @@ def create(request: Request, *, dry_run: bool, say: Say) -> list[Path]:
     Raises:
         UserError: something is refused; nothing is written then.
     """
-    _check_name(request)
+    _check(request)
+    device = _device(request.device)
+    say("looking", f"at every file of {request.images}")
     found = _looked_at(request, say)
     chosen = features.choose(request.features, found, request.feature_size)
     say("features", chosen.why)
@@ -111,7 +113,7 @@ def create(request: Request, *, dry_run: bool, say: Say) -> list[Path]:
     if request.checkpoint is not None:
         step, channels, candidates = _start(request.checkpoint, request, found.channels, candidates)
         say("start", f"{request.checkpoint}, step {step:,}: the network {candidates[0].name}; all models go on from it")
-    choice, compute = _fitted(request, found, chosen, channels, candidates, say)
+    choice, compute = _fitted(request, device, found, chosen, channels, candidates, say)
     if isinstance(chosen.settings, Classifier):
         chosen = replace(chosen, settings=replace(chosen.settings, steps=choice.classifier_steps))
     draft = Draft(
@@ -135,7 +137,8 @@ def create(request: Request, *, dry_run: bool, say: Say) -> list[Path]:
     return written
 
 
-def _check_name(request: Request) -> None:
+def _check(request: Request) -> None:
+    """Refuse what is wrong by itself, before anything is looked at."""
     name, studies = request.name, config.Studies()
     if not config.NAME.fullmatch(name):
         raise UserError(f"'{name}' cannot be part of a path; name the study with letters, digits, '_' and '-'")
@@ -147,6 +150,10 @@ def _check_name(request: Request) -> None:
                 f"'{name}' is a data set of the study {study} already, and a data set belongs to one study; choose "
                 "another name"
             )
+    if not request.images.exists():
+        raise UserError(f"--images {request.images}: no such file or directory")
+    if set(config.project_path(str(request.images))) <= {".", "/"}:
+        raise UserError(f"--images {request.images} holds the project itself; name a directory of pictures alone")
     if request.size not in presets.SIZES:
         known = ", ".join(map(str, presets.SIZES))
         raise UserError(f"--size is {request.size}; there are networks for {known} pixels")
@@ -224,13 +231,25 @@ def _start(path: Path, request: Request, channels: int, candidates: Sequence[Pre
     )
 
 
-def _fitted(
-    request: Request, found: Survey, chosen: Chosen, channels: int, candidates: Sequence[Preset], say: Say
-) -> tuple[Choice, Compute]:
-    """What fits the budget on this machine, and what networks run on."""
+def _device(asked: str | None) -> Literal["cpu", "cuda"]:
+    """What networks will run on. Raises UserError where that is not here."""
     import torch
 
-    device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device is cuda, but torch finds no CUDA device here; use cpu")
+    return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _fitted(
+    request: Request,
+    device: Literal["cpu", "cuda"],
+    found: Survey,
+    chosen: Chosen,
+    channels: int,
+    candidates: Sequence[Preset],
+    say: Say,
+) -> tuple[Choice, Compute]:
+    """What fits the budget on this machine, and what networks run on."""
     cores, runs = speeds.cores(), len(request.gammas) * request.seeds
     if device == "cuda":
         compute, jobs = Compute(device="cuda", precision="bfloat16"), 1
