@@ -334,7 +334,7 @@ def _checked(draft: Draft, say: Say) -> dict[Path, str]:
 
 
 def _warn(request: Request, found: Survey, choice: Choice, say: Say) -> None:
-    if choice.preset.name != "full":
+    if choice.preset.name in ("tiny", "small"):
         say(
             "mind",
             "so short a training gives blurred pictures. What counts is how the models differ, not any FID by itself",

@@ -204,7 +204,7 @@ def _classifier_steps(work: Work, budget: float) -> int:
     least, most = CLASSIFIER_STEPS
     if not work.classifier:
         return most
-    return min(most, max(least, int(CLASSIFIER_SHARE * budget / work.classifier)))
+    return max(least, int(min(most, CLASSIFIER_SHARE * budget / work.classifier)))
 
 
 def _filled(
