@@ -96,17 +96,15 @@ def _of_file(path: Path, side: int) -> Chosen:
     if not path.exists():
         near = config.nearest(str(path), _WITHOUT)
         raise UserError(f"--features is '{path}': no such file, and none of {', '.join(_WITHOUT)}{near}")
+    shown, remedy = f"images [2, 3, {side}, {side}]", "another side may be given with --feature-size"
     network, sha256 = open_file(path, torch.device("cpu"), None)
     try:
         with torch.no_grad(), unfused():
             shape = list(network(torch.zeros(2, 3, side, side)).shape)
     except Exception as error:  # a program may raise anything
-        raise UserError(
-            f"{path}: cannot take images [2, 3, {side}, {side}] float32: {first_line(error)}; another side may be "
-            "given with --feature-size"
-        ) from None
-    if len(shape) != 2:
-        raise UserError(f"{path}: gives {shape} for 2 images; expected [2, width]")
+        raise UserError(f"{path}: cannot take {shown} float32: {first_line(error)}; {remedy}") from None
+    if len(shape) != 2 or shape[0] != 2:
+        raise UserError(f"{path}: gives {shape} for {shown}; expected [2, width]; {remedy}")
     settings = TorchScript(
         config.project_path(str(path)), sha256, side, resize="bicubic", **_IMAGENET, width=int(shape[1])
     )

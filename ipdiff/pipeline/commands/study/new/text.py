@@ -22,9 +22,9 @@ BASELINE, PRETRAINED = "adm", "pretrained"
 """Names of the model without input perturbation, and of an imported one that all are trained on from."""
 HEAD = """\
 # yaml-language-server: $schema=../../params.schema.json
-# Written by `ipdiff new`; yours to edit: docs/own-images.md explains every line,
-# config/README.md has all keys. After an edit of gammas, seeds, T' or tables:
-# ipdiff grid --write.
+# Written by `ipdiff new`, yours to edit: docs/own-images.md explains the lines,
+# config/README.md has all keys. After an edit of models, seeds, T' or tables:
+# ipdiff grid --write
 """
 
 
