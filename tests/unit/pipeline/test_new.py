@@ -337,12 +337,14 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(
             "broken.zip: 1 picture (the first: b.png) cannot be read; mend or remove them, or give --skip-br",
         ),
         ("params.yaml", "params.yaml: neither a directory nor a readable .zip or .tar.gz"),
+        ("odd\u2028name", "ipdiff: studies/x/params.yaml line 25: U+2028 is a line break in YAML 1.1 alone"),
     ],
 )
 def test_pictures_that_cannot_be_used_are_one_line(new: New, tmp_path: Path, images: str, said: str) -> None:
     pictures(tmp_path / "raw")
     Image.new("RGB", (20, 20)).save(tmp_path / "raw/top.png")
     pictures(tmp_path / "one", folders=("a",))
+    pictures(tmp_path / "odd\u2028name")
     (tmp_path / "params.yaml").write_text("text")
     file = io.BytesIO()
     Image.new("RGB", (20, 20)).save(file, "PNG")

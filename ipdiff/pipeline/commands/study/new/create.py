@@ -17,7 +17,7 @@ from ipdiff.data.formats.files import shown
 from ipdiff.data.readers.images import UnusableImages
 from ipdiff.data.readers.survey import Survey, survey
 from ipdiff.device.spec import Compute
-from ipdiff.errors import UserError
+from ipdiff.errors import ConfigError, UserError
 from ipdiff.metrics.spec import Classifier, TorchScript
 from ipdiff.pipeline import config, grid
 from ipdiff.pipeline.commands.store.verify import bytes_text
@@ -319,9 +319,12 @@ def _checked(draft: Draft, say: Say) -> dict[Path, str]:
         text = render(draft)
         (Path(folder) / path).write_text(text)
         known = grid.load(Path(folder))
-        made = {path: text, dvc_files.path_of(draft.name): dvc_files.render(known, draft.name)}
         speed = plan.Speed(draft.name, draft.choice.speed.train, draft.choice.speed.sample)
-        found = plan.Planner(Freshness(known), speed).plan([draft.name])
+        try:
+            made = {path: text, dvc_files.path_of(draft.name): dvc_files.render(known, draft.name)}
+            found = plan.Planner(Freshness(known), speed).plan([draft.name])
+        except ConfigError as error:
+            raise UserError(str(error).replace(f"{folder}/", "")) from None
     total = found.total
     say("disk", f"{bytes_text(total.bytes + found.states)} for {total.cells} artifacts, train states among them")
     choice = draft.choice
