@@ -206,7 +206,7 @@ def test_an_overflow_of_float16_skips_the_update(where, made, monkeypatch):
 
 def test_a_loss_scale_changes_no_weight(made):
     plain, feeder = made(SPEC, 3), made(SPEC, 3, log2=12.0)
-    state = feeder.settle().state()
+    state = dict(feeder.settle().state())
     assert float(state.pop("loss_scale.log2")) == pytest.approx(12.003)
     assert_near(state, plain.settle().state())
 
@@ -276,6 +276,7 @@ def test_segments_meet(stay, tmp_path):
 
 
 def test_the_stage_saves_nothing_behind_a_bad_update(stay, tmp_path, monkeypatch):
+    monkeypatch.setattr(segment, "PAUSE", 0)
     digest = trained_to(SPEC, tmp_path, 2)
     spoil(monkeypatch, 5, math.nan)
     with pytest.raises(UserError) as caught:
