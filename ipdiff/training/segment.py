@@ -23,7 +23,7 @@ from ipdiff.training.host_feeder import HostFeeder, mean_of
 from ipdiff.training.run import Diverged, Feeder, Run
 from ipdiff.work import signals
 from ipdiff.work.spec import Work
-from ipdiff.work.train_states import States, state_digest, tensors_of
+from ipdiff.work.train_states import States, opened, state_digest, tensors_of
 
 PAUSE = 50
 """Times as long as saving a state took, the run trains before it saves the next: saving costs under 2 % of the time."""
@@ -102,13 +102,12 @@ def train_to(setup: Setup, step: int, previous: tuple[int, str] | None = None) -
     first, alone = setup.rank == 0, setup.count == 1
     with signals.deferred() as stop, joined(setup.rank, setup.count, spec.compute.device) as processes:
         found = states.newest(step) if first else None
-        data = None if found is None else found[1]
-        if not alone:
-            data = processes.share(None if data is None else data.read_bytes())
+        data = processes.share(None if found is None else opened(found[1]))
         start = None if data is not None or setup.start is None else load_file(setup.start)
         trained = Run(spec, load_images(setup.images), start)
         if data is not None:
             trained.load(tensors_of(data))
+            del data
         saved, took = time.monotonic(), 0.0
         with closing(feeder_for(trained, processes)) as feeder, _explained(trained, previous, states):
             while feeder.step < step:

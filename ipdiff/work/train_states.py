@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import numpy as safe
-from safetensors import safe_open
+from numpy.typing import NDArray
 
 from ipdiff.work.files import flush, md5_of
 from ipdiff.work.locks import locked, locked_if_free
@@ -158,28 +157,20 @@ class States:
         return sorted(self.directory.glob("[0-9]*.safetensors"))
 
 
-class _Stored(Mapping[str, np.ndarray]):
-    """The arrays of a state's file, each read when it is asked for."""
-
-    def __init__(self, path: Path) -> None:
-        self.file = safe_open(path, framework="np")
-        self.names: list[str] = list(self.file.keys())
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self.names:
-            raise KeyError(name)
-        return self.file.get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
+def opened(path: Path) -> NDArray[np.uint8]:
+    """The bytes of a file, read where they are looked at; what is written into them stays in this process."""
+    return np.memmap(path, np.uint8, "c")
 
 
-def tensors_of(state: Path | bytes) -> Mapping[str, np.ndarray]:
-    """The arrays of a state's file, or of its bytes."""
-    return safe.load(state) if isinstance(state, bytes) else _Stored(state)
+def tensors_of(data: NDArray[np.uint8]) -> dict[str, np.ndarray]:
+    """The arrays of a state's bytes, as views. Its digest has been looked at: it is the file that was written."""
+    start = 8 + int.from_bytes(data[:8].tobytes(), "little")
+    names, found = {word: name for name, word in KINDS.items()}, dict[str, np.ndarray]()
+    for name, part in json.loads(data[8:start].tobytes()).items():
+        first, last = part["data_offsets"]
+        array = np.asarray(data[start + first : start + last])
+        found[name] = array.view(names[part["dtype"]]).reshape(part["shape"])
+    return found
 
 
 def chunks(tensors: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:

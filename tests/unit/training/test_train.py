@@ -32,7 +32,7 @@ from ipdiff.training.host_feeder import mean_of
 from ipdiff.training.run import Run
 from ipdiff.training.segment import Setup
 from ipdiff.work.spec import Work
-from ipdiff.work.train_states import States, tensors_of
+from ipdiff.work.train_states import States, opened, tensors_of
 
 ROOT = Path(__file__).parents[3]
 
@@ -117,7 +117,7 @@ def test_a_restart_changes_no_bit(name, tmp_path):
     halfway = frozen(first)
     step, state = States(tmp_path).newest(6)
     assert step == 3
-    second = advanced(RUNS[name], 3, tensors_of(state))
+    second = advanced(RUNS[name], 3, tensors_of(opened(state)))
     assert frozen(second) == frozen(straight)
     moved = [key for key, value in frozen(second).items() if value != halfway[key]]
     assert any(key.startswith("model.") for key in moved)
