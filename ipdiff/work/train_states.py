@@ -188,7 +188,7 @@ def chunks(tensors: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     for name in names:
-        yield memoryview(np.ascontiguousarray(tensors[name]).reshape(-1)).cast("B")
+        yield np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8).data
 
 
 def state_digest(tensors: Mapping[str, np.ndarray]) -> str:
