@@ -112,7 +112,8 @@ class Job:
             if wrong := spec.unlike(there):
                 raise UserError(f"{self.start} is of another network than params.yaml has now: {wrong}; make it again")
         progress, images = progress_bar(int(self.names["step"]), "updates"), self.path("images.npy")
-        return Setup(spec, images, self.states(spec), self.params.work, self.start, *launch.place(), progress)
+        names = {name: self.names[name] for name in ("dataset", "model")}
+        return Setup(spec, images, self.states(spec), self.params.work, self.start, *launch.place(), progress, names)
 
     def run_spec(self) -> RunSpec:
         """The training run of the cell's names."""

@@ -204,6 +204,12 @@ def _table(job: Job, made: Publication) -> None:
     table.run(name, job.params.table(name), job.paths("metrics.json"), made.staging, job.recipes())
 
 
+def _summary(job: Job, made: Publication) -> None:
+    from ipdiff.report.tables import summary
+
+    summary.run(job.paths("table.csv"), made.staging)
+
+
 def _figure(job: Job, made: Publication) -> None:
     from ipdiff.report.figures import figure
 
@@ -239,6 +245,7 @@ RUN: dict[str, Callable[[Job, Publication], None]] = {
     "analyse": _analyse,
     "drift": _drift,
     "table": _table,
+    "summary": _summary,
     "figure": _figure,
     "report": _report,
 }

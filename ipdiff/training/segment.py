@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class Setup:
         rank: this process among those that train together.
         count: their number.
         progress: called with the step reached.
+        names: of the data set and the model, for who gets the checkpoint alone.
     """
 
     spec: RunSpec
@@ -54,6 +55,7 @@ class Setup:
     rank: int = 0
     count: int = 1
     progress: Callable[[int], None] = lambda step: None
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 def run(setup: Setup, out: Path, step: int, previous: tuple[int, str] | None = None) -> dict[str, Any]:
@@ -78,7 +80,7 @@ def run(setup: Setup, out: Path, step: int, previous: tuple[int, str] | None = N
         made["processes"] = setup.count
     if setup.rank == 0:
         made["state"] = setup.states.save(step, trained.state())
-        save_file(trained.ema_weights(), out / "ema.safetensors")
+        save_file(trained.ema_weights(), out / "ema.safetensors", setup.spec.metadata(**setup.names, step=step))
         write_losses(out / "loss.csv", trained.losses, previous[0] if previous else 0)
     return made
 

@@ -15,6 +15,23 @@ rule table:
         W.command("table")
 
 
+rule summary:
+    input:
+        W.inputs("summary"),
+    output:
+        **W.outputs("summary"),
+    log:
+        W.log("summary"),
+    localrule: True
+    resources:
+        attempt=W.attempt,
+    params:
+        values=W.params("summary"),
+        code=W.code("summary"),
+    shell:
+        W.command("summary")
+
+
 rule figure:
     input:
         W.inputs("figure"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import math
 import os
 import random
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from unit.tiny import ADM, DDIM, IMAGES, RUNS, advance, change, files, flip_bit
 
@@ -143,6 +145,17 @@ def test_segments_with_moved_boundaries_meet(chain):
     assert one.published(2) == two.published(2)
     assert one.states.find(6, digest)
     assert two.states.find(6, digest)
+
+
+def test_a_checkpoint_says_what_it_is(chain):
+    run = chain("run")
+    run.segment(2)
+    with safe_open(run.root / "2/ema.safetensors", "np") as file:
+        metadata = file.metadata()
+    assert list(metadata) == ["ipdiff"]  # of two the format keeps no order
+    said = json.loads(metadata["ipdiff"])
+    assert RunSpec.from_json(said.pop("run")) == run.spec
+    assert said == {"step": 2, "gamma": run.spec.objective.gamma}
 
 
 def test_progress_inside_a_segment_changes_no_bit(chain):
