@@ -160,7 +160,7 @@ def _evaluate(job: Job, made: Publication) -> None:
         "nfe": job.recipe()["nfe"],
         "reference_digest": job.inputs[str(job.path("stats.npz"))],
     }
-    evaluate.run(
+    made.extra = evaluate.run(
         job.network(),
         job.dataset.compute,
         job.path("samples.npz"),

@@ -230,10 +230,13 @@ class Grid:
             return
         for point in config.points(study, view):
             for seed in view.seeds or study.seeds_of(point.model):
-                yield self._point_cell(verb, point, seed).outputs[0]
+                shown = self._point_cell(verb, point, seed)
+                yield shown.outputs[0]
+                if verb == "evaluate":  # what the numbers are of, in words
+                    yield shown.outputs[-1]
                 if view.paper is not None:  # how it was measured, drawn, trained, and what with: held against the paper
                     made = "import" if self.is_imported(point.dataset, point.model) else "train"
-                    for behind in ("evaluate", "sample", made, "reference", "prepare"):
+                    for behind in ("sample", made, "reference", "prepare"):
                         yield self._point_cell(behind, point, seed).outputs[-1]
 
     def _point_cell(self, verb: str, point: Point, seed: int) -> Cell:

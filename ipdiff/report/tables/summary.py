@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ipdiff.metrics.evaluate import rounded
 from ipdiff.metrics.spec import METRICS
 from ipdiff.report.results import grouped
 from ipdiff.report.tables.entries import Entry, read_csv
@@ -15,6 +14,8 @@ MOST = 30
 """Numbers of a summary."""
 KINDS = 2
 """Metrics of a summary."""
+DIGITS = 10
+"""Significant digits, as those of a metric."""
 
 
 def run(tables: Sequence[Path], out: Path) -> None:
@@ -34,7 +35,7 @@ def run(tables: Sequence[Path], out: Path) -> None:
     found: dict[str, dict[str, float]] = {}
     for entry in shown:
         point = f"{entry.dataset}/" * several + f"{entry.model}/{entry.sampler}"
-        found.setdefault(entry.metric, {})[point] = rounded(entry.mean)
+        found.setdefault(entry.metric, {})[point] = float(f"{entry.mean:.{DIGITS}g}")
     (out / "summary.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
 
 

@@ -151,7 +151,7 @@ def test_what_can_change_a_number_counts(package: Package, old: str, new: str) -
         ("training/resume.py", {"resume"}),
         ("sample_sets/sample.py", {"sample", "drift"}),
         ("metrics/scores/frechet.py", {"classifier", "reference", "neighbours", "evaluate"}),
-        ("report/tables/render.py", {"table", "figure", "report"}),
+        ("report/tables/render.py", {"table", "summary", "figure", "report"}),
         ("data/__init__.py", ALL),
         ("errors.py", set()),
         ("pipeline/config/__init__.py", set()),
