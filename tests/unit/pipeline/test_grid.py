@@ -149,10 +149,10 @@ FEATURE_PARAMS = ("datasets.tiny.classifier", *FLOAT32)
             "table",
             {"study": "small", "table": "table3"},
             "ipdiff table --study small --table table3",
-            (
-                "metrics/tiny/adm/s0/8/ancestral-5/metrics.json",
-                "metrics/tiny/adm-ip/s0/8/ancestral-5/metrics.json",
-                "metrics/tiny/adm-ip/s1/8/ancestral-5/metrics.json",
+            tuple(
+                f"metrics/tiny/{run}/8/ancestral-5/{name}"
+                for run in ("adm/s0", "adm-ip/s0", "adm-ip/s1")
+                for name in ("metrics.json", "recipe.json")
             ),
             tuple(f"tables/small/table3/{name}" for name in ("table.csv", "table.md", "table.tex", "recipe.json")),
             ("tables.table3",),
@@ -161,7 +161,11 @@ FEATURE_PARAMS = ("datasets.tiny.classifier", *FLOAT32)
             "figure",
             {"study": "small", "figure": "figure3"},
             "ipdiff figure --study small --figure figure3",
-            ("metrics/tiny/adm/s0/4/ancestral-5/metrics.json", "metrics/tiny/adm/s0/8/ancestral-5/metrics.json"),
+            tuple(
+                f"metrics/tiny/adm/s0/{step}/ancestral-5/{name}"
+                for step in (4, 8)
+                for name in ("metrics.json", "recipe.json")
+            ),
             tuple(f"figures/small/figure3/{name}" for name in ("figure.png", "figure.csv", "recipe.json")),
             ("figures.figure3",),
         ),
