@@ -164,7 +164,7 @@ def _evaluate(job: Job, made: Publication) -> None:
         "nfe": job.recipe()["nfe"],
         "reference_digest": job.inputs[str(job.path("stats.npz"))],
     }
-    evaluate.run(
+    made.extra = evaluate.run(
         job.network(),
         job.dataset.compute,
         job.path("samples.npz"),
@@ -209,6 +209,12 @@ def _table(job: Job, made: Publication) -> None:
     table.run(name, job.params.table(name), job.paths("metrics.json"), made.staging, job.recipes())
 
 
+def _summary(job: Job, made: Publication) -> None:
+    from ipdiff.report.tables import summary
+
+    summary.run(job.paths("table.csv"), made.staging)
+
+
 def _figure(job: Job, made: Publication) -> None:
     from ipdiff.report.figures import figure
 
@@ -244,6 +250,7 @@ RUN: dict[str, Callable[[Job, Publication], None]] = {
     "analyse": _analyse,
     "drift": _drift,
     "table": _table,
+    "summary": _summary,
     "figure": _figure,
     "report": _report,
 }

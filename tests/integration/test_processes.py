@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from unit.tiny import files
 
 from ipdiff import cli
+from ipdiff.training import segment
 from ipdiff.work import recipes
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +54,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_params(project)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
+        patch.setattr(segment, "PAUSE", 0)  # as in the workers
         assert cli.main(["prepare", "--dataset", "digits_mini"]) == 0
         shutil.copytree(project / "data", project / "before" / "data")
         shutil.copytree("studies", "before/studies")
