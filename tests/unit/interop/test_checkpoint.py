@@ -26,7 +26,7 @@ from ipdiff import cli
 from ipdiff.device import compute
 from ipdiff.device.spec import Compute
 from ipdiff.errors import ConfigError, IntegrityError, UserError
-from ipdiff.interop import checking, diffusers, writing
+from ipdiff.interop import checking, diffusers, schedulers, writing
 from ipdiff.nets import build
 from ipdiff.pipeline import config, grid, jobs
 from ipdiff.pipeline.commands.exchange import export, import_
@@ -663,7 +663,7 @@ def test_what_diffusers_has_no_word_for_is_refused() -> None:
     spec = next(iter(MAPPED.values()))
     objective = dataclasses.replace(spec.objective, target="score")
     with pytest.raises(UserError, match="no word for target score; use safetensors"):
-        diffusers.scheduler_config(dataclasses.replace(spec, objective=objective), True)
+        schedulers.config(dataclasses.replace(spec, objective=objective), True)
     other = dataclasses.replace(spec, family="mlp", network=Network(model_channels=8))
     with pytest.raises(UserError, match="for families adm and ddpm, not mlp; use safetensors"):
         diffusers.unet_config(other)

@@ -41,7 +41,7 @@ def export_checkpoint(source: str, form: str, to: Path, say: Callable[[str], Non
     """
     from safetensors.torch import load_file
 
-    from ipdiff.interop import diffusers, writing
+    from ipdiff.interop import diffusers, schedulers, writing
 
     if form not in FORMATS:
         raise UserError(f"--format is '{form}'; use {', '.join(FORMATS)}")
@@ -57,7 +57,7 @@ def export_checkpoint(source: str, form: str, to: Path, say: Callable[[str], Non
             staged.mkdir()
             clip = _clips(recipe, spec)
             diffusers.write(staged, tensors, spec, clip_denoised=clip)
-            for line in diffusers.unsaid(spec, clip):
+            for line in schedulers.unsaid(spec, clip):
                 say(line)
         elif form == "guided-diffusion":
             writing.write_guided_diffusion(staged, tensors, spec)
