@@ -71,7 +71,9 @@ def test_a_ddpm_chain_is_theirs(
     scheduler = library.DDPMScheduler(beta_schedule=schedule, variance_type=variance, **options)
     process = GaussianDiffusion.from_scheduler(scheduler, timesteps=respace(1000, "10"))
     expected, found = theirs(scheduler, model, 10, 5), ours(process, model, 5, "ancestral")
-    assert float((found - expected).abs().max()) < 1e-4 * max(float(expected.abs().max()), 1)
+    # at t = 999 their float32 alpha-bar of the cosine schedule, 2e-9, is right to three digits
+    tolerance = 1e-3 if schedule == "squaredcos_cap_v2" else 1e-4
+    assert float((found - expected).abs().max()) < tolerance * max(float(expected.abs().max()), 1)
     assert process.clip_denoised == clip
 
 
