@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from ipdiff.device.streams import Draws, draws_on
 from ipdiff.diffusion import Clip, GaussianDiffusion, Index, Model
+from ipdiff.nets.execution import evaluating
 from ipdiff.rng import Purpose
 from ipdiff.sample_sets.spec import Sampler, kept_of
 from ipdiff.samplers import CHAINS
@@ -78,7 +78,7 @@ def sample(
         noise = _noise(draws, seed, images, tuple(one), process)
         return CHAINS[chosen.kind](process, model, start, noise, callback=watch, **options)
 
-    with _evaluating(model):
+    with evaluating(model):
         return torch.cat([part(range(at, min(at + size, first + count))) for at in range(first, first + count, size)])
 
 
@@ -107,16 +107,3 @@ def _device(model: Model, device: torch.device | str | None) -> torch.device:
         return torch.device(device)
     parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     return torch.device("cpu") if parameter is None else parameter.device
-
-
-@contextmanager
-def _evaluating(model: Model) -> Iterator[None]:
-    """A module and all in it in evaluation mode, and as each was afterwards."""
-    modes = {part: part.training for part in model.modules()} if isinstance(model, nn.Module) else {}
-    for part in modes:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
