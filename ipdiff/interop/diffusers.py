@@ -21,10 +21,10 @@ from ipdiff.interop import schedulers
 from ipdiff.interop.schedulers import WRITTEN_FOR
 from ipdiff.spec import ADMNetwork, DDPMNetwork, RunSpec
 
-_PIPELINES = {"DDPMScheduler": "DDPMPipeline", "DDIMScheduler": "DDIMPipeline"}
+PIPELINES = {"DDPMScheduler": "DDPMPipeline", "DDIMScheduler": "DDIMPipeline"}
 
 
-def write(folder: Path, tensors: Mapping[str, Tensor], spec: RunSpec, *, clip_denoised: bool) -> None:
+def write(folder: Path, tensors: Mapping[str, Tensor], spec: RunSpec, *, clip_denoised: bool) -> str:
     """Write a folder that `UNet2DModel`, the scheduler and the pipeline of diffusers load by `from_pretrained`.
 
     Args:
@@ -33,6 +33,9 @@ def write(folder: Path, tensors: Mapping[str, Tensor], spec: RunSpec, *, clip_de
         spec: the run.
         clip_denoised: clamp the predicted x0 while sampling.
 
+    Returns:
+        The pipeline's class.
+
     Raises:
         UserError: the architecture has no equal in `UNet2DModel`; the line says why.
     """
@@ -40,7 +43,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], spec: RunSpec, *, clip_de
     renamed = rename(tensors, spec)
     kind = scheduler["_class_name"]
     index = {
-        "_class_name": _PIPELINES[kind],
+        "_class_name": PIPELINES[kind],
         "_diffusers_version": WRITTEN_FOR,
         "scheduler": ["diffusers", kind],
         "unet": ["diffusers", "UNet2DModel"],
@@ -48,6 +51,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], spec: RunSpec, *, clip_de
     save_file(renamed, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
     for name, config in (("config", unet), ("scheduler_config", scheduler), ("model_index", index)):
         (folder / f"{name}.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return PIPELINES[kind]
 
 
 # Configuration

@@ -55,8 +55,8 @@ class Side:
         """Take images as they are, or read a file or folder; its bytes decide what it is.
 
         Args:
-            source: images, uint8 [N, H, W, C], an array or a tensor, or a tensor of floats [N, C, H, W] in [-1, 1];
-                or the path of an npz (arr_0, or mu, sigma, mu_s, sigma_s, or both; other arrays are not read), of an npy
+            source: images, uint8 [N, H, W, C], an array or a tensor; or a tensor of floats [N, C, H, W] in [-1, 1];
+                or the path of an npz (arr_0, or mu, sigma, mu_s, sigma_s, or both; others are not read), of an npy
                 of images, or of a folder, .zip or .tar.gz of square images of one size and mode (grey or RGB), read as
                 docs/inputs.md says, without labels.
             name: what messages call an array.
@@ -165,7 +165,10 @@ def _folder(path: Path, kind: filekind.Kind, size: int | None) -> NDArray[np.uin
         try:
             return np.concatenate([images for images, _ in readers.read(source, [path], Path(scratch), {})])
         except UnusableImages as error:  # a data set's settings do not exist here
-            raise UserError(brief(error.found, 280)) from None
+            found = brief(error.found.replace(" (image_size)", ""), 250)
+            raise UserError(
+                found + "; --size N makes them one size" * (size is None and found != error.found)
+            ) from None
 
 
 def _first(path: Path, kind: filekind.Kind) -> tuple[int, int, int]:

@@ -167,7 +167,9 @@ def test_folders_that_are_no_set_of_images(folder, net, tmp_path):
     (tmp_path / ".hidden.png").write_bytes(b"")
     assert said().startswith("FOLDER: is a folder, without images; expected an npz with images (arr_0)")
     assert said(a=(8, 6)).startswith("FOLDER: the first image is 8x6 pixels; a folder's images have to be square, or")
-    assert said(a=(8, 8), b=(9, 9)) == "FOLDER: b.png: is 9x9 pixels, not 8x8 (image_size)"  # no settings are here
+    assert said(a=(8, 8), b=(9, 9)) == (  # no settings are here
+        "FOLDER: b.png: is 9x9 pixels, not 8x8; --size N makes them one size"
+    )
     assert said(a=8, b=8) == "FOLDER: 2 of 2 images cannot be used: a.png, b.png is P, not RGB (channels: 3)"
     text = said(**{letter * 50: 8 for letter in "cdefgh"})
     assert len(text) < 300 - len(str(tmp_path))
@@ -308,7 +310,7 @@ def test_images_of_any_size_are_made_one(folder, net, tmp_path):
     small = Side.read(large, "large", 8).images
     assert small.shape == (4, 8, 8, 1)
     np.testing.assert_array_equal(small, Side.read(tmp_path / "large.npz", "large", 8).images)
-    with pytest.raises(UserError, match="any: the first image is 16x16|1.png: is 21x40 pixels, not 16x16"):
+    with pytest.raises(UserError, match="1.png is 21x40 pixels, not 16x16; .*--size N makes them one size"):
         fid(tmp_path / "any", folder / "real.npy", net, threads=1)
     with pytest.raises(UserError, match="size is 0; use 1 or more pixels"):
         fid(tmp_path / "any", folder / "real.npy", net, threads=1, size=0)
