@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from ipdiff import __version__
@@ -52,6 +52,7 @@ def text(
         labels: of the columns of metrics.
         measured: an evaluation each: sampler, nfe, n, reference_n, features, and a text by label.
     """
+    steps = f"num_inference_steps={min(spec.diffusion.T, 100)}"
     lines = [
         "---",
         "library_name: diffusers",
@@ -70,7 +71,7 @@ def text(
         "```python",
         f"from diffusers import {pipeline}",
         "",
-        f'images = {pipeline}.from_pretrained("this folder or its name on the Hub")(num_inference_steps=100).images',
+        f'images = {pipeline}.from_pretrained("this folder or its name on the Hub")({steps}).images',
         "```",
         "",
         *(f"The scheduler's files cannot say all: {line}.\n" for line in unsaid),
@@ -118,10 +119,10 @@ def _facts(spec: RunSpec, origin: Origin) -> list[list[str]]:
 
 def _said(value: Any) -> str:
     """A number, a list of them, or a record's fields that are set."""
-    fields = getattr(value, "__dataclass_fields__", None)
-    if fields is None:
+    if not is_dataclass(value):
         return str(value)
-    return ", ".join(f"{name} {getattr(value, name)}" for name in fields if getattr(value, name) is not None)
+    held = {field.name: getattr(value, field.name) for field in fields(value)}
+    return ", ".join(f"{name} {content}" for name, content in held.items() if content is not None)
 
 
 def _metrics(labels: Sequence[str], measured: list[Mapping[str, Any]]) -> list[str]:

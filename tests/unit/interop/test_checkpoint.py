@@ -758,7 +758,7 @@ def test_the_pipeline_of_diffusers_loads_the_folder(library: Any, project: Path)
     trained(change(ADM, learn_sigma=True))
     folder = export.export_checkpoint("tiny/adm", "diffusers", project / "net")
     assert {path.name for path in folder.iterdir()} == {
-        "config.json", "diffusion_pytorch_model.safetensors", "model_index.json", "scheduler_config.json"
+        "README.md", "config.json", "diffusion_pytorch_model.safetensors", "model_index.json", "scheduler_config.json"
     }  # fmt: skip
     pipeline = library.DDPMPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)

@@ -11,6 +11,7 @@ from ipdiff.interop import card
 from ipdiff.metrics.spec import METRICS, label
 from ipdiff.pipeline.stages import IMPORT, STAGES
 from ipdiff.pipeline.store import artifact
+from ipdiff.sample_sets.spec import Sampler
 from ipdiff.spec import RunSpec
 from ipdiff.work import recipes
 from ipdiff.work.recipes import RECIPE
@@ -43,6 +44,11 @@ def text(
     return card.text(spec, origin, pipeline, unsaid, labels, rows)
 
 
+def _place(path: Path) -> tuple[str, str, int]:
+    sampler = Sampler.parse(path.parent.name)
+    return sampler.kind, sampler.method, sampler.steps
+
+
 _ABOUT = ("sampler", "nfe", "n", "reference_n", "features")
 
 
@@ -53,7 +59,9 @@ def _measured(folder: Path, cell: Path, weights: str, say: Callable[[str], None]
         return
     root = Path(*resolved.parts[: -len(cell.parts)])
     kinds = {verb: STAGES[verb].directory.partition("/")[0] for verb in ("evaluate", "sample")}
-    for path in sorted(root.joinpath(kinds["evaluate"], *cell.parts[1:]).glob("*/metrics.json")):
+    for path in sorted(root.joinpath(kinds["evaluate"], *cell.parts[1:]).glob("*/metrics.json"), key=_place):
+        if Sampler.parse(path.parent.name).row.from_images:
+            continue  # no images of the network alone
         drawn = root.joinpath(kinds["sample"], *cell.parts[1:], path.parent.name, RECIPE)
         inputs = recipes.read(drawn)["inputs"] if drawn.is_file() else {}
         if inputs.get(f"{cell.as_posix()}/{_WEIGHTS}") != weights:
