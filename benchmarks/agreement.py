@@ -55,7 +55,7 @@ def table() -> list[Agreement]:
 
 def _network(out_channels: int) -> ADMUNet:
     """The network of the golden numbers, or one like it with other channels."""
-    options = NETWORK | {"out_channels": out_channels}
+    options: dict[str, Any] = NETWORK | {"out_channels": out_channels}
     net = ADMUNet(32, attention_resolutions=(16, 8), num_head_channels=16, **options)
     state = net.state_dict()
     net.load_state_dict({name: torch.from_numpy(_weight(name, value.shape)) for name, value in state.items()})
