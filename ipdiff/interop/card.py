@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from ipdiff import __version__
 from ipdiff.spec import OBJECTIVES, RunSpec
 
 FILL_IN = "fill-in"
@@ -24,6 +23,7 @@ class Origin:
         images: md5 of the data set's images; empty where nothing says it (an imported checkpoint).
         weights: md5 of the weights that were exported.
         code: digest of the code that made them; empty where nothing says it.
+        version: of this package.
     """
 
     dataset: str
@@ -32,6 +32,7 @@ class Origin:
     images: str
     weights: str
     code: str
+    version: str
 
 
 def text(
@@ -113,7 +114,7 @@ def _facts(spec: RunSpec, origin: Origin) -> list[list[str]]:
         ["input perturbation gamma", f"{_said(spec.objective.gamma)}"],
         ["training", f"{origin.step} updates of {training.batch_size} images, lr {training.lr}, seed {spec.seed}"],
         ["weights", f"EMA, decay {training.ema_decay}; md5 {origin.weights} of the run's file"],
-        ["made by", f"ipdiff {__version__}" + (f", code {origin.code}" if origin.code else "")],
+        ["made by", f"ipdiff {origin.version}" + (f", code {origin.code}" if origin.code else "")],
     ]
 
 

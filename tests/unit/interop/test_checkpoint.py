@@ -23,6 +23,7 @@ from unit.params_factory import put, small, write
 from unit.tiny import ADM, DDIM, change, flip_bit
 
 from ipdiff import cli
+from ipdiff.cli import exchange
 from ipdiff.device import compute
 from ipdiff.device.spec import Compute
 from ipdiff.errors import ConfigError, IntegrityError, UserError
@@ -578,7 +579,7 @@ def test_the_command_line_imports_and_exports(project: Path, capsys: pytest.Capt
     assert capsys.readouterr().out == "net\n"
     assert cli.main(["import", "studies/small/params.yaml", "--as", IP]) == 2
     assert capsys.readouterr().err.count("\n") == 1
-    assert tuple(cli.EXPORT_FORMATS) == export.FORMATS
+    assert tuple(exchange.EXPORT_FORMATS) == export.FORMATS
 
 
 # The paper's networks

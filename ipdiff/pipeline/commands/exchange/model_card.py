@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ipdiff import __version__
 from ipdiff.interop import card
 from ipdiff.metrics.spec import METRICS, label
 from ipdiff.pipeline.stages import IMPORT, STAGES
@@ -37,7 +38,7 @@ def text(
     cell = Path(recipe["cell"])
     names = dict(zip(_PARTS, (*cell.parts, *[""] * len(_PARTS)), strict=False))
     images = next((digest for path, digest in recipe.get("inputs", {}).items() if path.endswith("/images.npy")), "")
-    digests = (images, recipe["outputs"][_WEIGHTS], recipe.get("code", ""))
+    digests = (images, recipe["outputs"][_WEIGHTS], recipe.get("code", ""), __version__)
     rows = list(_measured(folder, cell, recipe["outputs"][_WEIGHTS], say))
     labels = list(dict.fromkeys(label for row in rows for label in row if label not in _ABOUT))
     origin = card.Origin(names["dataset"], names["model"], names["step"], *digests)
