@@ -16,6 +16,7 @@ from ipdiff.data.images import check_images
 from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError
 from ipdiff.metrics.features.extractors import Extractor, Network, show
+from ipdiff.metrics.halves import Half
 from ipdiff.metrics.sets import measure, published_neighbours
 from ipdiff.metrics.spec import METRICS, Measured
 from ipdiff.parameters import resolve
@@ -36,6 +37,7 @@ def run(
     metrics: Collection[str] = (),
     settings: Mapping[str, Any] | None = None,
     neighbours: Path | None = None,
+    halves: Path | None = None,
     shards: Shards | None = None,
 ) -> None:
     """Measure a sample set.
@@ -50,6 +52,7 @@ def run(
         metrics: those to measure besides the ones that always are.
         settings: of the metrics that have some, by their key; defaults where it is not there.
         neighbours: directory of the stage `neighbours`; None: no metric that needs it.
+        halves: halves.npz of the stage `halves`; None: nothing is held against a half of the real images.
         shards: see `ipdiff.metrics.features.extractors.show`; process 0 alone writes.
 
     Raises:
@@ -69,11 +72,15 @@ def run(
     if shards is not None and not shards.first:
         show(extractor, images, shards=shards)
         return
-    found, real = measure(extractor, images, pooled=neighbours is not None, shards=shards), Measured(stats, None, *near)
+    half = None if halves is None else Half(halves, str(stats["features"]), len(images))
+    more = [] if half is None else [half.samples]
+    found = measure(extractor, images, *more, pooled=neighbours is not None, shards=shards)
+    real = Measured(stats, None, *near)
     wanted = [name for name, kind in METRICS.items() if kind.always or name in metrics]
     got = values(found, real, possible(wanted, found, real), compute, settings)
     measured = {
         **got,
+        **({} if half is None else {key: rounded(value) for key, value in half.values().items()}),
         "dimensions": dimensions(got, real),
         "n": len(images),
         "reference_n": int(stats["n"]),

@@ -62,6 +62,12 @@ def _neighbours(job: Job, made: Publication) -> None:
     neighbours.run(*_real_images(job, made))
 
 
+def _halves(job: Job, made: Publication) -> None:
+    from ipdiff.metrics import halves
+
+    halves.run(*_real_images(job, made), count=int(job.names["count"]))
+
+
 def _real_images(job: Job, made: Publication) -> tuple[Reference, Network, Compute, Path, Path, Shards]:
     """What a stage takes that looks at a data set's own images."""
     dataset = job.dataset
@@ -170,6 +176,7 @@ def _evaluate(job: Job, made: Publication) -> None:
         metrics=job.dataset.metrics,
         settings=job.dataset.metric_settings,
         neighbours=job.path("features.npy").parent if job.dataset.reference.neighbours else None,
+        halves=job.path("halves.npz"),
         shards=job.shared(made),
     )
 
@@ -232,6 +239,7 @@ RUN: dict[str, Callable[[Job, Publication], None]] = {
     "classifier": _classifier,
     "reference": _reference,
     "neighbours": _neighbours,
+    "halves": _halves,
     "train": _train,
     "resume": _resume,
     "sample": _sample,
