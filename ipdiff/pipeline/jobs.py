@@ -65,7 +65,7 @@ def _neighbours(job: Job, made: Publication) -> None:
 def _halves(job: Job, made: Publication) -> None:
     from ipdiff.metrics import halves
 
-    halves.run(*_real_images(job, made), count=int(job.names["count"]))
+    halves.run(*_real_images(job, made), count=int(job.names["samples"]))
 
 
 def _real_images(job: Job, made: Publication) -> tuple[Reference, Network, Compute, Path, Path, Shards]:
@@ -207,16 +207,17 @@ def _analyse(job: Job, made: Publication) -> None:
 def _table(job: Job, made: Publication) -> None:
     from ipdiff.report.tables import table
 
-    name = job.names["table"]
-    table.run(name, job.params.table(name), job.paths("metrics.json"), made.staging, job.recipes())
+    name, asked = job.names["table"], job.params.table(job.names["table"])
+    gammas = config.gammas(job.params, asked)
+    table.run(name, asked, job.paths("metrics.json"), made.staging, job.recipes(), gammas)
 
 
 def _figure(job: Job, made: Publication) -> None:
     from ipdiff.report.figures import figure
 
-    name = job.names["figure"]
+    name, asked = job.names["figure"], job.params.figure(job.names["figure"])
     shown = [Path(path) for path in job.inputs if not path.endswith(f"/{RECIPE}")]
-    figure.run(name, job.params.figure(name), shown, made.staging, job.recipes())
+    figure.run(name, asked, shown, made.staging, job.recipes(), config.gammas(job.params, asked))
 
 
 def _report(job: Job, made: Publication) -> None:
@@ -231,6 +232,7 @@ def _report(job: Job, made: Publication) -> None:
         {figure: Path("figures") / name / figure for figure in study.figures},
         job.recipes(),
         made.staging,
+        config.unperturbed(params),
     )
 
 

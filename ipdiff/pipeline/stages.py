@@ -95,7 +95,7 @@ class Stage:
 
 WILDCARDS = {
     "dataset": "a data set of any study",
-    "count": "images of the sample sets that are held against a half",
+    "samples": "images of the sample sets that are held against a half",
     "model": "a model of its study",
     "seed": "training seed",
     "step": "optimiser updates of the checkpoint",
@@ -111,7 +111,7 @@ DATA = "data/{dataset}"
 IMAGES = f"{DATA}/images.npy"
 REFERENCE = "reference/{dataset}"
 NEIGHBOURS = "neighbours/{dataset}"
-HALVES = "halves/{dataset}/{count}"
+HALVES = "halves/{dataset}/{samples}"
 RUN = "runs/{dataset}/{model}/s{seed}"
 START = "runs/{start_dataset}/{start_model}/s{start_seed}/{start_step}"
 """The checkpoint that a run is trained on from."""
@@ -181,7 +181,7 @@ STAGES = {
             help="how far halves of the real images are from each other",
             directory=HALVES,
             files=("halves.npz",),
-            wildcards=("dataset", "count"),
+            wildcards=("dataset", "samples"),
             inputs=(IMAGES,),
             params=_FLOAT32,
             runs=("ipdiff.metrics.spec.FEATURES",),
@@ -312,7 +312,7 @@ STAGES = {
             directory="report/{study}",
             files=("index.html", "cards.html"),
             wildcards=("study",),
-            params=("title", "seeds", "tables"),
+            params=("title", "seeds", "tables", "models"),
             kind="result",
         ),
     )

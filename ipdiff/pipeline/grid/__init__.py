@@ -138,9 +138,9 @@ class Grid:
         return self._measuring(self._of_subset(stage, names), names)
 
     def _halves(self, stage: Stage, names: dict[str, str]) -> Cell:
-        _check_whole("count", names["count"])
-        if int(names["count"]) < 2:
-            raise ConfigError(f"count is {names['count']}; use 2 images or more")
+        _check_whole("samples", names["samples"])
+        if int(names["samples"]) < 2:
+            raise ConfigError(f"samples is {names['samples']}; use 2 or more")
         return self._measuring(self._of_subset(stage, names), names)
 
     def _of_subset(self, stage: Stage, names: dict[str, str]) -> Stage:
@@ -192,7 +192,7 @@ class Grid:
         return _cell(stage.reading("expose", (IMAGES,)) if exposed else stage, names)
 
     def _evaluate(self, stage: Stage, names: dict[str, str]) -> Cell:
-        names = names | {"count": str(self._dataset(names).sampling.count(Sampler.parse(names["sampler"])))}
+        names = names | {"samples": str(self._dataset(names).sampling.count(Sampler.parse(names["sampler"])))}
         if self._dataset(names).reference.neighbours:
             near = tuple(f"{NEIGHBOURS}/{name}" for name in ("features.npy", "radii.npy"))
             stage = stage.reading("evaluate_neighbours", near)
@@ -218,6 +218,7 @@ class Grid:
             stage = stage.reading(stage.name, params=tuple(key for key in ("note", "figures") if key in study.raw))
             return _cell(stage, names, exact=(*drawn, *self._recipes_behind(cells)))
         view = study.table(names["table"]) if stage.verb == "table" else study.figure(names["figure"])
+        stage = stage.reading(stage.name, params=_strengths(study, view))
         return _cell(stage, names, exact=tuple(dict.fromkeys(self._view_inputs(study, view))))
 
     def _view_inputs(self, study: Params, view: Table | Figure) -> Iterator[str]:
@@ -308,6 +309,14 @@ class Grid:
     def targets(self, study: str) -> list[str]:
         """Files that stand for a whole study: its report and its runs' last states."""
         return [cell.outputs[0] for cell in self.study(study) if cell.stage.verb in ("report", "resume")]
+
+
+def _strengths(study: Params, view: Table | Figure) -> tuple[str, ...]:
+    """Keys of params.yaml that say the gammas of what a view shows: it names the models by them."""
+    trained = config.trained(view)
+    own = [f"models.{model}" for _, model in trained]
+    borrowing = [dataset for dataset, model in trained if study.model(model).gamma == "dataset"]
+    return tuple(dict.fromkeys((*own, *(f"datasets.{dataset}.strengths.gamma" for dataset in borrowing))))
 
 
 def _check_whole(name: str, text: str) -> None:

@@ -183,7 +183,7 @@ class Planner:
     def _halves(self, cell: Cell) -> Cost:
         name = cell.bindings["dataset"]
         real = self.studies.dataset(name).reference.images or self._count(name)
-        return self._features(name, 2 * min(int(cell.bindings["count"]), real // 2))
+        return self._features(name, 2 * min(int(cell.bindings["samples"]), real // 2))
 
     def _distances(self, name: str, pairs: int) -> Cost:
         """Of so many pairs of pooled features."""
