@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,9 @@ from ipdiff.errors import UserError
 from ipdiff.metrics.features.extractors import Extractor, Network, show
 from ipdiff.metrics.halves import Half
 from ipdiff.metrics.sets import measure, published_neighbours
-from ipdiff.metrics.spec import METRICS, Measured
+from ipdiff.metrics.spec import METRICS, Measured, rounded
 from ipdiff.parameters import resolve
 from ipdiff.work.shards import Shards
-
-DIGITS = 10
-"""Significant digits of a published metric; what follows is rounding noise of the linear algebra."""
 
 
 def run(
@@ -80,7 +76,7 @@ def run(
     got = values(found, real, possible(wanted, found, real), compute, settings)
     measured = {
         **got,
-        **({} if half is None else {key: rounded(value) for key, value in half.values().items()}),
+        **({} if half is None else half.values()),
         "dimensions": dimensions(got, real),
         "n": len(images),
         "reference_n": int(stats["n"]),
@@ -163,13 +159,6 @@ def possible(names: Collection[str], ours: Measured, theirs: Measured) -> list[s
             METRICS[name].needs, all({*METRICS[name].moments} <= side.statistics.keys() for side in (ours, theirs))
         )
     ]
-
-
-def rounded(value: float) -> float:
-    """A metric as it is published: ten significant digits. Raises UserError where it is not finite."""
-    if not math.isfinite(value):
-        raise UserError(f"a metric came out as {value}: features or statistics are too large, or not finite")
-    return float(f"{value:.{DIGITS}g}")
 
 
 def load_samples(path: Path) -> NDArray[np.uint8]:

@@ -19,7 +19,7 @@ from ipdiff.metrics.features.extractors import Network, show
 from ipdiff.metrics.features.pixels import Features
 from ipdiff.metrics.scores.frechet import Moments, frechet_distance
 from ipdiff.metrics.sets import rows
-from ipdiff.metrics.spec import Reference
+from ipdiff.metrics.spec import Reference, rounded
 from ipdiff.rng import Purpose, permutation
 from ipdiff.work.shards import Shards
 
@@ -137,4 +137,5 @@ class Half:
         if self.n < 2:
             return {}
         found = frechet_distance(*self.samples.moments, self._statistics["mu"], self._statistics["sigma"])
-        return {"half_n": self.n, "half_fid": found, "half_fid_real": float(self._statistics["fid"])}
+        real = float(self._statistics["fid"])
+        return {"half_n": self.n, "half_fid": rounded(found), "half_fid_real": rounded(real)}

@@ -140,11 +140,8 @@ def _sentence(group: list[Comparison]) -> str:
         return _one_seed(group)
     said = {sampler: _said(ones) for sampler, ones in grouped(judged, lambda one: one.ours.sampler).items()}
     if not any(word for word, _ in said.values()):
-        metrics, gammas = _words(one.ours.label for one in judged), _words(one.gamma for one in _ordered(judged))
-        return (
-            f"Nothing separates: at {_where(said)} {metrics} of gamma {gammas} {'is' if len(judged) == 1 else 'are'} "
-            "not apart from those without input perturbation by more than the spread over training seeds."
-        )
+        metrics, gammas = _words(map(_label, judged)), _words(one.gamma for one in _ordered(judged))
+        return f"Nothing separates at {_where(said)} ({metrics}, gamma {gammas}, {_seeds(judged)})."
     parts: list[str] = []
     for (word, why), samplers in grouped(said, lambda sampler: said[sampler]).items():
         parts.append(f"at {_where(samplers)} {f'{word} ({why})' if word else 'nothing separates'}")
@@ -179,7 +176,12 @@ def _way(one: Comparison) -> str:
 
 def _counts(ones: list[Comparison]) -> str:
     counts = {len(one.differences) for one in ones}
-    return f"{min(counts)} of {min(counts)} seeds" if len(counts) == 1 else "all seeds"
+    return f"{max(counts)} of {_seeds(ones)}" if len(counts) == 1 else f"each of {_seeds(ones)}"
+
+
+def _seeds(ones: list[Comparison]) -> str:
+    """How many they have: `2 seeds`, `2 or 3 seeds`."""
+    return f"{' or '.join(map(str, sorted({len(one.differences) for one in ones})))} seeds"
 
 
 def _best(group: list[Comparison], judged: list[Comparison]) -> str:
