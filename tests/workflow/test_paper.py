@@ -14,7 +14,10 @@ from workflow.engines import cells, run
 
 pytestmark = pytest.mark.workflow
 
-KINDS = {"prepare", "reference", "neighbours", "train", "resume", "sample", "evaluate", "analyse", "table", "figure"}
+KINDS = {
+    *("prepare", "reference", "neighbours", "halves", "train", "resume", "sample", "evaluate", "analyse"),
+    *("table", "figure"),
+}
 
 
 def test_the_papers_study_plans_without_its_archives(project: Path) -> None:
