@@ -23,6 +23,9 @@ from ipdiff.sample_sets.spec import Sampler
 LEADING = ("fid", "sfid")
 """Metrics that answer, where a study has them: the paper's. Where it has neither, all of its metrics do."""
 
+WORDS = ("yes", "yes and no", "no", "")
+"""What is said of a sampler, in the order in which it is said; nothing where nothing separates."""
+
 NOT_ASKED = (
     "No table of this study holds a model with input perturbation against the same model without it, at equal sampler "
     "and training steps."
@@ -101,9 +104,9 @@ def rule(found: Sequence[Answer]) -> str:
     if not found:
         return NOT_ASKED
     return (
-        f"Yes and no are said where two models separate: {SEPARATES}. Held against each other are models that differ "
-        "in gamma alone, with the same sampler, at the last training steps that the tables show. It is a plain mark of "
-        "size, no significance test."
+        f"Yes and no are said where two models separate: {SEPARATES}. The marks in the tables ask that of the mean "
+        "difference alone. Held against each other are models that differ in gamma, with the same sampler, at the last "
+        "training steps that the tables show. It is a plain mark of size, no significance test."
     )
 
 
@@ -142,11 +145,13 @@ def _sentence(group: list[Comparison]) -> str:
     if not any(word for word, _ in said.values()):
         metrics, gammas = _words(map(_label, judged)), _words(one.gamma for one in _ordered(judged))
         return f"Nothing separates at {_where(said)} ({metrics}, gamma {gammas}, {_seeds(judged)})."
-    parts: list[str] = []
-    for (word, why), samplers in grouped(said, lambda sampler: said[sampler]).items():
-        parts.append(f"at {_where(samplers)} {f'{word} ({why})' if word else 'nothing separates'}")
-    parts += [text for text in [_best(group, judged)] if text]
-    text = "; ".join(parts)
+    parts = [
+        f"at {_where(samplers)} {f'{word} ({why})' if word else 'nothing separates'}"
+        for (word, why), samplers in grouped(
+            sorted(said, key=lambda one: WORDS.index(said[one][0])), said.__getitem__
+        ).items()
+    ]
+    text = "; ".join(part for part in (*parts, _best(group, judged)) if part)
     return f"{text[0].upper()}{text[1:]}."
 
 
@@ -162,8 +167,8 @@ def _said(ones: list[Comparison]) -> tuple[str, str]:
             f"{_words(alike)} {way} for gamma {gammas} in {counts}"
             for (way, gammas, counts), alike in grouped(facts, facts.__getitem__).items()
         ]
-    word = {(True, False): "yes", (False, True): "no", (True, True): "yes and no", (False, False): ""}
-    return word[bool(whys["better"]), bool(whys["worse"])], "; ".join((*whys["better"], *whys["worse"]))
+    word = " and ".join(word for word, side in (("yes", "better"), ("no", "worse")) if whys[side])
+    return word, "; ".join((*whys["better"], *whys["worse"]))
 
 
 def _label(one: Comparison) -> str:
@@ -230,7 +235,8 @@ def _one_seed(group: list[Comparison]) -> str:
 
 
 def _caution(group: list[Comparison]) -> str:
-    points = {entry.card: entry for one in group for entry in (one.ours, one.base) if entry.half_n}
+    asked = [one for one in group if len(one.differences) > 1] or group
+    points = {entry.card: entry for one in asked for entry in (one.ours, one.base) if entry.half_n}
     far = sum(entry.far for entry in points.values())
     if not far:
         return ""
@@ -254,8 +260,11 @@ def _strengths(ones: Iterable[Comparison]) -> list[Gamma]:
 def _where(samplers: Iterable[str]) -> str:
     """Samplers in words: `T' = 5 and 10`; others than ancestral ones with their method."""
     methods = grouped(map(Sampler.parse, dict.fromkeys(samplers)), lambda sampler: sampler.method)
-    texts = {method: f"T' = {_words(str(one.steps) for one in ones)}" for method, ones in methods.items()}
-    return "; ".join(text if method == "ancestral" else f"{text} ({method})" for method, text in texts.items())
+    steps = {method: _words(str(sampler.steps) for sampler in own) for method, own in methods.items()}
+    return _words(
+        f"T' = {text}" + ("" if alike == ["ancestral"] else f" with {' or '.join(alike)}")
+        for text, alike in grouped(steps, steps.__getitem__).items()
+    )
 
 
 def _words(items: Iterable[str]) -> str:

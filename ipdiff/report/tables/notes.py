@@ -51,7 +51,7 @@ def _seeds(values: list[Entry], named: Mapping[str, str]) -> str:
     groups = grouped(values, lambda entry: entry.seeds)
     if len(groups) == 1:
         return _sentence(_over(*groups))
-    return "; ".join(f"{', '.join(_models(group, named))}: {_over(seeds)}" for seeds, group in groups.items()) + "."
+    return "; ".join(f"{' and '.join(_models(group, named))}: {_over(seeds)}" for seeds, group in groups.items()) + "."
 
 
 def _over(seeds: tuple[int, ...]) -> str:
@@ -130,7 +130,7 @@ def _by_model(values: list[Entry], named: Mapping[str, str]) -> str:
     steps = {named[entry.model]: entry.step for entry in values}
     if len(set(steps.values())) == 1:
         return f"{values[0].step:,}"
-    return ", ".join(f"{name} {step:,}" for name, step in steps.items())
+    return ", ".join(f"{step:,} ({name})" for name, step in steps.items())
 
 
 def _protocols(entries: list[Entry]) -> str:
@@ -165,6 +165,7 @@ def _half(points: list[Entry], real: float, named: Mapping[str, str]) -> str:
     one, found = points[0], [statistics.fmean(entry.half_samples) for entry in points]
     fid, places = labels.metric("fid", one.features, one.features_digest), labels.decimals([real, *found])
     least, most = (labels.number(value, places) for value in (min(found), max(found)))
+    start = " (which start from real images, of that half too)" if Sampler.parse(one.sampler).row.from_images else ""
     far = [entry for entry in points if entry.far]
     if not far:
         said = f"none is far from converged (above {FAR} times the first)"
@@ -175,7 +176,7 @@ def _half(points: list[Entry], real: float, named: Mapping[str, str]) -> str:
         said = f"far from converged (above {FAR} times the first): {which}"
     return (
         f"{fid} between two disjoint halves of the real images, {one.half_n:,} in each: {labels.number(real, places)}; "
-        f"of as many samples against the same half: {least if least == most else f'{least} to {most}'}; {said}."
+        f"of as many samples{start} against the same half: {least if least == most else f'{least} to {most}'}; {said}."
     )
 
 
