@@ -226,11 +226,15 @@ def _apart(best: Gamma, other: Gamma, common: list[list[Comparison]]) -> bool:
 
 
 def _one_seed(group: list[Comparison]) -> str:
+    said: dict[tuple[str, str], str] = {}
+    for at, ones in grouped(_ordered(group), lambda one: (one.gamma, _label(one))).items():
+        ways = grouped(ones, _way).items()
+        said[at] = ", ".join(f"{way} at {_where(one.ours.sampler for one in own)}" for way, own in ways)
     parts: list[str] = []
-    for (label, gamma), ones in grouped(_ordered(group), lambda one: (_label(one), one.gamma)).items():
-        ways = grouped(ones, _way)
-        where = (f"{way} at {_where(one.ours.sampler for one in own)}" for way, own in ways.items())
-        parts.append(f"{label} of gamma {gamma} is {', '.join(where)}")
+    for (gamma, text), alike in grouped(said, lambda at: (at[0], said[at])).items():
+        parts.append(
+            f"{_words(label for _, label in alike)} of gamma {gamma} {'is' if len(alike) == 1 else 'are'} {text}"
+        )
     return f"Not known, for one training seed gives no spread to judge by. {'; '.join(parts)}."
 
 

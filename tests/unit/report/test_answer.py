@@ -99,6 +99,21 @@ def test_one_seed_gives_no_spread_to_judge_by() -> None:
         "Not known, for one training seed gives no spread to judge by. FID of gamma 0.1 is lower at T' = 5, higher at "
         "T' = 10."
     )
+    assert said(frame(values), frame(values, "sfid")).endswith(
+        " FID and sFID of gamma 0.1 are lower at T' = 5, higher at T' = 10."
+    )
+
+
+def test_solvers_are_named_and_put_together() -> None:
+    made = frame({"adm": {5: (9.0, 9.1), 10: (6.0, 6.1)}, "strong": {5: (7.0, 7.2), 10: (5.0, 5.2)}})
+    more = [
+        dataclasses.replace(entry, sampler=entry.sampler.replace("ancestral", kind))
+        for kind in ("ancestral", "unipc", "dpmpp2m")
+        for entry in made.entries
+    ]
+    assert said(dataclasses.replace(made, entries=more)).startswith(
+        "At T' = 5 and 10 with ancestral or UniPC-2 or DPM-Solver++(2M) yes (FID lower"
+    )
 
 
 def test_seeds_are_paired_and_others_left_out() -> None:
