@@ -324,7 +324,10 @@ def test_a_standard_error_is_neither_better_nor_worse():
         entries.value(one, metric, None)
         for model, error in (("adm", 0.2), ("adm-ip", 0.1))
         for one in aggregate(
-            [record(model=model, kid=0.5 - error, kid_se=error, dimensions={"kid": 64, "kid_se": 64, "fid": 7})]
+            record(
+                model=model, seed=seed, kid=0.5 - error, kid_se=error, dimensions={"kid": 64, "kid_se": 64, "fid": 7}
+            )
+            for seed in (0, 1)
         )
         for metric in ("kid", "kid_se")
     ]
