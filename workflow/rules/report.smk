@@ -2,7 +2,7 @@ rule table:
     input:
         W.inputs("table"),
     output:
-        **W.outputs("table"),
+        **W.outputs("table", "../report/table.rst"),
     log:
         W.log("table"),
     localrule: True
@@ -17,7 +17,7 @@ rule figure:
     input:
         W.inputs("figure"),
     output:
-        **W.outputs("figure"),
+        **W.outputs("figure", "../report/figure.rst"),
     log:
         W.log("figure"),
     localrule: True
@@ -32,7 +32,7 @@ rule html:
     input:
         W.inputs("report"),
     output:
-        **W.outputs("report"),
+        **W.outputs("report", "../report/page.rst"),
     log:
         W.log("report"),
     localrule: True
