@@ -13,7 +13,7 @@ from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError
 from ipdiff.pipeline import grid
 from ipdiff.pipeline.engines import fork_server, settings, snakemake_records, sync
-from ipdiff.pipeline.grid import checks
+from ipdiff.pipeline.grid import checks, selection
 from ipdiff.pipeline.stages import STAGES
 from ipdiff.pipeline.store import artifact
 from ipdiff.work import launch, locks
@@ -161,6 +161,27 @@ class Workflow:
                 subprocess.run(["ipdiff", "sync", "--record-only"], check=False)
 
         atexit.register(record)
+
+    def explain_at_exit(self, snakemake: Any) -> None:
+        """Say what else could have been meant by a target that no rule makes: Snakemake names it alone."""
+
+        def explain() -> None:
+            rules = {rule.name: rule for rule in snakemake.rules}
+            for target in snakemake.dag_settings.targets if snakemake.dag_settings is not None else ():
+                made = target in rules or any(rule.is_producer(target) for rule in rules.values())
+                if not (made or os.path.exists(target)):
+                    print(f"ipdiff: {_hint(self.grid, target)}", file=sys.stderr)
+
+        atexit.register(explain)
+
+
+def _hint(known: grid.Grid, target: str) -> str:
+    """A line about a target that no rule makes."""
+    try:
+        *_, last = selection.select(known, [target]).values()
+    except UserError as error:
+        return str(error)
+    return f"Snakemake is asked for studies and files, not for '{target}'; a file of it is {last.outputs[0]}"
 
 
 def _join() -> None:
