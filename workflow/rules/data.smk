@@ -5,6 +5,8 @@ rule prepare:
         **W.outputs("prepare"),
     log:
         W.log("prepare"),
+    conda:
+        "../envs/ipdiff.yaml"
     params:
         values=W.params("prepare"),
         code=W.code("prepare"),
@@ -19,6 +21,8 @@ rule classifier:
         **W.outputs("classifier"),
     log:
         W.log("classifier"),
+    conda:
+        "../envs/ipdiff.yaml"
     threads: W.threads("classifier")
     resources:
         gpu=W.gpus("classifier"),
@@ -36,6 +40,8 @@ rule reference:
         **W.outputs("reference"),
     log:
         W.log("reference"),
+    conda:
+        "../envs/ipdiff.yaml"
     threads: W.threads("reference")
     resources:
         gpu=W.gpus("reference"),
@@ -53,6 +59,8 @@ rule neighbours:
         **W.outputs("neighbours"),
     log:
         W.log("neighbours"),
+    conda:
+        "../envs/ipdiff.yaml"
     threads: W.threads("neighbours")
     resources:
         gpu=W.gpus("neighbours"),

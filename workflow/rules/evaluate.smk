@@ -5,6 +5,8 @@ rule evaluate:
         **W.outputs("evaluate"),
     log:
         W.log("evaluate"),
+    conda:
+        "../envs/ipdiff.yaml"
     threads: W.threads("evaluate")
     resources:
         gpu=W.gpus("evaluate"),
@@ -22,6 +24,8 @@ rule analyse:
         **W.outputs("analyse"),
     log:
         W.log("analyse"),
+    conda:
+        "../envs/ipdiff.yaml"
     threads: W.threads("analyse")
     resources:
         gpu=W.gpus("analyse"),
@@ -39,6 +43,8 @@ rule drift:
         **W.outputs("drift"),
     log:
         W.log("drift"),
+    conda:
+        "../envs/ipdiff.yaml"
     threads: W.threads("drift")
     resources:
         gpu=W.gpus("drift"),

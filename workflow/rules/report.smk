@@ -6,6 +6,8 @@ rule table:
     log:
         W.log("table"),
     localrule: True
+    conda:
+        "../envs/ipdiff.yaml"
     params:
         values=W.params("table"),
         code=W.code("table"),
@@ -21,6 +23,8 @@ rule figure:
     log:
         W.log("figure"),
     localrule: True
+    conda:
+        "../envs/ipdiff.yaml"
     params:
         values=W.params("figure"),
         code=W.code("figure"),
@@ -36,6 +40,8 @@ rule html:
     log:
         W.log("report"),
     localrule: True
+    conda:
+        "../envs/ipdiff.yaml"
     params:
         values=W.params("report"),
         code=W.code("report"),

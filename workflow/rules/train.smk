@@ -9,6 +9,8 @@ rule train:
         dataset=W.trained,
     # The longest chains first: a training that begins last leaves the other cores idle.
     priority: 1
+    conda:
+        "../envs/ipdiff.yaml"
     threads: W.threads("train")
     resources:
         gpu=W.gpus("train"),
@@ -28,6 +30,8 @@ rule resume:
         W.log("resume"),
     wildcard_constraints:
         dataset=W.trained,
+    conda:
+        "../envs/ipdiff.yaml"
     threads: W.threads("resume")
     resources:
         gpu=W.gpus("resume"),

@@ -6,7 +6,8 @@ import atexit
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ipdiff.device.spec import Compute
@@ -35,14 +36,16 @@ class Workflow:
     Only the studies that are asked for are read: what is wrong with another one stops nothing.
     """
 
-    def __init__(self, given: Mapping[str, Any], shipped: Callable[[], str]) -> None:
+    def __init__(self, snakemake: Any, given: Mapping[str, Any], shipped: Callable[[], str]) -> None:
         """Find the studies.
 
         Args:
+            snakemake: the Workflow of Snakemake.
             given: Snakemake's configuration: `--config`, `--configfile`, config/config.yaml, or a module's `config`.
             shipped: the path of the params.yaml that came with the Snakefile, which may have to be fetched.
         """
         self._benchmarked = _or_exit(lambda: settings.read(given, shipped))
+        _or_exit(lambda: _check_use(snakemake))
         self.grid = grid.load()
         self.studies: list[str] = _or_exit(lambda: self.grid.studies.names)
 
@@ -170,13 +173,30 @@ class Workflow:
             for target in snakemake.dag_settings.targets if snakemake.dag_settings is not None else ():
                 made = target in rules or any(rule.is_producer(target) for rule in rules.values())
                 if not (made or os.path.exists(target)):
-                    print(f"ipdiff: {_hint(self.grid, target)}", file=sys.stderr)
+                    print(f"ipdiff: {_hint(self.grid, rules, target)}", file=sys.stderr)
 
         atexit.register(explain)
 
 
-def _hint(known: grid.Grid, target: str) -> str:
+def _check_use(snakemake: Any) -> None:
+    """Refuse what would be ignored: paths with a prefix, and an environment without ipdiff."""
+    modifier, deployment = snakemake.modifier.path_modifier, snakemake.deployment_settings
+    if modifier.prefix is not None or modifier.modifies_prefixes:
+        raise UserError(
+            "as a module, ipdiff cannot be given `prefix:` or `replace_prefix:`: its commands know their paths; leave it "
+            "out, rules may have other names (`use rule * from ipdiff as ipdiff_*`)"
+        )
+    if deployment is not None and deployment.deployment_method and not Path("ipdiff/__init__.py").exists():
+        raise UserError(
+            "--software-deployment-method needs a checkout of the project, from which jobs take ipdiff itself; leave it "
+            "out, so that jobs run in the environment of Snakemake"
+        )
+
+
+def _hint(known: grid.Grid, rules: Iterable[str], target: str) -> str:
     """A line about a target that no rule makes."""
+    if target in known.studies.names:  # a module's rules may have other names
+        return f"the study '{target}' has another rule's name here: {', '.join(n for n in rules if n.endswith(target))}"
     try:
         *_, last = selection.select(known, [target]).values()
     except UserError as error:
