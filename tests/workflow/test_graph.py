@@ -63,7 +63,9 @@ def test_the_default_target_is_the_digits_study_from_either_snakefile() -> None:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         lines = (done.stdout + done.stderr).splitlines()
-        commands = {line.partition(" > ")[0].strip().removeprefix("Shell command: ").removeprefix("exec ") for line in lines}
+        commands = {
+            line.partition(" > ")[0].strip().removeprefix("Shell command: ").removeprefix("exec ") for line in lines
+        }
         assert wanted <= commands
 
 

@@ -16,7 +16,7 @@ from ipdiff.pipeline import config
 from ipdiff.work.files import write_whole
 
 KEYS = {
-    "params": "the params.yaml of the study in the root; it is written there, the digits study, where there is no study",
+    "params": "the params.yaml of the study in the root; written, as the digits study, where there is no study",
     "benchmark": "true: time and memory of each training, sampling and evaluation go to logs/, beside the job's log",
 }
 """The keys there are, and what they mean."""
@@ -65,6 +65,6 @@ def _see_to(params: Path, shipped: Callable[[], str]) -> None:
         print(f"ipdiff: {root} is a link to {params} now", file=sys.stderr)
     elif not root.samefile(params):
         raise UserError(
-            f"Snakemake's config params: {params} is not the project's {root}, which is here too; make it a study of its "
-            "own (studies/NAME/params.yaml, then `snakemake NAME`), or move one of the two away"
+            f"Snakemake's config params: {params} is not the project's {root}, which is here too; make it a study of "
+            "its own (studies/NAME/params.yaml, then `snakemake NAME`), or move one of the two away"
         )

@@ -183,13 +183,13 @@ def _check_use(snakemake: Any) -> None:
     modifier, deployment = snakemake.modifier.path_modifier, snakemake.deployment_settings
     if modifier.prefix is not None or modifier.modifies_prefixes:
         raise UserError(
-            "as a module, ipdiff cannot be given `prefix:` or `replace_prefix:`: its commands know their paths; leave it "
-            "out, rules may have other names (`use rule * from ipdiff as ipdiff_*`)"
+            "as a module, ipdiff cannot be given `prefix:` or `replace_prefix:`: its commands know their paths; leave "
+            "it out, rules may have other names (`use rule * from ipdiff as ipdiff_*`)"
         )
     if deployment is not None and deployment.deployment_method and not Path("ipdiff/__init__.py").exists():
         raise UserError(
-            "--software-deployment-method needs a checkout of the project, from which jobs take ipdiff itself; leave it "
-            "out, so that jobs run in the environment of Snakemake"
+            "--software-deployment-method needs a checkout of the project, from which jobs take ipdiff itself; leave "
+            "it out, so that jobs run in the environment of Snakemake"
         )
 
 

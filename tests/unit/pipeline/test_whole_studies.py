@@ -52,8 +52,8 @@ LABELS = ("ipdiff: studies/small/params.yaml datasets.{}.features: classifier ne
     [
         (
             without("title", "datasets.tiny.families.adm.quantise", "datasets.photos.checkpoints"),
-            "ipdiff: studies/small/params.yaml title, datasets.tiny.families.adm.quantise, datasets.photos.checkpoints: "
-            "missing keys",
+            "ipdiff: studies/small/params.yaml title, datasets.tiny.families.adm.quantise, "
+            "datasets.photos.checkpoints: missing keys",
         ),
         (
             without(*UNWRITTEN),
@@ -126,7 +126,8 @@ datasets:
         source: {reader: digits, image_size: 8, channels: 1}
         families:
             adm:
-                network: {model_channels: 8, channel_mult: [1, 2], num_res_blocks: 1, attention_resolutions: [], norm_groups: 4}
+                network: {model_channels: 8, channel_mult: [1, 2], num_res_blocks: 1, attention_resolutions: [],
+                          norm_groups: 4}
                 diffusion: {schedule: cosine, T: 20}
                 training: {batch_size: 16, micro_batch: 8, lr: 0.002}
                 clip_denoised: true
@@ -139,10 +140,16 @@ datasets:
         final_step: {default: 4}  # the last line of it
 
     # What stands between stays.
-    other: {source: {reader: digits, image_size: 8, channels: 1}, families: {adm: {network: {model_channels: 8, channel_mult: [1, 2], num_res_blocks: 1, attention_resolutions: [], norm_groups: 4}, diffusion: {schedule: cosine, T: 20}, training: {batch_size: 16, lr: 0.002}, clip_denoised: true, quantise: truncate}}, sampling: {num_samples: 8, batch_size: 4}, checkpoints: [4], final_step: {default: 4}}
+    other: {source: {reader: digits, image_size: 8, channels: 1}, families: {adm: {
+                network: {model_channels: 8, channel_mult: [1, 2], num_res_blocks: 1, attention_resolutions: [],
+                          norm_groups: 4},
+                diffusion: {schedule: cosine, T: 20}, training: {batch_size: 16, lr: 0.002}, clip_denoised: true,
+                quantise: truncate}}, sampling: {num_samples: 8, batch_size: 4}, checkpoints: [4],
+            final_step: {default: 4}}
 models: {adm: {family: adm}}
 tables:
-    t: {title: T, datasets: [tiny, other], models: [adm], samplers: [ancestral-5], metrics: [fid], rows: [dataset], columns: [metric]}"""
+    t: {title: T, datasets: [tiny, other], models: [adm], samplers: [ancestral-5], metrics: [fid], rows: [dataset],
+        columns: [metric]}"""
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\nnote: |\n  Some words\n  at the end.\n"])
