@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,9 +45,10 @@ class Workflow:
             given: Snakemake's configuration: `--config`, `--configfile`, config/config.yaml, or a module's `config`.
             shipped: the path of the params.yaml that came with the Snakefile, which may have to be fetched.
         """
-        self._benchmarked = _or_exit(lambda: settings.read(given, shipped))
         _or_exit(lambda: _check_use(snakemake))
+        self._benchmarked = _or_exit(lambda: settings.read(given, shipped))
         self.grid = grid.load()
+        self._cell = cache(self._named)
         self.studies: list[str] = _or_exit(lambda: self.grid.studies.names)
 
     @property
@@ -113,12 +115,16 @@ class Workflow:
     def _asked(self, verb: str, ask: Callable[[grid.Cell], _T]) -> Callable[[Any], _T]:
         """A function of Snakemake's wildcards: what is asked of the cell that they name."""
 
-        def cell(wildcards: Any) -> grid.Cell:
-            found = self.grid.cell(verb, **{name: getattr(wildcards, name) for name in STAGES[verb].wildcards})
-            checks.require_labels(self.grid, found)
-            return found
+        def answer(wildcards: Any) -> _T:
+            return ask(self._cell(verb, *(str(getattr(wildcards, name)) for name in STAGES[verb].wildcards)))
 
-        return lambda wildcards: _or_exit(lambda: ask(cell(wildcards)))
+        return lambda wildcards: _or_exit(lambda: answer(wildcards))
+
+    def _named(self, verb: str, *names: str) -> grid.Cell:
+        """The cell of these wildcards; Snakemake asks for it once for each of its functions."""
+        found = self.grid.cell(verb, **dict(zip(STAGES[verb].wildcards, names, strict=True)))
+        checks.require_labels(self.grid, found)
+        return found
 
     def code(self, verb: str) -> Callable[[Any], str]:
         """Snakemake's params function of a verb: the digest of a cell's code, whose change makes the cell stale."""
