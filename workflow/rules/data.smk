@@ -7,6 +7,8 @@ rule prepare:
         W.log("prepare"),
     conda:
         "../envs/ipdiff.yaml"
+    resources:
+        attempt=W.attempt,
     params:
         values=W.params("prepare"),
         code=W.code("prepare"),
@@ -25,6 +27,7 @@ rule classifier:
         "../envs/ipdiff.yaml"
     threads: W.threads("classifier")
     resources:
+        attempt=W.attempt,
         gpu=W.gpus("classifier"),
     params:
         values=W.params("classifier"),
@@ -44,6 +47,7 @@ rule reference:
         "../envs/ipdiff.yaml"
     threads: W.threads("reference")
     resources:
+        attempt=W.attempt,
         gpu=W.gpus("reference"),
     params:
         values=W.params("reference"),
@@ -63,6 +67,7 @@ rule neighbours:
         "../envs/ipdiff.yaml"
     threads: W.threads("neighbours")
     resources:
+        attempt=W.attempt,
         gpu=W.gpus("neighbours"),
     params:
         values=W.params("neighbours"),

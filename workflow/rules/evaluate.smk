@@ -9,6 +9,7 @@ rule evaluate:
         "../envs/ipdiff.yaml"
     threads: W.threads("evaluate")
     resources:
+        attempt=W.attempt,
         gpu=W.gpus("evaluate"),
     params:
         values=W.params("evaluate"),
@@ -28,6 +29,8 @@ rule analyse:
         "../envs/ipdiff.yaml"
     threads: W.threads("analyse")
     resources:
+        attempt=W.attempt,
+        mem_mb=W.memory("analyse"),
         gpu=W.gpus("analyse"),
     params:
         values=W.params("analyse"),
@@ -47,6 +50,8 @@ rule drift:
         "../envs/ipdiff.yaml"
     threads: W.threads("drift")
     resources:
+        attempt=W.attempt,
+        mem_mb=W.memory("drift"),
         gpu=W.gpus("drift"),
     params:
         values=W.params("drift"),

@@ -8,11 +8,32 @@ rule table:
     localrule: True
     conda:
         "../envs/ipdiff.yaml"
+    resources:
+        attempt=W.attempt,
     params:
         values=W.params("table"),
         code=W.code("table"),
     shell:
         W.command("table")
+
+
+rule summary:
+    input:
+        W.inputs("summary"),
+    output:
+        **W.outputs("summary"),
+    log:
+        W.log("summary"),
+    localrule: True
+    conda:
+        "../envs/ipdiff.yaml"
+    resources:
+        attempt=W.attempt,
+    params:
+        values=W.params("summary"),
+        code=W.code("summary"),
+    shell:
+        W.command("summary")
 
 
 rule figure:
@@ -25,6 +46,8 @@ rule figure:
     localrule: True
     conda:
         "../envs/ipdiff.yaml"
+    resources:
+        attempt=W.attempt,
     params:
         values=W.params("figure"),
         code=W.code("figure"),
@@ -42,6 +65,8 @@ rule html:
     localrule: True
     conda:
         "../envs/ipdiff.yaml"
+    resources:
+        attempt=W.attempt,
     params:
         values=W.params("report"),
         code=W.code("report"),

@@ -9,6 +9,8 @@ rule sample:
         "../envs/ipdiff.yaml"
     threads: W.threads("sample")
     resources:
+        attempt=W.attempt,
+        mem_mb=W.memory("sample"),
         gpu=W.gpus("sample"),
     params:
         values=W.params("sample"),

@@ -13,6 +13,8 @@ rule train:
         "../envs/ipdiff.yaml"
     threads: W.threads("train")
     resources:
+        attempt=W.attempt,
+        mem_mb=W.memory("train"),
         gpu=W.gpus("train"),
     params:
         values=W.params("train"),
@@ -34,6 +36,8 @@ rule resume:
         "../envs/ipdiff.yaml"
     threads: W.threads("resume")
     resources:
+        attempt=W.attempt,
+        mem_mb=W.memory("resume"),
         gpu=W.gpus("resume"),
     params:
         values=W.params("resume"),

@@ -57,19 +57,19 @@ class Params(StudyParams):
         return known[name]
 
     def values(self, keys: Iterable[str]) -> dict[str, Any]:
-        """The values of dotted keys, as they are written.
+        """The values of dotted keys, as they are written, as far as they decide bytes.
 
         Raises:
             UserError: the file does not write out some of them; all are named.
         """
-        found = {key: value_at(self.raw, key) for key in keys}
-        if missing := self.unwritten(found):
+        keys = list(keys)
+        if missing := self.unwritten(keys):
             these, them = ("this key", "it") if len(missing) == 1 else ("these keys", "them")
             raise UserError(
                 f"{self.path} {', '.join(missing)}: write {these} out, even where the default is wanted; both engines "
                 f"compare {them} (`ipdiff grid --fill --study {self.study}` writes the defaults)"
             )
-        return found
+        return {key: _deciding(value_at(self.raw, key)) for key in keys}
 
     def unwritten(self, keys: Iterable[str]) -> list[str]:
         """Those of these dotted keys that the file does not write out; none that lies within another of them."""
@@ -99,7 +99,7 @@ class Params(StudyParams):
             family=self.model(model).family,
             network=family.network,
             diffusion=family.diffusion,
-            training=family.training,
+            training=family.training.deciding,
             objective=self.model(model).objective(self.dataset(dataset).strengths),
             compute=self.dataset(dataset).compute,
             image_size=source.image_size,
@@ -116,6 +116,13 @@ def value_at(raw: Mapping[str, Any], key: str) -> Any:
             value = value[part]
         except (KeyError, TypeError):
             return UNWRITTEN
+    return value
+
+
+def _deciding(value: Any) -> Any:
+    """A value without a micro-batch that decides nothing; see `Training.deciding`."""
+    if isinstance(value, dict) and value.get("reduction") == "fast":
+        return {key: held for key, held in value.items() if key != "micro_batch"}
     return value
 
 

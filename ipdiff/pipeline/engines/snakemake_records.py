@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ipdiff.pipeline import grid
+from ipdiff.pipeline.engines import failures
 from ipdiff.pipeline.grid import Cell
 from ipdiff.pipeline.grid.freshness import Freshness, State
 from ipdiff.pipeline.stages import STAGES
@@ -49,7 +50,8 @@ def shell_command(verb: str) -> str:
 
     The job's process is ipdiff itself: a shell in between would die of the signal by which a scheduler warns it.
     """
-    return re.sub(r"\{(\w+)\}", r"{wildcards.\1}", f"exec {STAGES[verb].command}") + " > {log} 2>&1"
+    command = re.sub(r"\{(\w+)\}", r"{wildcards.\1}", STAGES[verb].command)
+    return f"exec env {failures.ATTEMPT}={{resources.attempt}} {command} > {{log}} 2>&1"
 
 
 def benchmark_of(verb: str) -> str:
