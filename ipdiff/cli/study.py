@@ -59,7 +59,7 @@ def _new(args: argparse.Namespace) -> None:
 @verb(
     "doctor",
     "say what this machine has and lacks, in plain words",
-    arg("--study", "what this study needs counts as lacking (default: the digits study)"),
+    arg("--study", "look at this study alone (default: at all; what the digits study needs counts as lacking)"),
     flag("--gpu", "instead: try own kernels and captured programs on this GPU, against torch's own operations"),
     flag("--json", "print JSON, for a bug report"),
 )
@@ -77,23 +77,34 @@ def _doctor(args: argparse.Namespace) -> int:
     arg("--study", "the study whose cells to list (default: the digits study)"),
     flag("--stale", "list only cells to be made again: missing, changed, or below a changed one"),
     flag("--write", "write the dvc.yaml files, config/README.md and the schema"),
-    flag("--check", "exit 2 if one of those files is stale"),
+    flag("--check", "exit 2 if one of those files is stale, or a study cannot be made"),
+    flag("--fill", "first write the defaults of missing keys that both engines compare into the study's params.yaml"),
 )
 def _grid(args: argparse.Namespace) -> int | None:
     from ipdiff.pipeline import config, grid
-    from ipdiff.pipeline.commands.study import generated_files
+    from ipdiff.pipeline.commands.study import fill, generated_files
     from ipdiff.pipeline.engines import dvc_files
+    from ipdiff.pipeline.grid import checks
     from ipdiff.pipeline.grid.freshness import Freshness
 
+    if args.fill:
+        path, keys = fill.fill(args.study or config.DEFAULT)
+        print(f"{path}: " + (f"wrote {', '.join(keys)}" if keys else "nothing is missing"))
+        if not (args.write or args.check):
+            return None
     known = grid.load()
     if args.write:
         for path in generated_files.write(known):
             print(f"wrote {path}" if path.exists() else f"removed {path}: there is no such study")
-    broken = known.studies.broken().values() if args.write or args.check else ()
-    for line in broken:
-        say(line)
-    if broken:
-        return 2
+    if args.write or args.check:
+        broken = checks.broken(known)
+        for line in broken.values():
+            say(line)
+        for study in known.studies.names if args.write else []:
+            for line in checks.notes(known, study) if study not in broken else []:
+                say(f"note: {line}")
+        if broken:
+            return 2
     if args.check and (stale := generated_files.stale(known)):
         raise UserError(f"{', '.join(map(str, stale))}: not what params.yaml asks for; run `ipdiff grid --write`")
     if args.stale or args.study or not (args.write or args.check):

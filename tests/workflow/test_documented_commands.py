@@ -91,6 +91,7 @@ RULES = [
     Rule("python -m benchmarks", None, "minutes"),
     Rule("snakemake --profile", None, "it needs a cluster; test_profiles.py has a stand-in for one"),
     Rule("snakemake tables/paper/", None, "days on a GPU", dry=True),
+    Rule("snakemake --report", "digits"),
     Rule("snakemake", "digits", dry=True),
     Rule("dvc repro studies/mini/dvc.yaml", "mini"),
     Rule("dvc repro", "digits"),

@@ -5,6 +5,8 @@ rule prepare:
         **W.outputs("prepare"),
     log:
         W.log("prepare"),
+    conda:
+        "../envs/ipdiff.yaml"
     resources:
         attempt=W.attempt,
     params:
@@ -21,6 +23,8 @@ rule classifier:
         **W.outputs("classifier"),
     log:
         W.log("classifier"),
+    conda:
+        "../envs/ipdiff.yaml"
     threads: W.threads("classifier")
     resources:
         attempt=W.attempt,
@@ -39,6 +43,8 @@ rule reference:
         **W.outputs("reference"),
     log:
         W.log("reference"),
+    conda:
+        "../envs/ipdiff.yaml"
     threads: W.threads("reference")
     resources:
         attempt=W.attempt,
@@ -57,6 +63,8 @@ rule neighbours:
         **W.outputs("neighbours"),
     log:
         W.log("neighbours"),
+    conda:
+        "../envs/ipdiff.yaml"
     threads: W.threads("neighbours")
     resources:
         attempt=W.attempt,
@@ -75,6 +83,8 @@ rule halves:
         **W.outputs("halves"),
     log:
         W.log("halves"),
+    conda:
+        "../envs/ipdiff.yaml"
     threads: W.threads("halves")
     resources:
         attempt=W.attempt,

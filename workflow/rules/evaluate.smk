@@ -5,6 +5,8 @@ rule evaluate:
         **W.outputs("evaluate"),
     log:
         W.log("evaluate"),
+    conda:
+        "../envs/ipdiff.yaml"
     threads: W.threads("evaluate")
     resources:
         attempt=W.attempt,
@@ -23,6 +25,8 @@ rule analyse:
         **W.outputs("analyse"),
     log:
         W.log("analyse"),
+    conda:
+        "../envs/ipdiff.yaml"
     threads: W.threads("analyse")
     resources:
         attempt=W.attempt,
@@ -42,6 +46,8 @@ rule drift:
         **W.outputs("drift"),
     log:
         W.log("drift"),
+    conda:
+        "../envs/ipdiff.yaml"
     threads: W.threads("drift")
     resources:
         attempt=W.attempt,

@@ -2,10 +2,12 @@ rule table:
     input:
         W.inputs("table"),
     output:
-        **W.outputs("table"),
+        **W.outputs("table", "../report/table.rst"),
     log:
         W.log("table"),
     localrule: True
+    conda:
+        "../envs/ipdiff.yaml"
     resources:
         attempt=W.attempt,
     params:
@@ -23,6 +25,8 @@ rule summary:
     log:
         W.log("summary"),
     localrule: True
+    conda:
+        "../envs/ipdiff.yaml"
     resources:
         attempt=W.attempt,
     params:
@@ -36,10 +40,12 @@ rule figure:
     input:
         W.inputs("figure"),
     output:
-        **W.outputs("figure"),
+        **W.outputs("figure", "../report/figure.rst"),
     log:
         W.log("figure"),
     localrule: True
+    conda:
+        "../envs/ipdiff.yaml"
     resources:
         attempt=W.attempt,
     params:
@@ -53,10 +59,12 @@ rule html:
     input:
         W.inputs("report"),
     output:
-        **W.outputs("report"),
+        **W.outputs("report", "../report/page.rst"),
     log:
         W.log("report"),
     localrule: True
+    conda:
+        "../envs/ipdiff.yaml"
     resources:
         attempt=W.attempt,
     params:

@@ -5,6 +5,8 @@ rule sample:
         **W.outputs("sample"),
     log:
         W.log("sample"),
+    conda:
+        "../envs/ipdiff.yaml"
     threads: W.threads("sample")
     resources:
         attempt=W.attempt,

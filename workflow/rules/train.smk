@@ -9,6 +9,8 @@ rule train:
         dataset=W.trained,
     # The longest chains first: a training that begins last leaves the other cores idle.
     priority: 1
+    conda:
+        "../envs/ipdiff.yaml"
     threads: W.threads("train")
     resources:
         attempt=W.attempt,
@@ -30,6 +32,8 @@ rule resume:
         W.log("resume"),
     wildcard_constraints:
         dataset=W.trained,
+    conda:
+        "../envs/ipdiff.yaml"
     threads: W.threads("resume")
     resources:
         attempt=W.attempt,

@@ -17,6 +17,8 @@ from ipdiff.sample_sets.spec import Sampler, kept
 from ipdiff.spec import Ramp, RunSpec
 
 _V = TypeVar("_V")
+UNWRITTEN = object()
+"""Stands for the value of a key that a file does not write out: None is a value."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,17 +60,21 @@ class Params(StudyParams):
         """The values of dotted keys, as they are written, as far as they decide bytes.
 
         Raises:
-            UserError: the file does not write one out.
+            UserError: the file does not write out some of them; all are named.
         """
-        found: dict[str, Any] = {}
-        for key in keys:
-            try:
-                found[key] = _deciding(value_at(self.raw, key))
-            except (KeyError, TypeError):
-                raise UserError(
-                    f"{self.path} {key}: write this key out, even where the default is wanted; both engines compare it"
-                ) from None
-        return found
+        keys = list(keys)
+        if missing := self.unwritten(keys):
+            these, them = ("this key", "it") if len(missing) == 1 else ("these keys", "them")
+            raise UserError(
+                f"{self.path} {', '.join(missing)}: write {these} out, even where the default is wanted; both engines "
+                f"compare {them} (`ipdiff grid --fill --study {self.study}` writes the defaults)"
+            )
+        return {key: _deciding(value_at(self.raw, key)) for key in keys}
+
+    def unwritten(self, keys: Iterable[str]) -> list[str]:
+        """Those of these dotted keys that the file does not write out; none that lies within another of them."""
+        missing = [key for key in dict.fromkeys(keys) if value_at(self.raw, key) is UNWRITTEN]
+        return [key for key in missing if not any(key.startswith(f"{other}.") for other in missing)]
 
     def archives(self, source: Source) -> list[Archive]:
         """The published files a data set is read from; none if it has `raw` or is embedded."""
@@ -103,10 +109,13 @@ class Params(StudyParams):
 
 
 def value_at(raw: Mapping[str, Any], key: str) -> Any:
-    """The value of a dotted key of a params.yaml, as DVC looks it up."""
+    """The value of a dotted key of a params.yaml, as DVC looks it up; `UNWRITTEN` where the file does not have it."""
     value: Any = raw
     for part in key.split("."):
-        value = value[part]
+        try:
+            value = value[part]
+        except (KeyError, TypeError):
+            return UNWRITTEN
     return value
 
 

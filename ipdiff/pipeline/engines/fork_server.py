@@ -144,7 +144,12 @@ def _launch(path: str) -> subprocess.Popen[bytes]:
 
 
 def start() -> None:
-    """A server until this process ends: torch is imported once for all stages that it starts on its own machine."""
+    """A server until this process ends: torch is imported once for all stages that it starts on its own machine.
+
+    None where IPDIFF_WARM is there and empty: each stage is a process of its own then.
+    """
+    if os.environ.get(VARIABLE) == "":
+        return
     stack = ExitStack()
     stack.enter_context(server())
     atexit.register(stack.close)

@@ -93,8 +93,15 @@ class Grid:
         return self.studies.of(cell.bindings)
 
     def param_values(self, cell: Cell) -> dict[str, Any]:
-        """The cell's parameters as they are written: what both engines compare."""
-        return self.of(cell).values(cell.params)
+        """The cell's parameters as they are written: what both engines compare.
+
+        Raises:
+            UserError: the file does not write out some key; all are named that its study needs.
+        """
+        params = self.of(cell)
+        if params.unwritten(cell.params):
+            params.values(key for one in (cell, *self.study(params.study)) for key in one.params)
+        return params.values(cell.params)
 
     def cell(self, verb: str, **wildcards: str) -> Cell:
         """The cell of a verb.

@@ -145,7 +145,7 @@ def test_a_network_that_a_data_set_names(project, tmp_path):
 def test_a_broken_params_file_is_a_finding_not_an_end(project, tmp_path):
     (tmp_path / config.path_of("other")).write_text("datasets: {\n")
     assert [finding.mark for finding in about("studies")] == [FINE, NOTE]
-    assert [finding.mark for finding in about("studies", "other")] == [FINE, WRONG]
+    assert [finding.mark for finding in about("studies", "other")] == [WRONG]
     assert cli.main(["doctor"]) == 0
     (tmp_path / config.path_of("small")).write_text("datasets: {\n")
     assert [finding.mark for finding in about("studies")] == [WRONG, NOTE, WRONG][1:]
@@ -209,6 +209,7 @@ def test_a_network_of_several_data_sets_is_read_once(project, tmp_path, monkeypa
     monkeypatch.setenv("IPDIFF_INCEPTION", str(write_inception(tmp_path / "net.pt")))
     for name in ("tiny", "photos"):
         put(project, f"datasets.{name}.features", "inception")
+        put(project, f"datasets.{name}.inception", {"sha256": INCEPTION_SHA256})
     write(tmp_path, project)
     (wrong,) = [finding for finding in doctor.examine() if "sha256" in finding.text]
     assert (wrong.mark, wrong.about) == (WRONG, "2 data sets")

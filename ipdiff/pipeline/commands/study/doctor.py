@@ -27,8 +27,9 @@ from ipdiff.device.spec import Compute, Precision
 from ipdiff.errors import UserError
 from ipdiff.metrics.features import inception_file
 from ipdiff.metrics.spec import FEATURES, Inception, TorchScript
-from ipdiff.pipeline import config, selfcheck
+from ipdiff.pipeline import config, grid, selfcheck
 from ipdiff.pipeline.engines import dvc_files
+from ipdiff.pipeline.grid import checks
 from ipdiff.pipeline.store import receipts
 
 FINE, NOTE, WRONG = "ok", "note", "lacks"
@@ -60,25 +61,31 @@ def examine(study: str | None = None) -> list[Finding]:
     """Look at everything; a check that fails is a finding, not an end.
 
     Args:
-        study: what its data sets need and is not here counts as lacking; the default study's if None. For other
-            data sets it is only said.
+        study: look at this study alone. If None, at all of them: what the default study needs and is not here counts
+            as lacking, of the others it is only said.
 
     Raises:
         UserError: there is no such study.
     """
     findings = [*_itself(), *_torch(), *_cpu(), *_packages(), *_git_state(), *_disk()]
-    study, studies = study or config.DEFAULT, config.Studies()
+    known = grid.load()
+    studies, alone = known.studies, study is not None
+    study = study or config.DEFAULT
     try:
-        broken = studies.broken()
+        names = studies.names
     except UserError as error:
         return [*findings, Finding(WRONG, "studies", str(error))]
-    if study not in studies.names:
+    if study not in names:
         studies.load(study)  # says so
-    read = [studies.load(name) for name in studies.names if name not in broken]
+    names = [study] if alone else names
+    looked_at = names if alone else None
+    unread, broken = studies.broken(looked_at), checks.broken(known, looked_at)
+    read = [studies.load(name) for name in names if name not in unread]
     text = f"{', '.join(params.study for params in read)}: {sum(len(params.datasets) for params in read)} data sets"
     findings += [Finding(FINE, "studies", text)] if read else []
     findings += [Finding(WRONG if name == study else NOTE, "studies", line) for name, line in broken.items()]
-    findings += _store(studies)
+    findings += [Finding(NOTE, "studies", line) for params in read for line in checks.notes(known, params.study)]
+    findings += _store(names)
     network, found = cache(_network), list[Finding]()  # a file of several data sets is read once
     for params in read:
         for name, dataset in params.datasets.items():
@@ -195,12 +202,12 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _store(studies: config.Studies) -> Iterator[Finding]:
+def _store(studies: Iterable[str]) -> Iterator[Finding]:
     if not Path(".dvc").is_dir():
         yield Finding(WRONG, "store", "no .dvc here: run this in the project's root, or dvc init")
         return
     try:
-        recorded = dvc_files.recorded(studies.names)
+        recorded = dvc_files.recorded(studies)
     except UserError as error:
         yield Finding(WRONG, "store", str(error))
         return

@@ -16,7 +16,7 @@ from typing import Any
 from ipdiff.errors import UserError
 from ipdiff.metrics.spec import FEATURES, NEAREST
 from ipdiff.pipeline import grid
-from ipdiff.pipeline.grid import Cell, selection
+from ipdiff.pipeline.grid import Cell, checks, selection
 from ipdiff.pipeline.grid.freshness import Freshness, State
 from ipdiff.pipeline.stages import IMPORT, STAGES
 from ipdiff.sample_sets.spec import Sampler, nfe
@@ -339,8 +339,9 @@ def _size(size: int) -> str:
 
 
 def run(names: Sequence[str], speed: Speed | None) -> tuple[Plan, dict[str, Any]]:
-    """The plan of these targets, and as plain data."""
+    """The plan of these targets, and as plain data; UserError where a target is nothing or cannot be made."""
     fresh = Freshness(grid.load())
+    names = checks.targets(fresh.grid, names)
     if speed is not None:
         fresh.grid.studies.owner(speed.dataset)
     plan = Planner(fresh, speed).plan(names)
