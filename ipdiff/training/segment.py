@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from ipdiff.training.device_feeder import DeviceFeeder, feeds
 from ipdiff.training.distributed import ALONE, Processes, joined
 from ipdiff.training.host_feeder import HostFeeder, mean_of
 from ipdiff.training.run import Diverged, Feeder, Run
-from ipdiff.work import signals
+from ipdiff.work import progress, signals
 from ipdiff.work.spec import Work
 from ipdiff.work.train_states import States, state_digest, tensors_of
 
@@ -41,7 +41,6 @@ class Setup:
         start: safetensors of an equal network, the weights to begin with; None: they are drawn by the run's seed.
         rank: this process among those that train together.
         count: their number.
-        progress: called with the step reached.
     """
 
     spec: RunSpec
@@ -51,7 +50,6 @@ class Setup:
     start: Path | None = None
     rank: int = 0
     count: int = 1
-    progress: Callable[[int], None] = lambda step: None
 
 
 def run(setup: Setup, out: Path, step: int, previous: tuple[int, str] | None = None) -> dict[str, Any]:
@@ -105,6 +103,7 @@ def train_to(setup: Setup, step: int, previous: tuple[int, str] | None = None) -
         trained = Run(spec, load_images(setup.images), start)
         if data is not None:
             trained.load(tensors_of(data))
+        progress.begin("updates", step, trained.step)
         saved = time.monotonic()
         with closing(feeder_for(trained, processes)) as feeder, _explained(trained, previous, states):
             while feeder.step < step:
@@ -115,7 +114,6 @@ def train_to(setup: Setup, step: int, previous: tuple[int, str] | None = None) -
                 except Preempted:
                     if not alone:
                         raise  # another process has died
-                setup.progress(feeder.step)
                 stopping = processes.any(stop.came)
                 due = feeder.step % work.save_every == 0 or time.monotonic() - saved >= work.save_seconds
                 if first and (stopping or (due and feeder.step < step)):
