@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,8 +110,7 @@ class Job:
             there = RunSpec.from_json(recipes.read(self.start.with_name(RECIPE))["run"])
             if wrong := spec.unlike(there):
                 raise UserError(f"{self.start} is of another network than params.yaml has now: {wrong}; make it again")
-        progress, images = progress_bar(int(self.names["step"]), "updates"), self.path("images.npy")
-        return Setup(spec, images, self.states(spec), self.params.work, self.start, *launch.place(), progress)
+        return Setup(spec, self.path("images.npy"), self.states(spec), self.params.work, self.start, *launch.place())
 
     def run_spec(self) -> RunSpec:
         """The training run of the cell's names."""
@@ -172,15 +170,3 @@ class Job:
 
 def _digest(*deciding: Any) -> str:
     return md5(json.dumps(deciding, sort_keys=True).encode())
-
-
-def progress_bar(total: int, unit: str) -> Callable[[int], None]:
-    """A progress bar on stderr, silent when that is no terminal."""
-    from tqdm import tqdm
-
-    bar = tqdm(total=total, unit=f" {unit}", smoothing=0.1, disable=None)
-
-    def show(done: int) -> None:
-        bar.update(done - bar.n)
-
-    return show

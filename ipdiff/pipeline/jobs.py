@@ -9,10 +9,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ipdiff.errors import UserError
+from ipdiff.errors import Preempted, UserError
 from ipdiff.pipeline import config
 from ipdiff.pipeline.grid import Cell
-from ipdiff.pipeline.job import Job, progress_bar
+from ipdiff.pipeline.job import Job
+from ipdiff.pipeline.progress import reporter, status
+from ipdiff.pipeline.progress.status import Status
 from ipdiff.pipeline.stages import IMPORT, STAGES
 from ipdiff.pipeline.store import artifact
 from ipdiff.pipeline.store.artifact import Publication
@@ -36,7 +38,7 @@ def _prepare(job: Job, made: Publication) -> None:
 
     source = job.dataset.source
     raw = [Path(source.raw)] if source.raw else [obtain(archive) for archive in job.params.archives(source)]
-    notes = prepare.run(source, made.staging, raw, progress=progress_bar(source.expected_images or 0, "images"))
+    notes = prepare.run(source, made.staging, raw)
     if notes:
         made.extra = {"read": notes}
         print(f"ipdiff: {raw[0]}: {prepare.summary(notes)}", file=sys.stderr, flush=True)
@@ -127,8 +129,7 @@ def _sample(job: Job, made: Publication) -> None:
     from ipdiff.sample_sets import sample
 
     draw, sampling = _image_sampler(job), job.dataset.sampling
-    progress = progress_bar(sampling.count(draw.sampler), "images")
-    made.extra = sample.run(draw, sampling, made.staging, job.shared(made), progress)
+    made.extra = sample.run(draw, sampling, made.staging, job.shared(made))
 
 
 def draw_one(cell: Cell, index: int, path: Path) -> None:
@@ -177,23 +178,20 @@ def _evaluate(job: Job, made: Publication) -> None:
 def _drift(job: Job, made: Publication) -> None:
     from ipdiff.sample_sets import drift
 
-    progress = progress_bar(job.analysis.images, "images")
-    drift.run(_image_sampler(job), job.path("images.npy"), job.analysis, made.staging, progress)
+    drift.run(_image_sampler(job), job.path("images.npy"), job.analysis, made.staging)
 
 
 def _analyse(job: Job, made: Publication) -> None:
     from ipdiff.sample_sets import prediction_error
 
-    settings, spec = job.analysis, job.checkpoint_spec()
     prediction_error.run(
-        spec,
+        job.checkpoint_spec(),
         job.path("ema.safetensors"),
         job.path("images.npy"),
-        settings,
+        job.analysis,
         job.about,
         made.staging,
         compute=job.dataset.compute,
-        progress=progress_bar(len(prediction_error.timesteps(settings, spec.diffusion.T)), "timesteps"),
     )
 
 
@@ -252,19 +250,21 @@ def make(cell: Cell) -> None:
     """
     directory = Path(cell.directory)
     rank, count = launch.place()
-    job = _job(cell)
     if rank:
-        _help(job)
+        _help(_job(cell))
         return
-    held = launch.started_here()  # by whoever started this process
-    with nullcontext() if held else locked(artifact.lock_of(directory), _say_waiting(cell)) as lock:
-        if lock is not None and lock.waited:
-            job = _job(cell)  # its inputs may be others by now
-            if count == 1 and artifact.is_published(directory, job.begun()):
-                return
-        with artifact.publishing(directory, cell.stage.files, job.begun()) as made:
-            RUN[cell.stage.verb](job, made)
-        made.afterwards()
+    with reporter.job(cell.directory, count) as report:
+        job = _job(cell)
+        held = launch.started_here()  # by whoever started this process
+        with nullcontext() if held else locked(artifact.lock_of(directory), _say_waiting(cell)) as lock:
+            if lock is not None and lock.waited:
+                job = _job(cell)  # its inputs may be others by now
+                if count == 1 and artifact.is_published(directory, job.begun()):
+                    return
+            report.keep_status(Status(cell.directory, processes=count))
+            with artifact.publishing(directory, cell.stage.files, job.begun()) as made:
+                RUN[cell.stage.verb](job, made)
+            made.afterwards()
 
 
 def _job(cell: Cell) -> Job:
@@ -287,7 +287,14 @@ def _help(job: Job) -> None:
 def make_with(count: int, cell: Cell, argv: Sequence[str]) -> int:
     """Make one cell with `count` processes that run `ipdiff argv`; returns the exit code."""
     with locked(artifact.lock_of(Path(cell.directory)), _say_waiting(cell)) as lock:
-        return launch.run(argv, count, keep=[lock.handle])
+        try:
+            code = launch.run(argv, count, keep=[lock.handle])
+        except Preempted as error:
+            status.ended(cell.directory, "stopped", str(error))
+            raise
+    if code:
+        status.ended(cell.directory, "stopped" if code == launch.PREEMPTED else "failed", f"exit code {code}")
+    return code
 
 
 def _say_waiting(cell: Cell) -> Callable[[str], None]:

@@ -57,15 +57,13 @@ class Pace:
 
     def __str__(self) -> str:
         """`1200/4000 updates, loss 0.0512, 118/s, 24 s left`."""
-        counted = amount(self.done, self.unit) if self.total is None else ""
-        return ", ".join(
-            [
-                counted or f"{amount(self.done, self.unit, bare=True)}/{amount(self.total or 0, self.unit)}",
-                *self._loss(),
-                *([] if self.rate is None else [f"{speed(self.rate, self.unit)}"]),
-                *([] if self.left is None else [f"{duration(self.left)} left"]),
-            ]
-        )
+        counted = amount(self.done, self.unit, bare=self.total is not None)
+        parts = [counted if self.total is None else f"{counted}/{amount(self.total, self.unit)}", *self._loss()]
+        if self.rate is not None:
+            parts.append(speed(self.rate, self.unit))
+        if self.left is not None:
+            parts.append(f"{duration(self.left)} left")
+        return ", ".join(parts)
 
     def totals(self, now: float) -> str:
         """`4000 updates in 34 s, 118/s, loss 0.0487`, of this process alone."""
@@ -88,7 +86,7 @@ def amount(count: int, unit: str, *, bare: bool = False) -> str:
 
 def speed(rate: float, unit: str) -> str:
     """`118/s`, `0.25/s`, `3.1 MB/s`."""
-    return f"{amount(round(rate), unit)}/s" if unit == "bytes" else f"{rate:.3g}/s"
+    return f"{amount(round(rate), unit)}/s" if unit == "bytes" else f"{rate:.0f}/s" if rate >= 100 else f"{rate:.3g}/s"
 
 
 def duration(seconds: float) -> str:
