@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipdiff.errors import Preempted, UserError
+from ipdiff.metrics.spec import METRICS
 from ipdiff.pipeline import config
 from ipdiff.pipeline.grid import Cell
 from ipdiff.pipeline.job import Job
-from ipdiff.pipeline.progress import reporter, status
+from ipdiff.pipeline.progress import reporter, sinks, status
+from ipdiff.pipeline.progress.curve import Curve
 from ipdiff.pipeline.progress.status import Status
-from ipdiff.pipeline.stages import IMPORT, STAGES
+from ipdiff.pipeline.stages import CURVE, IMPORT, MEASURED, STAGES
 from ipdiff.pipeline.store import artifact
 from ipdiff.pipeline.store.artifact import Publication
 from ipdiff.sample_sets.spec import Sampler
 from ipdiff.spec import RunSpec
-from ipdiff.work import launch
+from ipdiff.work import launch, progress
 from ipdiff.work.locks import locked
 from ipdiff.work.recipes import RECIPE
 from ipdiff.work.shards import Shards, unit_of
@@ -94,7 +97,9 @@ def _train(job: Job, made: Publication) -> None:
         if previous:
             published = STAGES["resume"].outputs[0].format(**{**job.names, "step": previous[0]})  # if made or pulled
             setup.states.take(Path(published), *previous)
-    with setup.states.in_use():
+    batch, wanted = spec.training.batch_size, job.params.work.sinks if setup.rank == 0 else []
+    curve = Curve(Path(job.cell.fill(CURVE)), batch, wanted)
+    with setup.states.in_use(), closing(curve), progress.listening(curve) if setup.rank == 0 else nullcontext():
         made.extra = segment.run(setup, made.staging, int(job.names["step"]), previous)
 
 
@@ -173,6 +178,10 @@ def _evaluate(job: Job, made: Publication) -> None:
         neighbours=job.path("features.npy").parent if job.dataset.reference.neighbours else None,
         shards=job.shared(made),
     )
+    if launch.place()[0] == 0 and "tensorboard" in job.params.work.sinks:
+        found = json.loads((made.staging / "metrics.json").read_text())
+        shown = {name: found[name] for name in METRICS if name in found}
+        sinks.measured(Path(job.cell.fill(MEASURED)), int(job.names["step"]), job.names["sampler"], shown)
 
 
 def _drift(job: Job, made: Publication) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
 
 from ipdiff.parameters import FORBID, Range, Record
 
@@ -20,3 +20,7 @@ class Work(Record):
         "newest train states of a run that are kept in work/, and newest versions of it (parameters, code)",
         Range(1),
     ] = 2
+    sinks: Annotated[
+        list[Literal["tensorboard", "dvclive"]],
+        "programs that draw loss curves, fed with them beside logs/runs/.../train.jsonl (packages of the extra watch)",
+    ] = field(default_factory=list)
