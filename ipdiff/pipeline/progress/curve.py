@@ -26,8 +26,8 @@ EVERY = 50
 class Curve:
     """Listens to a training (`ipdiff.work.progress`) and writes its curve.
 
-    A row has: step, updates it stands for, their mean loss and mean gradient norm (of float32 scale, before it is clipped;
-    null where one is not finite), learning_rate of the last, images_per_second, time (seconds since 1970).
+    A row has: step, updates it stands for, their mean loss and mean gradient_norm (before it is clipped; null where one
+    is not finite), learning_rate of the last, images_per_second, time (seconds since 1970).
     """
 
     def __init__(self, folder: Path, images: int, wanted: Sequence[str] = ()) -> None:

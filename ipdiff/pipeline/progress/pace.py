@@ -57,23 +57,38 @@ class Pace:
 
     def __str__(self) -> str:
         """`1200/4000 updates, loss 0.0512, 118/s, 24 s left`."""
-        counted = amount(self.done, self.unit, bare=self.total is not None)
-        parts = [counted if self.total is None else f"{counted}/{amount(self.total, self.unit)}", *self._loss()]
-        if self.rate is not None:
-            parts.append(speed(self.rate, self.unit))
-        if self.left is not None:
-            parts.append(f"{duration(self.left)} left")
-        return ", ".join(parts)
+        return words(self.unit, self.done, self.total, self.numbers, self.rate, self.left)
 
     def totals(self, now: float) -> str:
         """`4000 updates in 34 s, 118/s, loss 0.0487`, of this process alone."""
         took, made = now - self.started, self.done - self.first
         average = [speed(made / took, self.unit)] if took > 0 and made > 0 else []
         went_on = [f"the first {amount(self.first, self.unit)} were there"] if self.first else []
-        return ", ".join([f"{amount(self.done, self.unit)} in {duration(took)}", *average, *self._loss(), *went_on])
+        return ", ".join(
+            [f"{amount(self.done, self.unit)} in {duration(took)}", *average, *_loss(self.numbers), *went_on]
+        )
 
-    def _loss(self) -> list[str]:
-        return [f"loss {self.numbers['loss']:.4g}"] if "loss" in self.numbers else []
+
+def words(
+    unit: str,
+    done: int,
+    total: int | None,
+    numbers: Mapping[str, float],
+    rate: float | None,
+    left: float | None,
+) -> str:
+    """How far it is: see `Pace`."""
+    counted = amount(done, unit, bare=total is not None)
+    parts = [counted if total is None else f"{counted}/{amount(total, unit)}", *_loss(numbers)]
+    if rate is not None:
+        parts.append(speed(rate, unit))
+    if left is not None:
+        parts.append(f"{duration(left)} left")
+    return ", ".join(parts)
+
+
+def _loss(numbers: Mapping[str, float]) -> list[str]:
+    return [f"loss {numbers['loss']:.4g}"] if "loss" in numbers else []
 
 
 def amount(count: int, unit: str, *, bare: bool = False) -> str:
