@@ -78,9 +78,11 @@ def _compare(args: argparse.Namespace) -> int:
     if unknown := [name for name in metrics if name not in METRICS]:
         raise UserError(f"--metrics: no metric '{unknown[0]}'; known: {', '.join(METRICS)}")
     from ipdiff.metrics.compare import compare, compute_of
+    from ipdiff.pipeline.progress.reporter import reporting
 
     compute = compute_of(args.device or "cpu", args.threads)
-    compared = compare(args.samples, args.reference, args.features or "inception", compute, metrics)
+    with reporting(str(args.samples)):
+        compared = compare(args.samples, args.reference, args.features or "inception", compute, metrics)
     for warning in compared.warnings:
         say(f"warning: {warning}")
     said = {name: "unknown" if value is None else value for name, value in compared.values.items()}

@@ -60,13 +60,13 @@ class Snapshot:
         study: its name.
         time: seconds since 1970.
         cells: all it needs, makers before users.
-        results: the newest measured cells: (directory, time, metrics by name).
+        results: the newest measured cells: (directory, time, what was measured: metrics by name, `n`, `features`).
     """
 
     study: str
     time: float
     cells: list[Standing]
-    results: list[tuple[str, float, dict[str, float]]]
+    results: list[tuple[str, float, dict[str, Any]]]
 
     def of(self, kind: str) -> list[Standing]:
         """The cells that stand so."""
@@ -99,19 +99,20 @@ def _standing(cell: Cell, fresh: Freshness, job: Status | None, now: float) -> S
     return Standing(name, kind, job, reason, log if log and Path(log).exists() else "")
 
 
-def _results(cells: list[Cell], standings: list[Standing]) -> list[tuple[str, float, dict[str, float]]]:
+def _results(cells: list[Cell], standings: list[Standing]) -> list[tuple[str, float, dict[str, Any]]]:
     done = {standing.cell for standing in standings if standing.kind == "done"}
     files = [Path(path) for cell in cells if cell.directory in done for path in map(cell.fill, cell.stage.outputs)]
     found = [(path.stat().st_mtime, path) for path in files if path.name == "metrics.json" and path.exists()]
     return [(str(path.parent), written, _metrics(path)) for written, path in sorted(found, reverse=True)[:NEWEST]]
 
 
-def _metrics(path: Path) -> dict[str, float]:
+def _metrics(path: Path) -> dict[str, Any]:
     try:
-        measured = json.loads(path.read_text())
-    except (OSError, ValueError):
+        measured = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):  # `verify` will say so
         return {}
-    return {name: measured[name] for name in METRICS if isinstance(measured.get(name), int | float)}
+    numbers = {name: measured[name] for name in METRICS if isinstance(measured.get(name), int | float)}
+    return {**numbers, "n": measured.get("n"), "features": measured.get("features")}
 
 
 def as_json(snapshot: Snapshot) -> dict[str, Any]:
