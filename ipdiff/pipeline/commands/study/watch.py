@@ -147,10 +147,9 @@ def describe(snapshot: Snapshot) -> str:
     if snapshot.results:
         lines += ["", "newest results:"]
     for cell, at, metrics in snapshot.results:
-        shown = ", ".join(
-            f"{METRICS[name].label} {value:.{METRICS[name].decimals}f}" for name, value in metrics.items()
-        )
-        lines.append(f"  {_clock(at)}  {cell}: {shown}")
+        shown = [f"{kind.label} {metrics[name]:.{kind.decimals}f}" for name, kind in METRICS.items() if name in metrics]
+        of = f"{metrics.get('n')} samples, {metrics.get('features')} features"
+        lines.append(f"  {_clock(at)}  {cell}: {', '.join(shown)} ({of})")
     return "\n".join(lines)
 
 
