@@ -53,10 +53,10 @@ class Reporter:
         self._spoken = self._drawn = False
         self._status: Status | None = None
 
-    def keep_status(self, told: Status) -> None:
+    def keep_status(self, told: Status, now: float | None = None) -> None:
         """Keep a status file from now on, until `status.remove`."""
         self._status = told
-        self.tick(time.monotonic())
+        self.tick(time.monotonic() if now is None else now)
 
     @property
     def status(self) -> Status | None:
@@ -189,6 +189,6 @@ def _leave_word(mine: Status | None, cell: str, error: BaseException) -> None:
         mine = Status(cell)
     stopped = isinstance(error, Preempted | KeyboardInterrupt | SystemExit)
     kind = "" if type(error).__module__ == UserError.__module__ else f"{type(error).__name__}: "
-    reason = brief(f"{kind}{error}", 300)
+    reason = brief(f"{kind}{error}".removesuffix(": "), 300)
     with suppress(OSError):
         status.write(replace(mine, state="stopped" if stopped else "failed", reason=reason, time=time.time()))
