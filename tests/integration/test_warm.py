@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import signal
@@ -157,6 +158,28 @@ def test_a_signal_reaches_the_stage_and_its_exit_code_comes_back(project: Path) 
     out, err = client.communicate(timeout=PATIENCE_S)
     assert client.returncode == 75, (out, err)
     assert "run me again" in err
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("served")
+def test_what_a_stage_says_of_itself_arrives_while_it_runs(project: Path) -> None:
+    client = train_for_long()
+    assert client.stderr is not None
+    assert " runs/tiny/adm/s0/1000000: " in (line := client.stderr.readline())
+    assert "/1000000 updates, loss 0." in line
+    (running,) = watched()["running"]
+    assert running["cell"] == "runs/tiny/adm/s0/1000000"
+    assert running["pid"] in workers(project)
+    assert running["done"] > 8
+    client.send_signal(signal.SIGTERM)
+    client.communicate(timeout=PATIENCE_S)
+    (stopped,) = watched()["stopped"]
+    assert "run me again" in stopped["reason"]
+
+
+def watched() -> dict[str, Any]:
+    command = [sys.executable, "-m", "ipdiff", "watch", "small", "--json"]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
 
 @pytest.mark.usefixtures("served")

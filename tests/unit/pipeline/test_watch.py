@@ -119,11 +119,3 @@ def test_the_newest_results_come_with_what_they_are_of(capsys: pytest.CaptureFix
     assert "(64 samples, classifier features)" in text
     assert Path("logs/runs/tiny/adm/s0/train.jsonl").read_text().count("\n") == 2
     assert list(status.FOLDER.iterdir()) == []
-
-
-def test_a_study_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["watch", "smal"]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("ipdiff: study 'smal'")
-    assert err.count("\n") == 1
