@@ -162,7 +162,8 @@ def test_a_signal_reaches_the_stage_and_its_exit_code_comes_back(project: Path) 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("served")
-def test_what_a_stage_says_of_itself_arrives_while_it_runs(project: Path) -> None:
+def test_what_a_stage_says_of_itself_arrives_while_it_runs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("IPDIFF_QUIET")
     params = project / "studies/small/params.yaml"
     params.write_text(params.read_text().replace("default: 8", "default: 1000000"))  # the study needs that checkpoint
     client = train_for_long()

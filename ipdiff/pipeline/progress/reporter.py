@@ -6,6 +6,7 @@ touches nothing else.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import threading
@@ -21,6 +22,8 @@ from ipdiff.pipeline.progress.pace import Pace, duration
 from ipdiff.pipeline.progress.status import Status
 from ipdiff.work import progress
 
+QUIET = "IPDIFF_QUIET"
+"""Environment variable: 1 for neither bar nor lines; the status file is kept."""
 BAR_S = 5.0
 """Seconds after which a terminal shows a bar."""
 FIRST_S, THEN_S = 10.0, 30.0
@@ -33,7 +36,13 @@ class Reporter:
     """Listens to the work of a job and shows it. Times are seconds of `time.monotonic`."""
 
     def __init__(
-        self, name: str, stream: TextIO | None = None, *, processes: int = 1, now: float | None = None
+        self,
+        name: str,
+        stream: TextIO | None = None,
+        *,
+        processes: int = 1,
+        quiet: bool = False,
+        now: float | None = None,
     ) -> None:
         """Begin.
 
@@ -41,11 +50,12 @@ class Reporter:
             name: what is worked at, for the lines.
             stream: where they go; stderr if None.
             processes: processes that share the work.
+            quiet: neither bar nor lines.
             now: the time; None: that of now.
         """
         self.name = name if processes == 1 else f"{name} ({processes} processes)"
         self._stream = sys.stderr if stream is None else stream
-        self._terminal = self._stream.isatty()
+        self._terminal, self._quiet = self._stream.isatty(), quiet
         self._began = time.monotonic() if now is None else now
         self._line_at, self._write_at = self._began + FIRST_S, self._began
         self._lock = threading.RLock()  # a signal's handler may leave from within
@@ -102,7 +112,9 @@ class Reporter:
     def tick(self, now: float) -> None:
         """Show what is due."""
         with self._lock:
-            if self._terminal:
+            if self._quiet:
+                pass
+            elif self._terminal:
                 if now - self._began >= BAR_S and (self._pace or self._status):
                     self._draw(now)
             elif now >= self._line_at and (self._pace or self._status):
@@ -147,7 +159,8 @@ class Reporter:
 @contextmanager
 def reporting(name: str, *, processes: int = 1) -> Iterator[Reporter]:
     """Report what is worked at, for the block."""
-    reporter, over = Reporter(name, processes=processes), threading.Event()
+    quiet = os.environ.get(QUIET, "0") not in ("", "0")
+    reporter, over = Reporter(name, processes=processes, quiet=quiet), threading.Event()
 
     def watch() -> None:
         while not over.wait(TICK_S):

@@ -120,6 +120,16 @@ def test_a_terminal_has_a_bar_after_5_s_and_keeps_the_totals(monkeypatch: pytest
     assert last.endswith("runs/a (2 processes): 100 updates in 10 s, 10/s, loss 0.1\n")
 
 
+def test_whoever_wants_it_quiet_gets_a_status_file_alone() -> None:
+    for stream in (io.StringIO(), Terminal()):
+        told = Reporter("runs/a", stream, quiet=True, now=0.0)
+        told.keep_status(Status("runs/a"), 0.0)
+        told.begin("updates", 750, 0, 0.0)
+        work(told, range(1, 76), 750)
+        assert stream.getvalue() == ""
+        assert status.read("runs/a") is not None
+
+
 def test_long_work_that_counts_nothing_is_no_silence() -> None:
     said = io.StringIO()
     told = Reporter("metrics/a", said, now=0.0)
