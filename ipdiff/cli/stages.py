@@ -14,10 +14,12 @@ from ipdiff.work import launch
 def make(args: argparse.Namespace) -> int:
     """Make the cell that a stage's verb names."""
     from ipdiff.pipeline import grid, jobs
+    from ipdiff.pipeline.engines import failures
     from ipdiff.work import signals
 
     names = {name: getattr(args, name) for name in STAGES[args.verb].wildcards}
-    cell = grid.load().cell(args.verb, **names)
+    known = grid.load()
+    cell = known.cell(args.verb, **names)
     if args.verb == "sample" and (args.index is not None or args.out is not None):
         if args.index is None:
             raise UserError("ipdiff sample: --out goes with --index")
@@ -26,11 +28,14 @@ def make(args: argparse.Namespace) -> int:
         print(path)
         return 0
     count = launch.wanted(shared=STAGES[args.verb].shared)
-    if count > 1:
-        return jobs.make_with(count, cell, [args.verb, *(f"--{name}={value}" for name, value in names.items())])
-    launch.follow_starter()
-    with signals.immediate():
-        jobs.make(cell)
+    with failures.remembered(cell, known) as failure:
+        if failure is not None:
+            return say(str(failure), failure.code)
+        if count > 1:
+            return jobs.make_with(count, cell, [args.verb, *(f"--{name}={value}" for name, value in names.items())])
+        launch.follow_starter()
+        with signals.immediate():
+            jobs.make(cell)
     print(cell.directory)
     return 0
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ipdiff.data.formats import filekind
 from ipdiff.data.spec import Archive
-from ipdiff.errors import IntegrityError, UserError, brief
+from ipdiff.errors import IntegrityError, Unavailable, UserError, brief
 from ipdiff.work import progress
 from ipdiff.work.locks import locked
 
@@ -103,7 +103,7 @@ def _download(archive: Archive, url: str, path: Path) -> None:
             except (IntegrityError, UserError) as error:
                 have = part.stat().st_size
                 if more and isinstance(error, IntegrityError) and archive.size is not None and have < archive.size:
-                    raise UserError(
+                    raise Unavailable(
                         f"{archive.file}: ended early at {have} of {archive.size} bytes; run again to go on"
                     ) from None
                 part.unlink()
@@ -144,7 +144,7 @@ def _fetch(archive: Archive, url: str, part: Path) -> bool:
                     progress.tell(have)
                 return True
         except (requests.RequestException, HTTPError) as error:  # requests lets some of urllib3's through
-            raise UserError(
+            raise Unavailable(
                 f"{archive.file}: cannot be downloaded: {brief(error, 80)}; run again to go on, or get it on "
                 f"another machine and put it at {part.with_suffix('')} (or name its directory in {VARIABLE})"
             ) from error
@@ -153,7 +153,7 @@ def _fetch(archive: Archive, url: str, part: Path) -> bool:
 def _check_room(archive: Archive, part: Path, have: int) -> None:
     free = shutil.disk_usage(part.parent).free
     if archive.size is not None and archive.size - have > free:
-        raise UserError(f"{part}: needs {archive.size - have} bytes more, {free} are free")
+        raise Unavailable(f"{part}: needs {archive.size - have} bytes more, {free} are free")
 
 
 def _check_offer(archive: Archive, part: Path, answer: Response) -> None:

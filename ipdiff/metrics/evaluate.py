@@ -37,20 +37,23 @@ def run(
     settings: Mapping[str, Any] | None = None,
     neighbours: Path | None = None,
     shards: Shards | None = None,
-) -> None:
-    """Measure a sample set.
+) -> dict[str, dict[str, str]]:
+    """Measure a sample set, and write the numbers.
 
     Args:
         network: computes the features.
         compute: device and threads.
         samples: npz with arr_0, [N, H, W, C] uint8, N >= 2.
         reference: stats.npz of the stage `reference`.
-        about: what the metrics are of (data set, model, seed, ...): JSON values, written beside them.
+        about: what the metrics are of (data set, model, seed, ...): numbers are written beside them.
         out: existing directory; gets metrics.json.
         metrics: those to measure besides the ones that always are.
         settings: of the metrics that have some, by their key; defaults where it is not there.
         neighbours: directory of the stage `neighbours`; None: no metric that needs it.
         shards: see `ipdiff.metrics.features.extractors.show`; process 0 alone writes.
+
+    Returns:
+        What the recipe adds: as `measured` what there is in words, that the numbers mean nothing without.
 
     Raises:
         UserError: a file is not what it should be, fewer than 2 images, or images of another shape or statistics of
@@ -68,7 +71,7 @@ def run(
     near = (None, None) if neighbours is None else published_neighbours(neighbours)
     if shards is not None and not shards.first:
         show(extractor, images, shards=shards)
-        return
+        return {}
     found, real = measure(extractor, images, pooled=neighbours is not None, shards=shards), Measured(stats, None, *near)
     wanted = [name for name, kind in METRICS.items() if kind.always or name in metrics]
     got = values(found, real, possible(wanted, found, real), compute, settings)
@@ -82,8 +85,11 @@ def run(
     }
     if measured.keys() & about.keys():
         raise ValueError(f"about holds {sorted(measured.keys() & about.keys())}, which are measured here")
-    text = json.dumps({**about, **measured}, indent=1, sort_keys=True, allow_nan=False)
-    (out / "metrics.json").write_text(text + "\n")
+    both = {**about, **measured}
+    words = {name: value for name, value in both.items() if isinstance(value, str)}
+    numbers = {name: value for name, value in both.items() if name not in words}
+    (out / "metrics.json").write_text(json.dumps(numbers, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    return {"measured": words}
 
 
 def values(

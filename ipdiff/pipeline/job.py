@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ipdiff.errors import IntegrityError, UserError
 from ipdiff.metrics.spec import FEATURES
-from ipdiff.pipeline import config, grid
+from ipdiff.pipeline import config, grid, selfcheck
 from ipdiff.pipeline.config.spec import Dataset
 from ipdiff.pipeline.grid import Cell
 from ipdiff.pipeline.stages import IMPORT, STAGES, START
@@ -110,7 +111,12 @@ class Job:
             there = RunSpec.from_json(recipes.read(self.start.with_name(RECIPE))["run"])
             if wrong := spec.unlike(there):
                 raise UserError(f"{self.start} is of another network than params.yaml has now: {wrong}; make it again")
-        return Setup(spec, self.path("images.npy"), self.states(spec), self.params.work, self.start, *launch.place())
+        selfcheck.trust(spec.family, spec.compute)
+        work, asked = self.params.work, self.params.family(self.names["dataset"], self.names["model"]).training
+        if work.micro_batch is None and asked.reduction == "fast":
+            work = dataclasses.replace(work, micro_batch=asked.micro_batch)
+        names = {name: self.names[name] for name in ("dataset", "model")}
+        return Setup(spec, self.path("images.npy"), self.states(spec), work, self.start, *launch.place(), names)
 
     def run_spec(self) -> RunSpec:
         """The training run of the cell's names."""

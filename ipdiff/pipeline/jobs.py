@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ipdiff.errors import Preempted, UserError
 from ipdiff.metrics.spec import METRICS
-from ipdiff.pipeline import config
+from ipdiff.pipeline import config, selfcheck
 from ipdiff.pipeline.grid import Cell
 from ipdiff.pipeline.job import Job
 from ipdiff.pipeline.progress import reporter, sinks, status
@@ -74,7 +74,8 @@ def _real_images(job: Job, made: Publication) -> tuple[Reference, Network, Compu
 
 
 def _train(job: Job, made: Publication) -> None:
-    from ipdiff.training import optimizer, segment
+    from ipdiff.training import segment
+    from ipdiff.training.distributed import Processes, share_of
 
     spec = job.run_spec()
     previous = None
@@ -91,7 +92,7 @@ def _train(job: Job, made: Publication) -> None:
             )
         previous = (int(job.names["previous"]), recorded["state"])
     setup = job.setup(spec)
-    optimizer.micro_batches(spec.training, setup.count)  # refused before they meet: who has met waits for who has left
+    share_of(spec.training, Processes(setup.rank, setup.count))  # refused before they meet: who has met waits for all
     if setup.rank == 0:
         setup.states.prune_others(job.checkpoint_states())
         if previous:
@@ -101,6 +102,7 @@ def _train(job: Job, made: Publication) -> None:
     curve = Curve(Path(job.cell.fill(CURVE)), batch, wanted)
     with setup.states.in_use(), closing(curve), progress.listening(curve) if setup.rank == 0 else nullcontext():
         made.extra = segment.run(setup, made.staging, int(job.names["step"]), previous)
+        made.execution = made.extra.pop("execution")
 
 
 def _resume(job: Job, made: Publication) -> None:
@@ -119,8 +121,10 @@ def _image_sampler(job: Job) -> ImageSampler:
 
     family = job.params.family(job.names["dataset"], job.names["model"])
     sampler = Sampler.parse(job.names["sampler"])
+    spec = job.checkpoint_spec()
+    selfcheck.trust(spec.family, job.dataset.sampling_compute)
     return ImageSampler(
-        job.checkpoint_spec(),
+        spec,
         job.path("ema.safetensors"),
         sampler,
         clip_denoised=family.clip_denoised,
@@ -166,7 +170,7 @@ def _evaluate(job: Job, made: Publication) -> None:
         "nfe": job.recipe()["nfe"],
         "reference_digest": job.inputs[str(job.path("stats.npz"))],
     }
-    evaluate.run(
+    made.extra = evaluate.run(
         job.network(),
         job.dataset.compute,
         job.path("samples.npz"),
@@ -193,8 +197,10 @@ def _drift(job: Job, made: Publication) -> None:
 def _analyse(job: Job, made: Publication) -> None:
     from ipdiff.sample_sets import prediction_error
 
+    spec = job.checkpoint_spec()
+    selfcheck.trust(spec.family, job.dataset.compute)
     prediction_error.run(
-        job.checkpoint_spec(),
+        spec,
         job.path("ema.safetensors"),
         job.path("images.npy"),
         job.analysis,
@@ -209,6 +215,12 @@ def _table(job: Job, made: Publication) -> None:
 
     name = job.names["table"]
     table.run(name, job.params.table(name), job.paths("metrics.json"), made.staging, job.recipes())
+
+
+def _summary(job: Job, made: Publication) -> None:
+    from ipdiff.report.tables import summary
+
+    summary.run(job.paths("table.csv"), made.staging)
 
 
 def _figure(job: Job, made: Publication) -> None:
@@ -246,6 +258,7 @@ RUN: dict[str, Callable[[Job, Publication], None]] = {
     "analyse": _analyse,
     "drift": _drift,
     "table": _table,
+    "summary": _summary,
     "figure": _figure,
     "report": _report,
 }

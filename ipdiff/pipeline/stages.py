@@ -27,7 +27,7 @@ class Stage:
         wildcards: the names that tell its cells apart: its flags.
         inputs: templates of the files it reads.
         params: templates of the keys of params.yaml that decide its bytes.
-        metrics: those of `files` that DVC shows as metrics.
+        metrics: those of `files` that DVC shows as metrics, of the study in the root.
         runs: registries whose functions it runs, of the row that a cell names: their code counts.
         shared: whether several processes can share its work.
         network: whether it runs a network, for which a job gets threads and GPUs.
@@ -235,7 +235,6 @@ STAGES = {
             wildcards=(*_OF_RUN, "sampler"),
             inputs=(f"{SAMPLES}/samples.npz", f"{SAMPLES}/{RECIPE}", f"{REFERENCE}/stats.npz"),
             params=_FLOAT32,
-            metrics=("metrics.json",),
             runs=("ipdiff.metrics.spec.FEATURES", "ipdiff.metrics.spec.METRICS"),
             shared=True,
             network=True,
@@ -282,6 +281,16 @@ STAGES = {
             params=("tables.{table}",),
             kind="result",
             published=("table.md", "table.csv"),
+        ),
+        Stage(
+            verb="summary",
+            module="ipdiff.report.tables.summary",
+            help="the numbers of a study that experiments are compared by",
+            directory="tables/{study}",
+            files=("summary.json",),
+            wildcards=("study",),
+            metrics=("summary.json",),
+            kind="result",
         ),
         Stage(
             verb="figure",

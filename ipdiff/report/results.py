@@ -17,6 +17,8 @@ from ipdiff.errors import UserError
 from ipdiff.metrics.spec import METRICS, short
 from ipdiff.report.spec import Point
 from ipdiff.sample_sets.spec import Sampler
+from ipdiff.work import recipes
+from ipdiff.work.recipes import RECIPE
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -131,6 +133,7 @@ def load(paths: Iterable[Path]) -> list[Result]:
 
     Raises:
         UserError: a file is unreadable, lacks a key or holds a value of the wrong kind.
+        IntegrityError: the recipe beside one is damaged.
     """
     return [_read(Path(path)) for path in paths]
 
@@ -170,7 +173,7 @@ def _joined(group: list[Result]) -> Result:
 
 POINT = {"dataset": str, "model": str, "step": int, "sampler": str, "nfe": int}
 PROTOCOL = {"features": str, "features_digest": str, "n": int, "reference_n": int, "reference_digest": str}
-"""Keys of a metrics file, besides the seed and the metrics, and what each holds."""
+"""Keys of a metrics file and of the recipe beside it, besides the seed and the metrics, and what each holds."""
 
 
 def _read(path: Path) -> Result:
@@ -180,6 +183,7 @@ def _read(path: Path) -> Result:
         raise UserError(f"{path}: expected a metrics file (JSON), found {error}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(data).__name__}")
+    data = with_words(data, path)
     said = {"features_digest": "", "reference_digest": "", **{k: v for k, v in data.items() if v is not None}}
     for key, kind in (POINT | PROTOCOL | {"seed": int}).items():
         if key not in said:
@@ -204,6 +208,13 @@ def _read(path: Path) -> Result:
         files=(str(path),),
         dimensions={name: size for name, size in _sizes(path, said).items() if name in METRICS},
     )
+
+
+def with_words(numbers: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The numbers of a metrics file, and what they are of and were measured with, which its recipe says in words."""
+    beside = path.with_name(RECIPE)
+    words = recipes.read(beside).get("measured", {}) if beside.exists() else {}
+    return {**words, **numbers}
 
 
 def _sizes(path: Path, said: Mapping[str, Any]) -> Mapping[str, int]:

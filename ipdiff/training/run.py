@@ -20,17 +20,21 @@ from ipdiff import rng
 from ipdiff.data.batches import batch_indices, flips
 from ipdiff.data.images import Reader, to_network
 from ipdiff.device.compute import configure
+from ipdiff.device.memory import Passes
+from ipdiff.device.recompute import keeping
 from ipdiff.device.streams import draws_on
 from ipdiff.errors import UserError
 from ipdiff.nets import build
+from ipdiff.nets.dropout import dropout_masks, keep_threshold
 from ipdiff.nets.execution import compiled, low_precision
 from ipdiff.nets.initial import initialise
-from ipdiff.nets.layers import dropout_masks, keep_threshold, twice_differentiable
+from ipdiff.nets.layers import twice_differentiable
 from ipdiff.rng import Purpose
 from ipdiff.spec import Ramp, RunSpec
 from ipdiff.training import optimizer
 from ipdiff.training.timesteps import TIMESTEPS
 from ipdiff.work import progress
+from ipdiff.work.train_states import Tensors
 
 
 class Diverged(UserError):
@@ -44,6 +48,9 @@ class Feeder(Protocol):
     def step(self) -> int:
         """Updates begun so far."""
         ...
+
+    passes: Passes
+    """How this process cuts its share of an update."""
 
     @property
     def every(self) -> int:
@@ -113,6 +120,7 @@ class Run:
         self.optimizer = optimizer.make_optimizer(self.net, spec.objective)
         self.scale = optimizer.LossScale() if spec.compute.precision == "float16" else None
         self.timesteps = TIMESTEPS[spec.training.timesteps](spec.diffusion.T, self.device)
+        self.keeps = False  # what a gradient could make again: by the memory at hand, see `Passes`
         self.step = 0
         self._losses = array("f")
 
@@ -173,7 +181,8 @@ class Run:
         x0 = to_network(pictures).to(self.device).to(memory_format=self.format)
         if mirrored is not None:
             x0 = torch.where(mirrored[:, None, None, None], x0.flip(3), x0)
-        losses = self.loss(x0, t, places, step, gamma)
+        with keeping(self.keeps):
+            losses = self.loss(x0, t, places, step, gamma)
         total = (losses * (weights.to(torch.float32) / self.spec.training.batch_size)).sum() * factor
         self.optimizer.zero_grad()
         total.backward()
@@ -266,21 +275,20 @@ class Run:
             "lower the learning rate, or go on from the last checkpoint with other settings"
         )
 
-    def state(self) -> dict[str, NDArray[Any]]:
-        """Everything the run needs to go on, as arrays; on the CPU they are the live weights, not copies."""
+    def state(self) -> Tensors:
+        """Everything the run needs to go on; on the CPU the live weights, elsewhere copied when an array is read."""
         moments = self.optimizer.moments
-        tensors: dict[str, NDArray[Any]] = {"loss": self.losses, "step": np.array(self.step, dtype=np.int64)}
+        tensors: dict[str, Any] = {"loss": self.losses, "step": np.array(self.step, dtype=np.int64)}
         for i, name in enumerate(self.names):
-            tensors[f"model.{name}"] = _array(self.weights[i])
-            tensors[f"ema.{name}"] = _array(self.ema[i])
+            tensors[f"model.{name}"], tensors[f"ema.{name}"] = self.weights[i], self.ema[i]
             for key, value in moments.get(i, {}).items():
-                tensors[f"optimizer.{key}.{name}"] = _array(value)
+                tensors[f"optimizer.{key}.{name}"] = value
         if self.scale is not None:
             tensors["loss_scale.log2"] = np.array(self.scale.log2)
         tensors.update({f"timesteps.{key}": value for key, value in self.timesteps.state().items()})
-        return tensors
+        return Tensors(tensors)
 
-    def load(self, tensors: dict[str, NDArray[Any]]) -> None:
+    def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """The inverse of `state`; to be done before a feeder is made of the run."""
         self.step, self._losses = int(tensors["step"]), array("f", tensors["loss"].tolist())
         if self.scale is not None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ from ipdiff.data.images import load_images
 from ipdiff.errors import Preempted, UserError
 from ipdiff.spec import RunSpec
 from ipdiff.training.device_feeder import DeviceFeeder, feeds
-from ipdiff.training.distributed import ALONE, Processes, joined
+from ipdiff.training.distributed import ALONE, Processes, joined, passes_of
 from ipdiff.training.host_feeder import HostFeeder, mean_of
 from ipdiff.training.run import Diverged, Feeder, Run
 from ipdiff.work import progress, signals
 from ipdiff.work.spec import Work
-from ipdiff.work.train_states import States, state_digest, tensors_of
+from ipdiff.work.train_states import States, opened, state_digest, tensors_of
 
+PAUSE = 50
+"""Times as long as saving a state took, the run trains before it saves the next: saving costs under 2 % of the time."""
 LOSS_ROWS = 200
 """Rows of a segment's loss curve: losses are averaged over equal runs of updates."""
 
@@ -37,10 +39,11 @@ class Setup:
         spec: the run.
         images: images.npy, uint8 NHWC.
         states: the run's saved train states; process 0 alone reads and writes them.
-        work: how often a state is saved.
+        work: how batches are cut, and how often a state is saved.
         start: safetensors of an equal network, the weights to begin with; None: they are drawn by the run's seed.
         rank: this process among those that train together.
         count: their number.
+        names: of the data set and the model, for who gets the checkpoint alone.
     """
 
     spec: RunSpec
@@ -50,6 +53,7 @@ class Setup:
     start: Path | None = None
     rank: int = 0
     count: int = 1
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 def run(setup: Setup, out: Path, step: int, previous: tuple[int, str] | None = None) -> dict[str, Any]:
@@ -62,50 +66,55 @@ def run(setup: Setup, out: Path, step: int, previous: tuple[int, str] | None = N
         previous: (step, state digest) recorded by the segment before; must be met on the way.
 
     Returns:
-        What the recipe adds: the digest of the full train state, and the number of processes where it counts.
+        What the recipe adds, the digest of the full train state among it; and, as `execution`, what the receipt does.
 
     Raises:
         UserError: training does not arrive at the recorded digest, or diverges, or the processes do not fit.
         Preempted: SIGTERM or SIGUSR1 came, and the state is saved; or another process has died.
     """
-    trained = train_to(setup, step, previous)
+    feeder = train_to(setup, step, previous)
+    trained = feeder.settle()
     made: dict[str, Any] = {"run": setup.spec.to_json()}
-    if setup.spec.training.reduction == "fast":
-        made["processes"] = setup.count
+    fast = setup.spec.training.reduction == "fast"
+    made["execution"] = {"processes": setup.count, "micro_batch": feeder.passes.largest} if fast else {}
     if setup.rank == 0:
         made["state"] = setup.states.save(step, trained.state())
-        save_file(trained.ema_weights(), out / "ema.safetensors")
+        save_file(trained.ema_weights(), out / "ema.safetensors", setup.spec.metadata(**setup.names, step=step))
         write_losses(out / "loss.csv", trained.losses, previous[0] if previous else 0)
     return made
 
 
-def feeder_for(run: Run, processes: Processes = ALONE) -> Feeder:
-    """What takes a run on from the state it has.
+def feeder_for(run: Run, processes: Processes = ALONE, micro_batch: int | None = None) -> Feeder:
+    """What takes a run on from the state it has; `micro_batch` is `Work`'s.
 
     Raises:
-        UserError: these processes cannot share its updates.
+        UserError: these processes cannot share its updates, or memory does not hold them.
     """
-    return DeviceFeeder(run) if feeds(run.spec, processes) else HostFeeder(run, processes)
+    passes = passes_of(run, processes, micro_batch)
+    if micro_batch is None or run.device.type == "cpu":
+        passes.foresee()
+    return DeviceFeeder(run, passes) if feeds(run.spec, processes) else HostFeeder(run, processes, passes)
 
 
-def train_to(setup: Setup, step: int, previous: tuple[int, str] | None = None) -> Run:
-    """Bring a run to `step`, from the newest state at hand, through the digest recorded at `previous`.
+def train_to(setup: Setup, step: int, previous: tuple[int, str] | None = None) -> Feeder:
+    """Bring a run to `step`, from the newest state at hand, through the digest recorded at `previous`; it is settled.
 
-    A warning is seen between two updates, and by a process that trains alone between two micro-batches: processes that
+    A warning is seen between two updates, and by a process that trains alone between two passes: processes that
     train together would have to agree there, too. Arguments and errors are those of `run`.
     """
     spec, states, work = setup.spec, setup.states, setup.work
     first, alone = setup.rank == 0, setup.count == 1
     with signals.deferred() as stop, joined(setup.rank, setup.count, spec.compute.device) as processes:
         found = states.newest(step) if first else None
-        data = processes.share(None if found is None else found[1])
+        data = processes.share(None if found is None else opened(found[1]))
         start = None if data is not None or setup.start is None else load_file(setup.start)
         trained = Run(spec, load_images(setup.images), start)
         if data is not None:
             trained.load(tensors_of(data))
+            del data
         progress.begin("updates", step, trained.step)
-        saved = time.monotonic()
-        with closing(feeder_for(trained, processes)) as feeder, _explained(trained, previous, states):
+        saved, took = time.monotonic(), 0.0
+        with closing(feeder_for(trained, processes, work.micro_batch)) as feeder, _explained(trained, previous, states):
             while feeder.step < step:
                 if first and previous and feeder.step == previous[0]:
                     _require(state_digest(feeder.settle().state()), previous)
@@ -115,15 +124,19 @@ def train_to(setup: Setup, step: int, previous: tuple[int, str] | None = None) -
                     if not alone:
                         raise  # another process has died
                 stopping = processes.any(stop.came)
-                due = feeder.step % work.save_every == 0 or time.monotonic() - saved >= work.save_seconds
+                since = time.monotonic() - saved
+                due = (feeder.step % work.save_every == 0 or since >= work.save_seconds) and since >= PAUSE * took
                 if first and (stopping or (due and feeder.step < step)):
-                    states.save(feeder.step, feeder.settle().state())
+                    reached, begun = feeder.settle().state(), time.monotonic()
+                    states.save(feeder.step, reached)
                     saved = time.monotonic()
+                    took = saved - begun
                 if stopping:
                     raise Preempted(
                         f"stopped by a signal at step {feeder.step} of {step}; saved, run me again to go on"
                     )
-            return feeder.settle()
+            feeder.settle()
+            return feeder
 
 
 @contextmanager
@@ -142,7 +155,8 @@ def _require(got: str, previous: tuple[int, str]) -> None:
     if got != previous[1]:
         raise UserError(
             f"training again to step {previous[0]} arrived at state {got}, the recorded one is "
-            f"{previous[1]} (other machine type or versions?); get that state with the `resume` "
+            f"{previous[1]} (other machine type, versions or, with the fast reduction, another cut of the batches: see "
+            "the checkpoint's receipt); get that state with the `resume` "
             "artifact, or delete the run's later checkpoints and train them again"
         )
 

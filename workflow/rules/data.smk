@@ -5,6 +5,8 @@ rule prepare:
         **W.outputs("prepare"),
     log:
         W.log("prepare"),
+    resources:
+        attempt=W.attempt,
     params:
         values=W.params("prepare"),
         code=W.code("prepare"),
@@ -21,6 +23,7 @@ rule classifier:
         W.log("classifier"),
     threads: W.threads("classifier")
     resources:
+        attempt=W.attempt,
         gpu=W.gpus("classifier"),
     params:
         values=W.params("classifier"),
@@ -38,6 +41,7 @@ rule reference:
         W.log("reference"),
     threads: W.threads("reference")
     resources:
+        attempt=W.attempt,
         gpu=W.gpus("reference"),
     params:
         values=W.params("reference"),
@@ -55,6 +59,7 @@ rule neighbours:
         W.log("neighbours"),
     threads: W.threads("neighbours")
     resources:
+        attempt=W.attempt,
         gpu=W.gpus("neighbours"),
     params:
         values=W.params("neighbours"),

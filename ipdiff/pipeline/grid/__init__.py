@@ -202,6 +202,12 @@ class Grid:
 
     _drift = _analyse
 
+    def _summary(self, stage: Stage, names: dict[str, str]) -> Cell:
+        tables = self.studies.load(names["study"]).tables
+        return _cell(
+            stage, names, tuple(self.cell("table", study=names["study"], table=name).outputs[0] for name in tables)
+        )
+
     def _view_cell(self, stage: Stage, names: dict[str, str]) -> Cell:
         study = self.studies.load(names["study"])
         if stage.verb == "report":
@@ -224,10 +230,13 @@ class Grid:
             return
         for point in config.points(study, view):
             for seed in view.seeds or study.seeds_of(point.model):
-                yield self._point_cell(verb, point, seed).outputs[0]
+                shown = self._point_cell(verb, point, seed)
+                yield shown.outputs[0]
+                if verb == "evaluate":  # what the numbers are of, in words
+                    yield shown.outputs[-1]
                 if view.paper is not None:  # how it was measured, drawn, trained, and what with: held against the paper
                     made = "import" if self.is_imported(point.dataset, point.model) else "train"
-                    for behind in ("evaluate", "sample", made, "reference", "prepare"):
+                    for behind in ("sample", made, "reference", "prepare"):
                         yield self._point_cell(behind, point, seed).outputs[-1]
 
     def _point_cell(self, verb: str, point: Point, seed: int) -> Cell:
@@ -262,9 +271,9 @@ class Grid:
         return [cell for cell in self.needed(self.cell("report", study=study)) if cell.given]
 
     def needed(self, target: Cell) -> list[Cell]:
-        """`target` and every cell it needs, makers before users; runs close with their `resume` cell.
+        """`target` and every cell it needs, makers before users; imported checkpoints are among them.
 
-        Imported checkpoints are among them.
+        A report brings the last states of its runs and the summary of its tables.
         """
         found: dict[str, Cell] = {}
 
@@ -283,6 +292,8 @@ class Grid:
             last = {cell.directory.rpartition("/")[0]: cell for cell in trained}  # segments come in their order
             for cell in last.values():
                 visit(self.cell("resume", **cell.bindings))
+            if self.studies.load(target.bindings["study"]).tables:
+                visit(self.cell("summary", **target.bindings))
         return list(found.values())
 
     def is_imported(self, dataset: str, model: str) -> bool:
@@ -301,8 +312,8 @@ class Grid:
         return None
 
     def targets(self, study: str) -> list[str]:
-        """Files that stand for a whole study: its report and its runs' last states."""
-        return [cell.outputs[0] for cell in self.study(study) if cell.stage.verb in ("report", "resume")]
+        """Files that stand for a whole study: its report, its summary and its runs' last states."""
+        return [cell.outputs[0] for cell in self.study(study) if cell.stage.verb in ("report", "summary", "resume")]
 
 
 _DERIVED: dict[str, Callable[[Params, Mapping[str, str]], str]] = {

@@ -50,6 +50,7 @@ class Curve:
         """See `ipdiff.work.progress.Listener`."""
         self._total, self._seen = total, list[Mapping[str, float]]()
         self._since = time.time()
+        self.close()
         try:
             kept = keep(self.folder / FILE, done)
             self._sinks = [kind(self.folder, kept, done) for kind in self._kinds]
@@ -95,6 +96,7 @@ class Curve:
         for sink in self._sinks:
             with suppress(OSError):
                 sink.close()
+        self._sinks = []
 
 
 def keep(path: Path, step: int) -> list[Row]:

@@ -43,7 +43,8 @@ def run(name: str, figure: Figure, inputs: list[Path], out: Path, recipes: Seque
         mpl.rcdefaults()
         mpl.rcParams.update(canvas.STYLE)
         if figure.kind == "lines":
-            _lines(name, figure, origin.attach(load(inputs), recipes), out)
+            found = load(inputs)
+            _lines(name, figure, found if figure.paper is None else origin.attach(found, recipes), out)
         elif figure.kind == "samples":
             samples.draw(inputs, figure.images, out)
         else:

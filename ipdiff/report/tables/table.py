@@ -39,7 +39,8 @@ def run(name: str, table: Table, metrics: list[Path], out: Path, recipes: Sequen
     Raises:
         UserError: a cell that was asked for has no record, or figures do not belong together.
     """
-    made = frame(table, build(table, origin.attach(load(metrics), recipes)))
+    found = load(metrics)
+    made = frame(table, build(table, found if table.paper is None else origin.attach(found, recipes)))
     out.mkdir(parents=True, exist_ok=True)
     entries.write_csv(made.entries, out / "table.csv")
     (out / "table.md").write_bytes(render.markdown(table.title, made.panels, made.notes).encode())

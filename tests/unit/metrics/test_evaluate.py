@@ -18,7 +18,7 @@ from ipdiff.metrics import classifier, evaluate, neighbours, reference
 from ipdiff.metrics.features import extractors
 from ipdiff.metrics.features.classifier_features import ClassifierFeatures
 from ipdiff.metrics.features.extractors import Network
-from ipdiff.metrics.spec import Classifier, KernelDistance, Reference
+from ipdiff.metrics.spec import Classifier, KernelDistance, Reference, label
 from ipdiff.work.shards import Shards
 
 SPEC, CPU = Classifier(steps=60, width=16), Compute()
@@ -47,8 +47,8 @@ def images(pipeline):
 def measure(pipeline, tmp_path, samples, about=None, **options):
     save_npz(tmp_path / "samples.npz", arr_0=samples)
     stats = options.pop("stats", pipeline / "stats.npz")
-    evaluate.run(network(pipeline), CPU, tmp_path / "samples.npz", stats, about or {}, tmp_path, **options)
-    return json.loads((tmp_path / "metrics.json").read_text())
+    said = evaluate.run(network(pipeline), CPU, tmp_path / "samples.npz", stats, about or {}, tmp_path, **options)
+    return {**json.loads((tmp_path / "metrics.json").read_text()), **said["measured"]}
 
 
 def test_reference_has_equal_bytes_and_the_evaluators_names(pipeline, tmp_path):
@@ -85,7 +85,10 @@ def test_metrics_carry_what_they_are(pipeline, images, tmp_path):
         "adm-ip",
     )
     text = (tmp_path / "metrics.json").read_text()
-    assert text == json.dumps(got, indent=1, sort_keys=True) + "\n"
+    words = {"features", "features_digest", "model"}
+    numbers = {name: value for name, value in got.items() if name not in words}
+    assert text == json.dumps(numbers, indent=1, sort_keys=True) + "\n"
+    assert all(isinstance(value, int | float | dict) for value in numbers.values())
     assert all(float(f"{got[name]:.10g}") == got[name] for name in ("fid", "sfid", "pixel_fd"))
     measure(pipeline, tmp_path, images[:500], about)
     assert (tmp_path / "metrics.json").read_text() == text
@@ -267,3 +270,15 @@ def test_pooled_features_are_kept_as_float32_and_no_more_than_were_announced():
     np.testing.assert_array_equal(kept.array(), rows)
     with pytest.raises(ValueError, match="6 images were shown; 5 were announced"):
         kept({"pool": rows[:1]})
+
+
+def test_on_pixels_as_features_fid_is_the_pixel_distance(images, tmp_path):
+    pixels = Network("pixels")
+    np.save(tmp_path / "images.npy", images)
+    reference.run(ALL, pixels, CPU, tmp_path / "images.npy", tmp_path)
+    save_npz(tmp_path / "samples.npz", arr_0=images[:500])
+    evaluate.run(pixels, CPU, tmp_path / "samples.npz", tmp_path / "stats.npz", {}, tmp_path)
+    got = json.loads((tmp_path / "metrics.json").read_text())
+    assert got["fid"] == got["pixel_fd"] > 0
+    assert "sfid" not in got
+    assert label("fid", got["features"], got["features_digest"]) == "FD (pixels:1)"

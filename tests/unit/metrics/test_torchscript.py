@@ -23,7 +23,7 @@ from ipdiff.metrics import compare, fid, kid
 from ipdiff.metrics.features.extractors import Network
 from ipdiff.metrics.spec import TorchScript
 from ipdiff.pipeline import config, grid
-from ipdiff.report.results import aggregate
+from ipdiff.report.results import aggregate, with_words
 from ipdiff.report.spec import Table
 from ipdiff.report.tables import entries, layout, notes
 
@@ -264,7 +264,7 @@ def test_a_study_measures_with_it_and_calls_it_by_its_name(study, net, tmp_path)
     for cell in cells:
         assert cli.main(cell.command.split()[1:]) == 0, cell.command
     (path, *_) = tmp_path.glob("metrics/tiny/adm/**/metrics.json")
-    found = json.loads(path.read_text())
+    found = with_words(json.loads(path.read_text()), path)
     assert {"fid", "kid", "kid_se", "pixel_fd", "precision"} <= found.keys()
     assert not {"sfid", "inception_score", "density"} & found.keys()
     assert not {"mu_s", "sigma_s"} & load_npz(tmp_path / "reference/tiny/stats.npz").keys()

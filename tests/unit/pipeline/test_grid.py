@@ -149,10 +149,10 @@ FEATURE_PARAMS = ("datasets.tiny.classifier", *FLOAT32)
             "table",
             {"study": "small", "table": "table3"},
             "ipdiff table --study small --table table3",
-            (
-                "metrics/tiny/adm/s0/8/ancestral-5/metrics.json",
-                "metrics/tiny/adm-ip/s0/8/ancestral-5/metrics.json",
-                "metrics/tiny/adm-ip/s1/8/ancestral-5/metrics.json",
+            tuple(
+                f"metrics/tiny/{run}/8/ancestral-5/{name}"
+                for run in ("adm/s0", "adm-ip/s0", "adm-ip/s1")
+                for name in ("metrics.json", "recipe.json")
             ),
             tuple(f"tables/small/table3/{name}" for name in ("table.csv", "table.md", "table.tex", "recipe.json")),
             ("tables.table3",),
@@ -161,7 +161,11 @@ FEATURE_PARAMS = ("datasets.tiny.classifier", *FLOAT32)
             "figure",
             {"study": "small", "figure": "figure3"},
             "ipdiff figure --study small --figure figure3",
-            ("metrics/tiny/adm/s0/4/ancestral-5/metrics.json", "metrics/tiny/adm/s0/8/ancestral-5/metrics.json"),
+            tuple(
+                f"metrics/tiny/adm/s0/{step}/ancestral-5/{name}"
+                for step in (4, 8)
+                for name in ("metrics.json", "recipe.json")
+            ),
             tuple(f"figures/small/figure3/{name}" for name in ("figure.png", "figure.csv", "recipe.json")),
             ("figures.figure3",),
         ),
@@ -257,6 +261,26 @@ def test_where_the_network_is_got_from_makes_nothing_stale(tmp_path: Path) -> No
     assert view_free(grid_of(tmp_path, raw)) == before
 
 
+@pytest.mark.parametrize("reduction", ["exact", "fast"])
+def test_the_cut_of_a_batch_makes_stale_what_it_decides(reduction: str, tmp_path: Path) -> None:
+    key = "datasets.tiny.families.adm.training"
+    raw = put(small(), f"{key}.reduction", reduction)
+    before, cell = (known := grid_of(tmp_path, raw)), known.cell("train", **RUN)
+    found = before.param_values(cell)[key]
+    after = grid_of(tmp_path, put(put(raw, f"{key}.micro_batch", 4), "work", {"micro_batch": 2, "save_every": 7}))
+    assert (after.param_values(after.cell("train", **RUN))[key] == found) == (reduction == "fast")
+    assert ("micro_batch" in found) == (reduction == "exact")
+    specs = [known.of(cell).run_spec("tiny", "adm-ip", 1) for known in (before, after)]
+    assert [spec.training.micro_batch for spec in specs] == ([8, 4] if reduction == "exact" else [None, None])
+    assert (specs[0] == specs[1]) == (reduction == "fast")
+
+
+def test_a_fast_micro_batch_need_not_divide_the_batch(tmp_path: Path) -> None:
+    key = "datasets.tiny.families.adm.training"
+    raw = put(put(small(), f"{key}.micro_batch", 5), f"{key}.reduction", "fast")
+    assert grid_of(tmp_path, raw).studies.load("small").run_spec("tiny", "adm", 0).training.micro_batch is None
+
+
 def test_asking_for_precision_leaves_the_reference_alone(tmp_path: Path) -> None:
     raw = small()
     before = view_free(grid_of(tmp_path, raw))
@@ -340,12 +364,14 @@ def test_a_study_is_what_its_views_need_and_nothing_else(cells: Grid) -> None:
         *(f"metrics/{name}" for name in sets),
         "tables/small/table1",
         "tables/small/table3",
+        "tables/small",
         "figures/small/figure3",
         "figures/small/samples",
         "report/small",
     }
     assert set(cells.targets("small")) == {
         "report/small/index.html",
+        "tables/small/summary.json",
         *(f"states/tiny/{run}/8/state.safetensors" for run in runs),
     }
 
@@ -552,15 +578,20 @@ def test_dvc_files_say_what_the_cells_say(study: tuple[Grid, str]) -> None:
         assert stage["deps"] == [*cell.inputs, cache_keys.path_of(cell, name)]
         assert stage["params"] == []
         assert sorted(stage["outs"] + stage["metrics"]) == sorted(cell.outputs)
-        assert stage["metrics"] == [path for path in cell.outputs if path.endswith("metrics.json")]
+        shown = cell.stage.verb == "summary" and name == config.DEFAULT
+        assert stage["metrics"] == (["tables/digits/summary.json"] if shown else [])
     stage = stages["settings"]
     assert stage["cmd"] == f"ipdiff settings --study {name}"
     named = {"params.yaml": stage["params"]} if name == config.DEFAULT else stage["params"][0]
     assert named == {str(config.path_of(name)): cache_keys.keys(cells.values())}
     assert set(stage["outs"]) == {cache_keys.path_of(cell, name) for cell in cells.values()}
-    assert {ROOT / path for path in stage["deps"]} == {
-        path for cell in cells.values() for path in code_files(cell.stage.module, cell.rows, cell.stage.runs)
-    }
+    files = {path for cell in cells.values() for path in code_files(cell.stage.module, cell.rows, cell.stage.runs)}
+    for path in files:
+        assert len([dep for dep in stage["deps"] if path.is_relative_to(ROOT / dep)]) == 1
+    for dep in stage["deps"]:
+        assert any(path.is_relative_to(ROOT / dep) for path in files)
+        assert not Path("ipdiff/pipeline").is_relative_to(dep)
+    assert len(stage["deps"]) <= 20
     depth = len(dvc_files.path_of(name).parent.parts)
     assert {stage["wdir"] for stage in stages.values()} == {"/".join([".."] * depth) or "."}
 

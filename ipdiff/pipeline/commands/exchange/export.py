@@ -62,7 +62,7 @@ def export_checkpoint(source: str, form: str, to: Path, say: Callable[[str], Non
         elif form == "guided-diffusion":
             writing.write_guided_diffusion(staged, tensors, spec)
         else:
-            writing.write_safetensors(staged, tensors, spec)
+            writing.write_safetensors(staged, tensors, spec, _names(recipe))
     return to
 
 
@@ -81,6 +81,12 @@ def _folder(source: str) -> Path:
     verb = "import" if params.model(model).imported else "train"
     cell = known.cell(verb, dataset=dataset, model=model, seed=seed or "0", step=step)
     return Path(cell.directory)
+
+
+def _names(recipe: dict[str, Any]) -> dict[str, str | int]:
+    """Data set, model and step of the checkpoint, by the folder that it was made in."""
+    _, dataset, model, _, step = str(recipe["cell"]).split("/")
+    return {"dataset": dataset, "model": model, "step": int(step)}
 
 
 def _clips(recipe: dict[str, Any], spec: RunSpec) -> bool:

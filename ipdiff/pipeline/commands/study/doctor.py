@@ -15,15 +15,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
+from itertools import product
 from pathlib import Path
+from typing import get_args
 
 from ipdiff import __version__
 from ipdiff.data.download import place
 from ipdiff.data.spec import Archive
+from ipdiff.device import kernels
+from ipdiff.device.spec import Compute, Precision
 from ipdiff.errors import UserError
 from ipdiff.metrics.features import inception_file
 from ipdiff.metrics.spec import FEATURES, Inception, TorchScript
-from ipdiff.pipeline import config
+from ipdiff.pipeline import config, selfcheck
 from ipdiff.pipeline.engines import dvc_files
 from ipdiff.pipeline.store import receipts
 
@@ -134,6 +138,22 @@ def _torch() -> Iterator[Finding]:
         yield Finding(FINE, "CUDA", f"{text}; bf16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}")
     else:
         yield Finding(NOTE, "CUDA", "no device: everything runs on the CPU, days to weeks for the paper's networks")
+
+
+def gpu() -> list[Finding]:
+    """What own kernels and captured programs give on this GPU, against torch's own operations; takes minutes."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return [Finding(NOTE, "GPU", "torch finds no CUDA device here: nothing to check")]
+    if not kernels.available():
+        return [Finding(NOTE, "GPU", f"no Triton here, or {kernels.SWITCH}=0: everything runs by torch's operations")]
+    found: list[Finding] = []
+    for family, precision in product(("adm", "ddpm"), get_args(Precision)):
+        for check in selfcheck.elsewhere(family, Compute("cuda", precision=precision)):
+            mark = FINE if check.right else WRONG
+            found.append(Finding(mark, f"{family} {precision}", f"{check} ({check.seconds:.1f} s)"))
+    return found
 
 
 def _cpu() -> Iterator[Finding]:
