@@ -83,7 +83,7 @@ def look(known: Grid, study: str) -> Snapshot:
     cells = known.study(study)
     jobs = {told.cell: told for told in status.read_all()}
     standings = [_standing(cell, fresh, jobs.get(cell.directory), now) for cell in cells]
-    return Snapshot(study, now, standings, _results(cells, standings))
+    return Snapshot(study, now, standings, _results(cells, standings, fresh))
 
 
 def _standing(cell: Cell, fresh: Freshness, job: Status | None, now: float) -> Standing:
@@ -99,20 +99,21 @@ def _standing(cell: Cell, fresh: Freshness, job: Status | None, now: float) -> S
     return Standing(name, kind, job, reason, log if log and Path(log).exists() else "")
 
 
-def _results(cells: list[Cell], standings: list[Standing]) -> list[tuple[str, float, dict[str, Any]]]:
+def _results(cells: list[Cell], standings: list[Standing], fresh: Freshness) -> list[tuple[str, float, dict[str, Any]]]:
     done = {standing.cell for standing in standings if standing.kind == "done"}
-    files = [Path(path) for cell in cells if cell.directory in done for path in map(cell.fill, cell.stage.outputs)]
-    found = [(path.stat().st_mtime, path) for path in files if path.name == "metrics.json" and path.exists()]
-    return [(str(path.parent), written, _metrics(path)) for written, path in sorted(found, reverse=True)[:NEWEST]]
+    measured = {Path(cell.directory, "metrics.json"): cell for cell in cells if cell.stage.metrics}
+    found = [(path.stat().st_mtime, path) for path, cell in measured.items() if cell.directory in done and path.exists()]
+    newest = sorted(found, reverse=True)[:NEWEST]
+    return [(str(path.parent), at, _metrics(path, fresh.recipe(measured[path]) or {})) for at, path in newest]
 
 
-def _metrics(path: Path) -> dict[str, Any]:
+def _metrics(path: Path, recipe: dict[str, Any]) -> dict[str, Any]:
     try:
         measured = dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):  # `verify` will say so
         return {}
     numbers = {name: measured[name] for name in METRICS if isinstance(measured.get(name), int | float)}
-    return {**numbers, "n": measured.get("n"), "features": measured.get("features")}
+    return {**numbers, "n": measured.get("n"), "features": recipe.get("measured", {}).get("features")}
 
 
 def as_json(snapshot: Snapshot) -> dict[str, Any]:
