@@ -14,6 +14,7 @@ hypothesis.settings.register_profile("searching", deadline=None)
 hypothesis.settings.load_profile("same")
 """The same examples each time: no test fails by chance. `pytest --hypothesis-profile searching` looks for new ones."""
 
+os.environ["IPDIFF_CACHE"] = ""  # no test reads or fills the user's own
 os.environ["IPDIFF_QUIET"] = "1"  # what a stage says when it takes long is not said by chance, where a machine is busy
 
 

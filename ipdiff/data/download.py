@@ -34,20 +34,21 @@ def place(archive: Archive) -> Path:
     return next(filter(Path.exists, places), places[0])
 
 
-def obtain(archive: Archive) -> Path:
+def obtain(archive: Archive, path: Path | None = None) -> Path:
     """The path of a published file that is there and is the right one.
 
     Args:
         archive: its name, size, digest and source.
+        path: where it lies, or is put; `place(archive)` if None.
 
     Returns:
-        `place(archive)`; the file was downloaded if it was missing and has a url.
+        That path; the file was downloaded if it was missing and has a url.
 
     Raises:
         UserError: it is missing and cannot be downloaded, or a web page or a pointer stands in its place.
         IntegrityError: its size or digest is another.
     """
-    path = place(archive)
+    path = path or place(archive)
     if not path.exists():
         if archive.url is None:
             _ask_for(archive, path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,11 @@ from ipdiff.data.images import check_images
 from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError
 from ipdiff.metrics.features.extractors import Extractor, Network, show
+from ipdiff.metrics.halves import Half
 from ipdiff.metrics.sets import measure, published_neighbours
-from ipdiff.metrics.spec import METRICS, Measured
+from ipdiff.metrics.spec import METRICS, Measured, rounded
 from ipdiff.parameters import resolve
 from ipdiff.work.shards import Shards
-
-DIGITS = 10
-"""Significant digits of a published metric; what follows is rounding noise of the linear algebra."""
 
 
 def run(
@@ -36,6 +33,7 @@ def run(
     metrics: Collection[str] = (),
     settings: Mapping[str, Any] | None = None,
     neighbours: Path | None = None,
+    halves: Path | None = None,
     shards: Shards | None = None,
 ) -> dict[str, dict[str, str]]:
     """Measure a sample set, and write the numbers.
@@ -50,6 +48,7 @@ def run(
         metrics: those to measure besides the ones that always are.
         settings: of the metrics that have some, by their key; defaults where it is not there.
         neighbours: directory of the stage `neighbours`; None: no metric that needs it.
+        halves: halves.npz of the stage `halves`; None: nothing is held against a half of the real images.
         shards: see `ipdiff.metrics.features.extractors.show`; process 0 alone writes.
 
     Returns:
@@ -72,11 +71,15 @@ def run(
     if shards is not None and not shards.first:
         show(extractor, images, shards=shards)
         return {}
-    found, real = measure(extractor, images, pooled=neighbours is not None, shards=shards), Measured(stats, None, *near)
+    half = None if halves is None else Half(halves, str(stats["features"]), len(images))
+    more = [] if half is None else [half.samples]
+    found = measure(extractor, images, *more, pooled=neighbours is not None, shards=shards)
+    real = Measured(stats, None, *near)
     wanted = [name for name, kind in METRICS.items() if kind.always or name in metrics]
     got = values(found, real, possible(wanted, found, real), compute, settings)
     measured = {
         **got,
+        **({} if half is None else half.values()),
         "dimensions": dimensions(got, real),
         "n": len(images),
         "reference_n": int(stats["n"]),
@@ -162,13 +165,6 @@ def possible(names: Collection[str], ours: Measured, theirs: Measured) -> list[s
             METRICS[name].needs, all({*METRICS[name].moments} <= side.statistics.keys() for side in (ours, theirs))
         )
     ]
-
-
-def rounded(value: float) -> float:
-    """A metric as it is published: ten significant digits. Raises UserError where it is not finite."""
-    if not math.isfinite(value):
-        raise UserError(f"a metric came out as {value}: features or statistics are too large, or not finite")
-    return float(f"{value:.{DIGITS}g}")
 
 
 def load_samples(path: Path) -> NDArray[np.uint8]:

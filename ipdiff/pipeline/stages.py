@@ -95,6 +95,7 @@ class Stage:
 
 WILDCARDS = {
     "dataset": "a data set of any study",
+    "samples": "images of the sample sets that are held against a half",
     "model": "a model of its study",
     "seed": "training seed",
     "step": "optimiser updates of the checkpoint",
@@ -110,6 +111,7 @@ DATA = "data/{dataset}"
 IMAGES = f"{DATA}/images.npy"
 REFERENCE = "reference/{dataset}"
 NEIGHBOURS = "neighbours/{dataset}"
+HALVES = "halves/{dataset}/{samples}"
 RUN = "runs/{dataset}/{model}/s{seed}"
 CURVE = f"logs/{RUN}"
 """Folder of a run's loss curve while it trains, and of what its sinks write."""
@@ -178,6 +180,19 @@ STAGES = {
             network=True,
         ),
         Stage(
+            verb="halves",
+            module="ipdiff.metrics.halves",
+            help="how far halves of the real images are from each other",
+            directory=HALVES,
+            files=("halves.npz",),
+            wildcards=("dataset", "samples"),
+            inputs=(IMAGES,),
+            params=_FLOAT32,
+            runs=("ipdiff.metrics.spec.FEATURES",),
+            shared=True,
+            network=True,
+        ),
+        Stage(
             verb="train",
             module="ipdiff.training.segment",
             help="train one segment of a run and publish its checkpoint",
@@ -233,7 +248,7 @@ STAGES = {
             directory="metrics/{dataset}/{model}/s{seed}/{step}/{sampler}",
             files=("metrics.json",),
             wildcards=(*_OF_RUN, "sampler"),
-            inputs=(f"{SAMPLES}/samples.npz", f"{SAMPLES}/{RECIPE}", f"{REFERENCE}/stats.npz"),
+            inputs=(f"{SAMPLES}/samples.npz", f"{SAMPLES}/{RECIPE}", f"{REFERENCE}/stats.npz", f"{HALVES}/halves.npz"),
             params=_FLOAT32,
             runs=("ipdiff.metrics.spec.FEATURES", "ipdiff.metrics.spec.METRICS"),
             shared=True,
@@ -310,7 +325,7 @@ STAGES = {
             directory="report/{study}",
             files=("index.html", "cards.html"),
             wildcards=("study",),
-            params=("title", "seeds", "tables"),
+            params=("title", "seeds", "tables", "models"),
             kind="result",
         ),
     )

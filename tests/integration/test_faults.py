@@ -60,8 +60,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
         patch.setattr(segment, "PAUSE", 0)  # as in the workers
-        for verb in ("prepare", "classifier", "reference", "neighbours"):
-            assert cli.main([verb, "--dataset", "digits_mini"]) == 0
+        for verb in ("prepare", "classifier", "reference", "neighbours", "halves --samples 38"):
+            assert cli.main([*verb.split(), "--dataset", "digits_mini"]) == 0
         assert cli.main(f"train {RUN.replace('24', '4')}".split()) == 0
         shutil.copytree(project, project / "before")  # what a test starts from
         for command in MADE:

@@ -74,7 +74,7 @@ def test_another_network_makes_what_measures_stale_and_nothing_else() -> None:
     before = path.read_bytes()
     assert changed() == set()
     write_inception(path, seed=8)
-    assert changed() == {"reference", "neighbours", "evaluate"}
+    assert changed() == {"reference", "neighbours", "halves", "evaluate"}
     path.write_bytes(before)
     assert changed() == set()
 
@@ -84,4 +84,4 @@ def test_dvc_watches_the_network() -> None:
     text = dvc_files.render(grid.load(), "small")
     assert "  reference_subset_raw_inception:\n" in text
     assert "  evaluate_neighbours_raw_inception:\n" in text
-    assert text.count("- ${item.raw}") == 3
+    assert text.count("- ${item.raw}") == 4

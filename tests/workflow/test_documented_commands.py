@@ -100,6 +100,7 @@ RULES = [
     Rule("dvc metrics show", "mini"),
     Rule("ipdiff bench --dataset", None, "minutes on a CPU; test_bench.py measures a small network"),
     Rule("ipdiff doctor", "project", codes=(0, 2)),  # 2: what it asks for is lacking here
+    Rule("ipdiff evaluate samples/ --reference photos/", None, "the reader's images; test_library.py has some"),
     Rule("ipdiff export cifar10/", "mini", replaced=MINI),
     Rule("ipdiff grid", "project"),
     Rule("ipdiff import", "mini", replaced=MINI),

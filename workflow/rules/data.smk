@@ -66,3 +66,21 @@ rule neighbours:
         code=W.code("neighbours"),
     shell:
         W.command("neighbours")
+
+
+rule halves:
+    input:
+        W.inputs("halves"),
+    output:
+        **W.outputs("halves"),
+    log:
+        W.log("halves"),
+    threads: W.threads("halves")
+    resources:
+        attempt=W.attempt,
+        gpu=W.gpus("halves"),
+    params:
+        values=W.params("halves"),
+        code=W.code("halves"),
+    shell:
+        W.command("halves")

@@ -137,6 +137,12 @@ class Grid:
             raise ConfigError(f"{self.studies.of(names).path} {key}: not true, so there are none to measure")
         return self._measuring(self._of_subset(stage, names), names)
 
+    def _halves(self, stage: Stage, names: dict[str, str]) -> Cell:
+        _check_whole("samples", names["samples"])
+        if int(names["samples"]) < 2:
+            raise ConfigError(f"samples is {names['samples']}; use 2 or more")
+        return self._measuring(self._of_subset(stage, names), names)
+
     def _of_subset(self, stage: Stage, names: dict[str, str]) -> Stage:
         """The variant that draws a subset of the real images, where the data set asks for one."""
         if self._dataset(names).reference.images is None:
@@ -186,6 +192,7 @@ class Grid:
         return _cell(stage.reading("expose", (IMAGES,)) if exposed else stage, names)
 
     def _evaluate(self, stage: Stage, names: dict[str, str]) -> Cell:
+        names = names | {"samples": str(self._dataset(names).sampling.count(Sampler.parse(names["sampler"])))}
         if self._dataset(names).reference.neighbours:
             near = tuple(f"{NEIGHBOURS}/{name}" for name in ("features.npy", "radii.npy"))
             stage = stage.reading("evaluate_neighbours", near)
@@ -217,6 +224,7 @@ class Grid:
             stage = stage.reading(stage.name, params=tuple(key for key in ("note", "figures") if key in study.raw))
             return _cell(stage, names, exact=(*drawn, *self._recipes_behind(cells)))
         view = study.table(names["table"]) if stage.verb == "table" else study.figure(names["figure"])
+        stage = stage.reading(stage.name, params=_strengths(study, view))
         return _cell(stage, names, exact=tuple(dict.fromkeys(self._view_inputs(study, view))))
 
     def _view_inputs(self, study: Params, view: Table | Figure) -> Iterator[str]:
@@ -253,9 +261,7 @@ class Grid:
     def _check_step(self, names: dict[str, str]) -> None:
         self.studies.of(names).family(names["dataset"], names["model"])
         for name in ("seed", "step"):
-            if not re.fullmatch("0|[1-9][0-9]{0,19}", names[name]):
-                found = repr(brief(names[name], 40))
-                raise ConfigError(f"{name} is {found}; expected a whole number, without leading zeros")
+            _check_whole(name, names[name])
         if int(names["seed"]) >= 2**64:
             raise ConfigError(f"seed is {names['seed']}; use 0..2**64-1")
         params = self.studies.of(names)
@@ -314,6 +320,19 @@ class Grid:
     def targets(self, study: str) -> list[str]:
         """Files that stand for a whole study: its report, its summary and its runs' last states."""
         return [cell.outputs[0] for cell in self.study(study) if cell.stage.verb in ("report", "summary", "resume")]
+
+
+def _strengths(study: Params, view: Table | Figure) -> tuple[str, ...]:
+    """Keys of params.yaml that say the gammas of what a view shows: it names the models by them."""
+    trained = config.trained(view)
+    own = [f"models.{model}" for _, model in trained]
+    borrowing = [dataset for dataset, model in trained if study.model(model).gamma == "dataset"]
+    return tuple(dict.fromkeys((*own, *(f"datasets.{dataset}.strengths.gamma" for dataset in borrowing))))
+
+
+def _check_whole(name: str, text: str) -> None:
+    if not re.fullmatch("0|[1-9][0-9]{0,19}", text):
+        raise ConfigError(f"{name} is {brief(text, 40)!r}; expected a whole number, without leading zeros")
 
 
 _DERIVED: dict[str, Callable[[Params, Mapping[str, str]], str]] = {

@@ -23,10 +23,11 @@ from unit.params_factory import put, small, write
 from unit.tiny import ADM, DDIM, change, flip_bit
 
 from ipdiff import cli
+from ipdiff.cli import exchange
 from ipdiff.device import compute
 from ipdiff.device.spec import Compute
 from ipdiff.errors import ConfigError, IntegrityError, UserError
-from ipdiff.interop import checking, diffusers, reading, writing
+from ipdiff.interop import checking, diffusers, reading, schedulers, writing
 from ipdiff.nets import build
 from ipdiff.pipeline import config, grid, jobs
 from ipdiff.pipeline.commands.exchange import export, import_
@@ -595,7 +596,7 @@ def test_the_command_line_imports_and_exports(project: Path, capsys: pytest.Capt
     assert capsys.readouterr().out == "net\n"
     assert cli.main(["import", "studies/small/params.yaml", "--as", IP]) == 2
     assert capsys.readouterr().err.count("\n") == 1
-    assert tuple(cli.EXPORT_FORMATS) == export.FORMATS
+    assert tuple(exchange.EXPORT_FORMATS) == export.FORMATS
 
 
 # The paper's networks
@@ -680,7 +681,7 @@ def test_what_diffusers_has_no_word_for_is_refused() -> None:
     spec = next(iter(MAPPED.values()))
     objective = dataclasses.replace(spec.objective, target="score")
     with pytest.raises(UserError, match="no word for target score; use safetensors"):
-        diffusers.scheduler_config(dataclasses.replace(spec, objective=objective), True)
+        schedulers.config(dataclasses.replace(spec, objective=objective), True)
     other = dataclasses.replace(spec, family="mlp", network=Network(model_channels=8))
     with pytest.raises(UserError, match="for families adm and ddpm, not mlp; use safetensors"):
         diffusers.unet_config(other)
@@ -775,7 +776,7 @@ def test_the_pipeline_of_diffusers_loads_the_folder(library: Any, project: Path)
     trained(change(ADM, learn_sigma=True))
     folder = export.export_checkpoint("tiny/adm", "diffusers", project / "net")
     assert {path.name for path in folder.iterdir()} == {
-        "config.json", "diffusion_pytorch_model.safetensors", "model_index.json", "scheduler_config.json"
+        "README.md", "config.json", "diffusion_pytorch_model.safetensors", "model_index.json", "scheduler_config.json"
     }  # fmt: skip
     pipeline = library.DDPMPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)

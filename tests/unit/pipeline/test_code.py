@@ -150,7 +150,7 @@ def test_what_can_change_a_number_counts(package: Package, old: str, new: str) -
         ("training/segment.py", {"train", "resume"}),
         ("training/resume.py", {"resume"}),
         ("sample_sets/sample.py", {"sample", "drift"}),
-        ("metrics/scores/frechet.py", {"classifier", "reference", "neighbours", "evaluate"}),
+        ("metrics/scores/frechet.py", {"classifier", "reference", "neighbours", "halves", "evaluate"}),
         ("report/tables/render.py", {"table", "summary", "figure", "report"}),
         ("data/__init__.py", ALL - {"summary"}),
         ("errors.py", set()),

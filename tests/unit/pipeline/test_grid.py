@@ -133,6 +133,14 @@ FEATURE_PARAMS = ("datasets.tiny.classifier", *FLOAT32)
             SAMPLE_PARAMS,
         ),
         (
+            "halves",
+            {**TINY, "samples": "48"},
+            "ipdiff halves --dataset tiny --samples 48",
+            ("data/tiny/images.npy", "features/tiny/classifier.safetensors"),
+            ("halves/tiny/48/halves.npz", "halves/tiny/48/recipe.json"),
+            FEATURE_PARAMS,
+        ),
+        (
             "evaluate",
             SET,
             "ipdiff evaluate --dataset tiny --model adm-ip --seed 1 --step 8 --sampler ancestral-5",
@@ -140,6 +148,7 @@ FEATURE_PARAMS = ("datasets.tiny.classifier", *FLOAT32)
                 f"samples/{SET_PATH}/samples.npz",
                 f"samples/{SET_PATH}/recipe.json",
                 "reference/tiny/stats.npz",
+                "halves/tiny/64/halves.npz",
                 "features/tiny/classifier.safetensors",
             ),
             (f"metrics/{SET_PATH}/metrics.json", f"metrics/{SET_PATH}/recipe.json"),
@@ -155,7 +164,7 @@ FEATURE_PARAMS = ("datasets.tiny.classifier", *FLOAT32)
                 for name in ("metrics.json", "recipe.json")
             ),
             tuple(f"tables/small/table3/{name}" for name in ("table.csv", "table.md", "table.tex", "recipe.json")),
-            ("tables.table3",),
+            ("models.adm", "models.adm-ip", "datasets.tiny.strengths.gamma", "tables.table3"),
         ),
         (
             "figure",
@@ -167,7 +176,7 @@ FEATURE_PARAMS = ("datasets.tiny.classifier", *FLOAT32)
                 for name in ("metrics.json", "recipe.json")
             ),
             tuple(f"figures/small/figure3/{name}" for name in ("figure.png", "figure.csv", "recipe.json")),
-            ("figures.figure3",),
+            ("models.adm", "figures.figure3"),
         ),
         (
             "figure",
@@ -175,7 +184,7 @@ FEATURE_PARAMS = ("datasets.tiny.classifier", *FLOAT32)
             "ipdiff figure --study small --figure samples",
             ("samples/tiny/adm/s0/8/ancestral-4/samples.npz",),
             tuple(f"figures/small/samples/{name}" for name in ("figure.png", "figure.csv", "recipe.json")),
-            ("figures.samples",),
+            ("models.adm", "figures.samples"),
         ),
         (
             "report",
@@ -188,7 +197,7 @@ FEATURE_PARAMS = ("datasets.tiny.classifier", *FLOAT32)
                 *(f"figures/small/samples/{name}" for name in ("figure.png", "figure.csv")),
             ),
             ("report/small/index.html", "report/small/cards.html", "report/small/recipe.json"),
-            ("figures", "title", "seeds", "tables"),
+            ("figures", "title", "seeds", "tables", "models"),
         ),
     ],
 )
@@ -228,7 +237,8 @@ def test_what_measures_reads_the_feature_network(
     keys += FLOAT32
     plain, measured = known.cell("reference", **TINY), known.cell("evaluate", **SET)
     assert (plain.inputs, plain.params) == (("data/tiny/images.npy", *network), keys)
-    assert (measured.inputs[2:], measured.params) == (("reference/tiny/stats.npz", *network), keys)
+    half = "halves/tiny/64/halves.npz"
+    assert (measured.inputs[2:], measured.params) == (("reference/tiny/stats.npz", half, *network), keys)
     assert (dvc_files.stage_name(plain), dvc_files.stage_name(measured)) == (
         f"reference{variant}",
         f"evaluate{variant}",
@@ -239,14 +249,14 @@ def test_what_measures_reads_the_feature_network(
     put(raw, "datasets.tiny.reference", {"images": 20, "seed": 0, "neighbours": True})
     known = grid_of(tmp_path, raw)
     subset = ("datasets.tiny.reference.images", "datasets.tiny.reference.seed")
-    for verb in ("reference", "neighbours"):
-        cell = known.cell(verb, **TINY)
+    for verb, of in (("reference", TINY), ("neighbours", TINY), ("halves", {**TINY, "samples": "64"})):
+        cell = known.cell(verb, **of)
         assert sorted(cell.params) == sorted((*keys, *subset))
         assert cell.inputs == plain.inputs
         assert dvc_files.stage_name(cell) == f"{verb}_subset{variant}"
     near = ("neighbours/tiny/features.npy", "neighbours/tiny/radii.npy")
     more = known.cell("evaluate", **SET)
-    assert (more.inputs[2:], more.params) == (("reference/tiny/stats.npz", *near, *network), measured.params)
+    assert (more.inputs[2:], more.params) == (("reference/tiny/stats.npz", half, *near, *network), measured.params)
     assert dvc_files.stage_name(more) == f"evaluate_neighbours{variant}"
     assert "neighbours/tiny" in {cell.directory for cell in known.study("small")}
     assert ("features/tiny" in {cell.directory for cell in known.study("small")}) == (not edits)
@@ -279,6 +289,15 @@ def test_a_fast_micro_batch_need_not_divide_the_batch(tmp_path: Path) -> None:
     key = "datasets.tiny.families.adm.training"
     raw = put(put(small(), f"{key}.micro_batch", 5), f"{key}.reduction", "fast")
     assert grid_of(tmp_path, raw).studies.load("small").run_spec("tiny", "adm", 0).training.micro_batch is None
+
+
+def test_another_number_of_samples_needs_other_halves_and_leaves_the_reference_alone(tmp_path: Path) -> None:
+    raw = small()
+    before = view_free(grid_of(tmp_path, raw))
+    after = view_free(grid_of(tmp_path, put(raw, "datasets.tiny.sampling.num_samples", 65)))
+    assert (after.keys() - before.keys(), before.keys() - after.keys()) == ({"halves/tiny/65"}, {"halves/tiny/64"})
+    kept = {name for name in before.keys() & after.keys() if before[name] == after[name]}
+    assert {"reference/tiny", "halves/tiny/48", "runs/tiny/adm/s0/8"} <= kept
 
 
 def test_asking_for_precision_leaves_the_reference_alone(tmp_path: Path) -> None:
@@ -358,6 +377,7 @@ def test_a_study_is_what_its_views_need_and_nothing_else(cells: Grid) -> None:
         "data/tiny",
         "features/tiny",
         "reference/tiny",
+        *(f"halves/tiny/{samples}" for samples in (64, 48)),
         *(f"runs/tiny/{run}/{step}" for run in runs for step in (4, 8)),
         *(f"states/tiny/{run}/8" for run in runs),
         *(f"samples/{name}" for name in (*sets, "tiny/adm/s0/8/ancestral-4")),
@@ -508,6 +528,8 @@ def test_a_key_that_is_not_written_out_is_named(tmp_path: Path) -> None:
         ("train", {**RUN, "seed": "one"}, "seed is 'one'; expected a whole number"),
         ("train", {**RUN, "seed": "01"}, "seed is '01'; expected a whole number, without leading zeros"),
         ("train", {**RUN, "seed": str(2**64)}, "seed is 18446744073709551616; use 0..2**64-1"),
+        ("halves", {**TINY, "samples": "064"}, "samples is '064'; expected a whole number, without leading zeros"),
+        ("halves", {**TINY, "samples": "1"}, "samples is 1; use 2 or more"),
         ("train", {**RUN, "step": "08"}, "step is '08'; expected a whole number, without leading zeros"),
         ("train", {**RUN, "seed": "\u00b2"}, "seed is '\u00b2'; expected a whole number"),
         (

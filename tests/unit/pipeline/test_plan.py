@@ -83,6 +83,7 @@ def test_precision_and_recall_count_pairs_of_features(tmp_path: Path, monkeypatc
     width, drawn = raw["datasets"]["tiny"]["classifier"]["features"], [64, 64, 64, 64, 48]
     assert (costs["neighbours"].images, costs["neighbours"].flops) == (50, 2 * width * 50**2)
     assert costs["neighbours"].bytes == 50 * (width + 5) * 4
+    assert (costs["halves"].cells, costs["halves"].images) == (2, 2 * 50), "of 64 and of 48 samples: half of 50 images"
     assert costs["evaluate"].flops == sum(2 * width * n * (n + 50) for n in drawn)
 
 

@@ -180,6 +180,11 @@ class Planner:
         size = cost.images * (self._width(name) + NEAREST) * WEIGHT_BYTES
         return cost + self._distances(name, cost.images**2) + Cost(bytes=size)
 
+    def _halves(self, cell: Cell) -> Cost:
+        name = cell.bindings["dataset"]
+        real = self.studies.dataset(name).reference.images or self._count(name)
+        return self._features(name, 2 * min(int(cell.bindings["samples"]), real // 2))
+
     def _distances(self, name: str, pairs: int) -> Cost:
         """Of so many pairs of pooled features."""
         flops = 2 * self._width(name) * pairs

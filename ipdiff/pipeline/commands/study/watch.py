@@ -101,8 +101,9 @@ def _standing(cell: Cell, fresh: Freshness, job: Status | None, now: float) -> S
 
 def _results(cells: list[Cell], standings: list[Standing], fresh: Freshness) -> list[tuple[str, float, dict[str, Any]]]:
     done = {standing.cell for standing in standings if standing.kind == "done"}
-    measured = {Path(cell.directory, "metrics.json"): cell for cell in cells if cell.stage.metrics}
-    found = [(path.stat().st_mtime, path) for path, cell in measured.items() if cell.directory in done and path.exists()]
+    measured = {Path(cell.directory, "metrics.json"): cell for cell in cells if "metrics.json" in cell.stage.files}
+    there = [path for path, cell in measured.items() if cell.directory in done and path.exists()]
+    found = [(path.stat().st_mtime, path) for path in there]
     newest = sorted(found, reverse=True)[:NEWEST]
     return [(str(path.parent), at, _metrics(path, fresh.recipe(measured[path]) or {})) for at, path in newest]
 
