@@ -12,8 +12,10 @@ import pytest
 hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("searching", deadline=None)
 hypothesis.settings.load_profile("same")
-os.environ["IPDIFF_CACHE"] = ""  # no test reads or fills the user's own
 """The same examples each time: no test fails by chance. `pytest --hypothesis-profile searching` looks for new ones."""
+
+os.environ["IPDIFF_CACHE"] = ""  # no test reads or fills the user's own
+os.environ["IPDIFF_QUIET"] = "1"  # what a stage says when it takes long is not said by chance, where a machine is busy
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:

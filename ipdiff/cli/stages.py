@@ -92,10 +92,12 @@ def _compare(args: argparse.Namespace) -> int:
     if unknown := [name for name in metrics if name not in METRICS]:
         raise UserError(f"--metrics: no metric '{unknown[0]}'; known: {', '.join(METRICS)}")
     from ipdiff.metrics.outside.compare import compare, compute_of
+    from ipdiff.pipeline.progress.reporter import reporting
 
     compute, features = compute_of(args.device or "cpu", args.threads), args.features or "inception"
     more = {"size": args.size, "cache": not args.no_cache, "save": args.save_statistics}
-    compared = compare(args.samples, args.reference, features, compute, metrics, **more)
+    with reporting(str(args.samples)):
+        compared = compare(args.samples, args.reference, features, compute, metrics, **more)
     for warning in compared.warnings:
         say(f"warning: {warning}")
     said = {name: "unknown" if value is None else value for name, value in compared.values.items()}

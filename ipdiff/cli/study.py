@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from ipdiff.cli.verbs import JSON, TARGETS, arg, as_json, flag, say, verb
@@ -159,3 +160,22 @@ def _bench(args: argparse.Namespace) -> None:
     print(as_json(bench.as_json(rows)) if args.json else bench.describe(rows))
     if not args.json:
         print(f"for the hours of a plan: ipdiff plan {bench.for_plan(args.dataset, rows)}")
+
+
+@verb(
+    "watch",
+    "how a study stands: cells done, running, failed and waiting, and the newest numbers",
+    arg("study", "a study (default: the digits study)", nargs="?"),
+    flag("--once", "say it once (a terminal is refreshed until all is done)"),
+    JSON,
+)
+def _watch(args: argparse.Namespace) -> None:
+    from ipdiff.pipeline import config, grid
+    from ipdiff.pipeline.commands.study import watch
+
+    known, study = grid.load(), args.study or config.DEFAULT
+    if sys.stdout.isatty() and not (args.once or args.json):
+        watch.follow(lambda: watch.look(known, study))
+        return
+    snapshot = watch.look(known, study)
+    print(as_json(watch.as_json(snapshot)) if args.json else watch.describe(snapshot))

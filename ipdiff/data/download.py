@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 from ipdiff.data.formats import filekind
 from ipdiff.data.spec import Archive
 from ipdiff.errors import IntegrityError, Unavailable, UserError, brief
+from ipdiff.work import progress
 from ipdiff.work.locks import locked
 
 if TYPE_CHECKING:
@@ -121,7 +122,6 @@ def _fetch(archive: Archive, url: str, part: Path) -> bool:
     """
     try:
         import requests
-        from tqdm import tqdm
         from urllib3.exceptions import HTTPError
     except ImportError as error:
         raise UserError(f"downloading {url} needs {error.name}; pip install 'ipdiff[data]'") from error
@@ -139,10 +139,10 @@ def _fetch(archive: Archive, url: str, part: Path) -> bool:
                 if answer.status_code == 200:  # the whole file, even where only the rest was asked for
                     _check_offer(archive, part, answer)
                     have = file.truncate(0)
-                bar = tqdm(total=archive.size, initial=have, unit="B", unit_scale=True, leave=False, disable=None)
-                with bar:
-                    for chunk in answer.iter_content(1 << 20):
-                        bar.update(file.write(chunk))
+                progress.begin("bytes", archive.size, have)
+                for chunk in answer.iter_content(1 << 20):
+                    have += file.write(chunk)
+                    progress.tell(have)
                 return True
         except (requests.RequestException, HTTPError) as error:  # requests lets some of urllib3's through
             raise Unavailable(

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ipdiff.errors import UserError
+from ipdiff.errors import Preempted, UserError
+from ipdiff.metrics.spec import METRICS
 from ipdiff.pipeline import config, selfcheck
 from ipdiff.pipeline.grid import Cell
-from ipdiff.pipeline.job import Job, progress_bar
-from ipdiff.pipeline.stages import IMPORT, STAGES
+from ipdiff.pipeline.job import Job
+from ipdiff.pipeline.progress import reporter, sinks, status
+from ipdiff.pipeline.progress.curve import Curve
+from ipdiff.pipeline.progress.status import Status
+from ipdiff.pipeline.stages import CURVE, IMPORT, MEASURED, STAGES
 from ipdiff.pipeline.store import artifact
 from ipdiff.pipeline.store.artifact import Publication
 from ipdiff.sample_sets.spec import Sampler
 from ipdiff.spec import RunSpec
-from ipdiff.work import launch
+from ipdiff.work import launch, progress
 from ipdiff.work.locks import locked
 from ipdiff.work.recipes import RECIPE
 from ipdiff.work.shards import Shards, unit_of
@@ -36,7 +41,7 @@ def _prepare(job: Job, made: Publication) -> None:
 
     source = job.dataset.source
     raw = [Path(source.raw)] if source.raw else [obtain(archive) for archive in job.params.archives(source)]
-    notes = prepare.run(source, made.staging, raw, progress=progress_bar(source.expected_images or 0, "images"))
+    notes = prepare.run(source, made.staging, raw)
     if notes:
         made.extra = {"read": notes}
         print(f"ipdiff: {raw[0]}: {prepare.summary(notes)}", file=sys.stderr, flush=True)
@@ -99,7 +104,9 @@ def _train(job: Job, made: Publication) -> None:
         if previous:
             published = STAGES["resume"].outputs[0].format(**{**job.names, "step": previous[0]})  # if made or pulled
             setup.states.take(Path(published), *previous)
-    with setup.states.in_use():
+    batch, wanted = spec.training.batch_size, job.params.work.sinks if setup.rank == 0 else []
+    curve = Curve(Path(job.cell.fill(CURVE)), batch, wanted)
+    with setup.states.in_use(), closing(curve), progress.listening(curve) if setup.rank == 0 else nullcontext():
         made.extra = segment.run(setup, made.staging, int(job.names["step"]), previous)
         made.execution = made.extra.pop("execution")
 
@@ -137,8 +144,7 @@ def _sample(job: Job, made: Publication) -> None:
     from ipdiff.sample_sets import sample
 
     draw, sampling = _image_sampler(job), job.dataset.sampling
-    progress = progress_bar(sampling.count(draw.sampler), "images")
-    made.extra = sample.run(draw, sampling, made.staging, job.shared(made), progress)
+    made.extra = sample.run(draw, sampling, made.staging, job.shared(made))
 
 
 def draw_one(cell: Cell, index: int, path: Path) -> None:
@@ -183,29 +189,31 @@ def _evaluate(job: Job, made: Publication) -> None:
         halves=job.path("halves.npz"),
         shards=job.shared(made),
     )
+    if launch.place()[0] == 0 and "tensorboard" in job.params.work.sinks:
+        found = json.loads((made.staging / "metrics.json").read_text())
+        shown = {name: found[name] for name in METRICS if name in found}
+        sinks.measured(Path(job.cell.fill(MEASURED)), int(job.names["step"]), job.names["sampler"], shown)
 
 
 def _drift(job: Job, made: Publication) -> None:
     from ipdiff.sample_sets import drift
 
-    progress = progress_bar(job.analysis.images, "images")
-    drift.run(_image_sampler(job), job.path("images.npy"), job.analysis, made.staging, progress)
+    drift.run(_image_sampler(job), job.path("images.npy"), job.analysis, made.staging)
 
 
 def _analyse(job: Job, made: Publication) -> None:
     from ipdiff.sample_sets import prediction_error
 
-    settings, spec = job.analysis, job.checkpoint_spec()
+    spec = job.checkpoint_spec()
     selfcheck.trust(spec.family, job.dataset.compute)
     prediction_error.run(
         spec,
         job.path("ema.safetensors"),
         job.path("images.npy"),
-        settings,
+        job.analysis,
         job.about,
         made.staging,
         compute=job.dataset.compute,
-        progress=progress_bar(len(prediction_error.timesteps(settings, spec.diffusion.T)), "timesteps"),
     )
 
 
@@ -274,19 +282,21 @@ def make(cell: Cell) -> None:
     """
     directory = Path(cell.directory)
     rank, count = launch.place()
-    job = _job(cell)
     if rank:
-        _help(job)
+        _help(_job(cell))
         return
-    held = launch.started_here()  # by whoever started this process
-    with nullcontext() if held else locked(artifact.lock_of(directory), _say_waiting(cell)) as lock:
-        if lock is not None and lock.waited:
-            job = _job(cell)  # its inputs may be others by now
-            if count == 1 and artifact.is_published(directory, job.begun()):
-                return
-        with artifact.publishing(directory, cell.stage.files, job.begun()) as made:
-            RUN[cell.stage.verb](job, made)
-        made.afterwards()
+    with reporter.job(cell.directory, count) as report:
+        job = _job(cell)
+        held = launch.started_here()  # by whoever started this process
+        with nullcontext() if held else locked(artifact.lock_of(directory), _say_waiting(cell)) as lock:
+            if lock is not None and lock.waited:
+                job = _job(cell)  # its inputs may be others by now
+                if count == 1 and artifact.is_published(directory, job.begun()):
+                    return
+            report.keep_status(Status(cell.directory, processes=count))
+            with artifact.publishing(directory, cell.stage.files, job.begun()) as made:
+                RUN[cell.stage.verb](job, made)
+            made.afterwards()
 
 
 def _job(cell: Cell) -> Job:
@@ -309,7 +319,14 @@ def _help(job: Job) -> None:
 def make_with(count: int, cell: Cell, argv: Sequence[str]) -> int:
     """Make one cell with `count` processes that run `ipdiff argv`; returns the exit code."""
     with locked(artifact.lock_of(Path(cell.directory)), _say_waiting(cell)) as lock:
-        return launch.run(argv, count, keep=[lock.handle])
+        try:
+            code = launch.run(argv, count, keep=[lock.handle])
+        except Preempted as error:
+            status.ended(cell.directory, "stopped", str(error))
+            raise
+    if code:
+        status.ended(cell.directory, "stopped" if code == launch.PREEMPTED else "failed", f"exit code {code}")
+    return code
 
 
 def _say_waiting(cell: Cell) -> Callable[[str], None]:

@@ -33,6 +33,7 @@ from ipdiff.rng import Purpose
 from ipdiff.spec import Ramp, RunSpec
 from ipdiff.training import optimizer
 from ipdiff.training.timesteps import TIMESTEPS
+from ipdiff.work import progress
 from ipdiff.work.train_states import Tensors
 
 
@@ -246,12 +247,13 @@ class Run:
         Args:
             losses: [B], of each image.
             mean: the mean loss.
-            norm: of the gradient.
+            norm: of the gradient, times the loss scale of float16.
 
         Raises:
             Diverged: it could not be left out, or the loss scale has fallen too far; nothing is noted.
         """
         done = math.isfinite(mean) and math.isfinite(norm)
+        norm /= 1.0 if self.scale is None else self.scale.factor
         if self.scale is not None:
             log2 = self.scale.after(done)
             if log2 < 0:
@@ -260,7 +262,9 @@ class Run:
         elif not done:
             raise Diverged(self._not_finite(np.isfinite(losses), mean, norm))
         self._losses.append(mean)
+        rate = optimizer.learning_rate(self.spec.training, self.step)
         self.step += 1
+        progress.tell(self.step, loss=mean, gradient_norm=norm, learning_rate=rate)
 
     def _not_finite(self, finite: NDArray[np.bool_], mean: float, norm: float) -> str:
         indices = self.indices(self.step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from ipdiff.training.device_feeder import DeviceFeeder, feeds
 from ipdiff.training.distributed import ALONE, Processes, joined, passes_of
 from ipdiff.training.host_feeder import HostFeeder, mean_of
 from ipdiff.training.run import Diverged, Feeder, Run
-from ipdiff.work import signals
+from ipdiff.work import progress, signals
 from ipdiff.work.spec import Work
 from ipdiff.work.train_states import States, opened, state_digest, tensors_of
 
@@ -43,7 +43,6 @@ class Setup:
         start: safetensors of an equal network, the weights to begin with; None: they are drawn by the run's seed.
         rank: this process among those that train together.
         count: their number.
-        progress: called with the step reached.
         names: of the data set and the model, for who gets the checkpoint alone.
     """
 
@@ -54,7 +53,6 @@ class Setup:
     start: Path | None = None
     rank: int = 0
     count: int = 1
-    progress: Callable[[int], None] = lambda step: None
     names: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -114,6 +112,7 @@ def train_to(setup: Setup, step: int, previous: tuple[int, str] | None = None) -
         if data is not None:
             trained.load(tensors_of(data))
             del data
+        progress.begin("updates", step, trained.step)
         saved, took = time.monotonic(), 0.0
         with closing(feeder_for(trained, processes, work.micro_batch)) as feeder, _explained(trained, previous, states):
             while feeder.step < step:
@@ -124,7 +123,6 @@ def train_to(setup: Setup, step: int, previous: tuple[int, str] | None = None) -
                 except Preempted:
                     if not alone:
                         raise  # another process has died
-                setup.progress(feeder.step)
                 stopping = processes.any(stop.came)
                 since = time.monotonic() - saved
                 due = (feeder.step % work.save_every == 0 or since >= work.save_seconds) and since >= PAUSE * took

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
 
 from ipdiff.parameters import FORBID, Range, Record
 
@@ -30,3 +30,7 @@ class Work(Record):
         "memory holds, and on a CPU all of a process",
         Range(1),
     ] = None
+    sinks: Annotated[
+        list[Literal["tensorboard", "dvclive"]],
+        "programs that draw loss curves, fed with them beside logs/runs/.../train.jsonl (packages of the extra watch)",
+    ] = field(default_factory=list)

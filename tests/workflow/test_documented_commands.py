@@ -54,6 +54,7 @@ PLACEHOLDERS = {
     "--study NAME": "--study digits",
     "--to PATH": "--to work/exported",
     "publish STUDY": "publish digits",
+    "watch STUDY": "watch digits",
 }
 """What a reader has to fill in, and what is filled in here."""
 

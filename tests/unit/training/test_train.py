@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from unit.tiny import ADM, DDIM, IMAGES, RUNS, advance, change, files, flip_bit
+from unit.told import heard
 
 from ipdiff import rng
 from ipdiff.data.batches import batch_indices, flips
@@ -69,20 +70,12 @@ class Chain:
         self.states = States(root / "states")
         self.start: Path | None = None
 
-    def segment(
-        self,
-        step,
-        previous=None,
-        save_every=100,
-        progress=lambda step: None,
-        save_seconds=300.0,
-        micro_batch=None,
-    ) -> str:
+    def segment(self, step, previous=None, save_every=100, save_seconds=300.0, micro_batch=None) -> str:
         """Train a segment; returns the digest of its state."""
         out = self.root / str(step)
         out.mkdir(parents=True, exist_ok=True)
         work = Work(save_every, save_seconds, micro_batch=micro_batch)
-        setup = Setup(self.spec, self.images, self.states, work, self.start, 0, 1, progress)
+        setup = Setup(self.spec, self.images, self.states, work, self.start, 0, 1)
         return segment.run(setup, out, step, previous)["state"]
 
     def forget(self) -> None:
@@ -195,7 +188,8 @@ def test_a_state_is_saved_when_its_time_has_come_and_at_most_a_fiftieth_of_the_t
     monkeypatch.setattr(States, "save", save)
     monkeypatch.setattr(segment, "time", SimpleNamespace(monotonic=lambda: now[0]))
     run = chain("run")
-    run.segment(steps[-1], save_every=100, save_seconds=every, progress=second)
+    with heard(second):
+        run.segment(steps[-1], save_every=100, save_seconds=every)
     assert saved == steps  # the last is the checkpoint's
 
 
@@ -234,9 +228,10 @@ def test_a_damaged_state_is_trained_again(chain):
     run, other = chain("run"), chain("other")
     digest = run.segment(3)
     flip_bit(run.states.directory / f"{3:09d}-{digest}.safetensors")
-    steps = []
-    run.segment(5, (3, digest), progress=steps.append)
-    assert steps == [1, 2, 3, 4, 5]
+    with heard() as told:
+        run.segment(5, (3, digest))
+    assert told.begun == [("updates", 5, 0)]
+    assert told.done == [1, 2, 3, 4, 5]
     other.segment(5, (3, other.segment(3)))
     assert run.published(5) == other.published(5)
 
@@ -310,13 +305,14 @@ def test_a_stopped_segment_goes_on_where_it_was(chain, name):
         if step == 2:
             os.kill(os.getpid(), name)
 
-    with pytest.raises(Preempted, match="step 2 of 5"):
-        stopped.segment(5, progress=stop)
+    with pytest.raises(Preempted, match="step 2 of 5"), heard(stop):
+        stopped.segment(5)
     assert stopped.published(5) == {}
     assert stopped.states.newest(5)[0] == 2
-    steps = []
-    assert stopped.segment(5, progress=steps.append) == calm.segment(5)
-    assert steps == [3, 4, 5]
+    with heard() as told:
+        again = stopped.segment(5)
+    assert (told.begun, told.done) == ([("updates", 5, 2)], [3, 4, 5])
+    assert again == calm.segment(5)
     assert stopped.published(5) == calm.published(5)
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGUSR1)] == handlers
 
