@@ -1,4 +1,4 @@
-"""What a network costs, from its shape alone: weights, arithmetic, and the memory that a gradient needs. No torch.
+"""What a network costs, from its shape alone: weights, arithmetic, and the memory that a gradient needs; without torch.
 
 A walk through the layers in the order in which they run, with one formula for each kind of layer. Arithmetic is that of
 convolutions, matrix products and attention, two operations for each multiply-add; norms and activations have none.
@@ -25,9 +25,16 @@ POOLED = 1
 """Copies that are kept of what is halved after a norm and SiLU. 0 where the backward pass makes it again."""
 FACTORS = 1
 """Copies that are kept of the factors by which dropout multiplies. 0 where the backward pass makes them again."""
-BACKWARD = 2
-"""Arithmetic of a backward pass, in forward passes: a product for the input's gradient and one for the weights'. What
-is made again in it are norms, activations and masks, none of which has arithmetic of the kind that is counted."""
+UPDATE = 3
+"""Arithmetic of an update, in forward passes: the forward pass, and in the backward pass a product for the input's
+gradient and one for the weights'. What is made again there are norms, activations and masks: no products."""
+PENALTY = 9
+"""The same with the gradient penalty, which differentiates twice: an estimate, not a count."""
+COPIES = 6
+"""float32 copies of the weights while a run trains: weights, gradients, two moments, the moving average, and the
+difference that moves it. Below float32 a copy in the low precision is there besides."""
+STATE_COPIES = 4
+"""Copies of the weights in a train state: weights, moving average, two moments."""
 
 SIZES: dict[Precision, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of a number between the layers."""
@@ -52,18 +59,49 @@ class Cost:
     def __add__(self, other: Cost) -> Cost:
         return Cost(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of the weights, as a checkpoint has them."""
+        return self.parameters * SIZES["float32"]
+
     def bytes_an_image(self, precision: Precision) -> int:
-        """What a training step keeps for each image of its batch between the forward and the backward pass."""
+        """What a training step keeps for each image of its batch between the forward and the backward pass.
+
+        0 where it is not known (see `of`).
+        """
         return self.kept * SIZES[precision] + self.kept_float32 * SIZES["float32"]
 
+    def fixed_bytes(self, precision: Precision) -> int:
+        """What a run that trains holds on its device whatever the batch is, workspaces and CUDA itself left out."""
+        low = 0 if precision == "float32" else self.parameters * SIZES[precision]
+        return COPIES * self.weight_bytes + low
 
-def of(spec: RunSpec) -> Cost | None:
-    """What a run's network costs; None where there is no formula for its family."""
-    walk = WALKS.get(spec.family)
-    if walk is None:
-        return None
+
+def of(spec: RunSpec) -> Cost:
+    """What a run's network costs. A family without a formula is counted by torch, its memory is then not known."""
+    if (walk := WALKS.get(spec.family)) is None:
+        return _counted(spec)
     out_channels = spec.channels * (2 if spec.diffusion.learn_sigma else 1)
     return sum(walk(spec.network, spec.image_size, spec.channels, out_channels), Cost())
+
+
+def passes(spec: RunSpec) -> int:
+    """Forward passes whose arithmetic an update costs, for each of its images."""
+    return PENALTY if spec.objective.gp_weight else UPDATE
+
+
+def _counted(spec: RunSpec) -> Cost:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from ipdiff.nets import build
+
+    with torch.device("meta"):  # nothing is computed
+        net = build.network(spec).eval()
+        counter = FlopCounterMode(display=False)
+        with counter, torch.no_grad():
+            net(torch.zeros(1, spec.channels, spec.image_size, spec.image_size), torch.zeros(1, dtype=torch.int64))
+    return Cost(sum(p.numel() for p in net.parameters()), counter.get_total_flops())
 
 
 # Layers: `size` is the side of the image that a layer gives, or of the one it takes where that is said
@@ -227,4 +265,4 @@ def _unet(
 
 
 WALKS: dict[str, Callable[[Any, int, int, int], Iterator[Cost]]] = {"adm": adm, "ddpm": ddpm}
-"""The walk through each family's network; one without is counted on torch's meta device, without its memory."""
+"""The walk through each family's network: (network, size of its images, their channels, output channels) -> layers."""

@@ -87,6 +87,7 @@ class Grid:
         """Cells of these studies; a study's file is read when a cell of it is asked for."""
         self.studies = studies
         self.maker = cache(self._maker)
+        self._behind_report = cache(lambda study: self.needed(self.cell("report", study=study)))
 
     def of(self, cell: Cell) -> Params:
         """The parameters that a cell is made with: its study's."""
@@ -255,14 +256,14 @@ class Grid:
 
     def study(self, name: str) -> list[Cell]:
         """Every cell of a study that an engine makes, makers before users, without repeats."""
-        return [cell for cell in self.needed(self.cell("report", study=name)) if not cell.given]
+        return [cell for cell in self._behind_report(name) if not cell.given]
 
     def imports(self, study: str) -> list[Cell]:
         """The imported checkpoints a study reads."""
-        return [cell for cell in self.needed(self.cell("report", study=study)) if cell.given]
+        return [cell for cell in self._behind_report(study) if cell.given]
 
-    def needed(self, target: Cell) -> list[Cell]:
-        """`target` and every cell it needs, makers before users; runs close with their `resume` cell.
+    def needed(self, *targets: Cell) -> list[Cell]:
+        """The targets and every cell they need, makers before users; a report's runs close with their `resume` cell.
 
         Imported checkpoints are among them.
         """
@@ -277,8 +278,9 @@ class Grid:
                     visit(maker)
             found[cell.directory] = cell
 
-        visit(target)
-        if target.stage.verb == "report":
+        for target in targets:
+            visit(target)
+        if any(target.stage.verb == "report" for target in targets):
             trained = [cell for cell in found.values() if cell.stage.verb == "train"]
             last = {cell.directory.rpartition("/")[0]: cell for cell in trained}  # segments come in their order
             for cell in last.values():
