@@ -13,7 +13,7 @@ from unit.params_factory import drop, put, small
 from ipdiff import cli
 from ipdiff.metrics.spec import INCEPTION_SHA256
 from ipdiff.pipeline import config
-from ipdiff.pipeline.commands.study import doctor
+from ipdiff.pipeline.commands.study import doctor, memory
 from ipdiff.pipeline.commands.study.doctor import FINE, NOTE, WRONG, Finding
 from ipdiff.pipeline.engines import dvc_files
 
@@ -86,6 +86,24 @@ def test_another_studys_missing_archive_is_worth_a_note_and_its_own_is_lacking(p
     (tmp_path / "data/photos").mkdir(parents=True)
     (tmp_path / "data/photos/recipe.json").touch()
     assert about("photos")[0].text == "images are prepared"
+
+
+def test_gpu_memory_is_said_of_what_trains_there_and_held_against_the_card(project, tmp_path):
+    assert about("GPU memory") == []  # its runs train on the CPU
+    put(project, "datasets.tiny.compute", {"device": "cuda", "threads": 1, "precision": "bfloat16"})
+    write(tmp_path, project)
+    studies = config.Studies()
+    (one,) = memory.of_runs({"tiny adm": studies.load("small").run_spec("tiny", "adm", 0)})
+    for card, mark, said in (
+        (None, FINE, f"at batch {one.batch}"),
+        (one.total, FINE, ", of "),
+        (one.total - 1, NOTE, f"which hold {one.batch - 1} images at a time"),
+        (one.fixed, WRONG, "which hold 0 images at a time"),
+    ):
+        found = next(iter(doctor._memory(studies, "small", card)))
+        assert (found.mark, found.about, found.text.partition(":")[0]) == (mark, "GPU memory", "training tiny adm")
+        assert said in found.text
+    assert {finding.mark for finding in about("GPU memory")} <= {FINE, NOTE}
 
 
 def test_published_files(project, tmp_path):

@@ -198,7 +198,7 @@ def test_memory_of_the_paper_s_networks_is_held_against_the_card(monkeypatch: py
         assert faces.largest(memory) == 128 - (memory < faces.total)
     assert faces.largest(0) == 0
     (line,) = (line for line in describe(found).splitlines() if "training ffhq128" in line)
-    assert f"more than 16.0 GB; it takes {faces.largest(16 * 10**9)} images at a time" in line
+    assert f"more than 16.0 GB, which hold {faces.largest(16 * 10**9)} images at a time" in line
     assert "v100 has no bfloat16" in describe(found)
 
 

@@ -24,7 +24,9 @@ from ipdiff.errors import UserError
 from ipdiff.metrics.features import inception_file
 from ipdiff.metrics.spec import FEATURES, Inception, TorchScript
 from ipdiff.pipeline import config
+from ipdiff.pipeline.commands.study import memory
 from ipdiff.pipeline.engines import dvc_files
+from ipdiff.pipeline.grid import Grid
 from ipdiff.pipeline.store import receipts
 
 FINE, NOTE, WRONG = "ok", "note", "lacks"
@@ -75,6 +77,7 @@ def examine(study: str | None = None) -> list[Finding]:
     findings += [Finding(FINE, "studies", text)] if read else []
     findings += [Finding(WRONG if name == study else NOTE, "studies", line) for name, line in broken.items()]
     findings += _store(studies)
+    findings += _memory(studies, study, _card()) if study not in broken else []
     network, found = cache(_network), list[Finding]()  # a file of several data sets is read once
     for params in read:
         for name, dataset in params.datasets.items():
@@ -128,12 +131,29 @@ def _torch() -> Iterator[Finding]:
         yield Finding(WRONG, "torch", f"cannot be imported ({error}); run make install")
         return
     yield Finding(FINE, "torch", torch.__version__)
-    if torch.cuda.is_available():
-        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-        text = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}, {memory:.0f} GiB each"
+    if (card := _card()) is not None:
+        text = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}, {card / 2**30:.0f} GiB each"
         yield Finding(FINE, "CUDA", f"{text}; bf16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}")
     else:
         yield Finding(NOTE, "CUDA", "no device: everything runs on the CPU, days to weeks for the paper's networks")
+
+
+def _card() -> int | None:
+    """Bytes of memory of the GPU that is here, if one is."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+
+
+def _memory(studies: config.Studies, study: str, card: int | None) -> Iterator[Finding]:
+    """What training a study's networks needs of a GPU's memory."""
+    runs = memory.trained(studies, Grid(studies).study(study))
+    for one in memory.of_runs(runs):
+        enough = card is None or one.total <= card
+        mark = WRONG if card is not None and one.fixed + one.image > card else FINE if enough else NOTE
+        yield Finding(mark, "GPU memory", f"training {one.name}: {one.against(card)}")
 
 
 def _cpu() -> Iterator[Finding]:

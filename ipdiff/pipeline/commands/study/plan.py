@@ -15,7 +15,7 @@ from ipdiff.device.spec import Compute
 from ipdiff.metrics.spec import FEATURES, NEAREST
 from ipdiff.nets import costs
 from ipdiff.pipeline import grid
-from ipdiff.pipeline.commands.study import waiting
+from ipdiff.pipeline.commands.study import memory, waiting
 from ipdiff.pipeline.commands.study.rates import Kind, Measured, Named, Speed
 from ipdiff.pipeline.config.spec import Dataset
 from ipdiff.pipeline.grid import Cell, selection
@@ -59,32 +59,6 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """What a run holds on its GPU while it trains.
-
-    Attributes:
-        name: data set and model; of runs that need the same, the first.
-        fixed: bytes of weights, gradients, moments and averages.
-        image: bytes that the gradient of one image keeps; 0 where that is not known.
-        batch: images of a forward pass.
-    """
-
-    name: str
-    fixed: int
-    image: int
-    batch: int
-
-    @property
-    def total(self) -> int:
-        """Bytes together, without workspaces and CUDA itself."""
-        return self.fixed + self.image * self.batch
-
-    def largest(self, memory: int) -> int:
-        """Images of a forward pass that fit into so many bytes."""
-        return max(0, memory - self.fixed) // self.image if self.image else 0
-
-
-@dataclass(frozen=True)
 class Plan:
     """A target's costs.
 
@@ -105,7 +79,7 @@ class Plan:
     rates: Measured | Named | None
     verbs: dict[str, Cost]
     states: int
-    memory: list[Memory]
+    memory: list[memory.Memory]
     chain: list[str]
     chain_seconds: float
     wall_clock: tuple[float, float, float]
@@ -175,7 +149,7 @@ class Planner:
             rates=self.rates,
             verbs={verb: cost for verb, cost in verbs.items() if cost.cells},
             states=self._states(cells.values()),
-            memory=self.memory(cells.values()),
+            memory=memory.of_runs(memory.trained(self.studies, cells.values())),
             chain=chain,
             chain_seconds=sum(times[1][name] for name in chain),
             wall_clock=(least, likely, most),
@@ -192,20 +166,6 @@ class Planner:
     def _makers(self, cell: Cell, among: dict[str, Cell]) -> list[str]:
         makers = {maker.directory for path in cell.inputs if (maker := self.fresh.grid.maker(path))}
         return sorted(makers & among.keys())
-
-    def memory(self, cells: Iterable[Cell]) -> list[Memory]:
-        """What the runs among these cells that train on a GPU need there, equal ones once."""
-        runs = {
-            (cell.bindings["dataset"], cell.bindings["model"]): cell for cell in cells if cell.stage.verb == "train"
-        }
-        found: dict[tuple[int, int, int], Memory] = {}
-        for (dataset, model), cell in runs.items():
-            spec, cost = self._spec(cell), self._network(cell)
-            if spec.compute.device == "cuda":
-                precision, batch = spec.compute.precision, spec.training.micro_batch or spec.training.batch_size
-                numbers = cost.fixed_bytes(precision), cost.bytes_an_image(precision), batch
-                found.setdefault(numbers, Memory(f"{dataset} {model}", *numbers))
-        return list(found.values())
 
     def _cost(self, cell: Cell) -> Cost:
         missing = self.fresh.state(cell) is not State.HOLDS

@@ -37,17 +37,7 @@ def _memory(plan: Plan) -> Iterator[str]:
     """Of training on a GPU, against that of the device that was named."""
     known = plan.rates.device.memory * GB if isinstance(plan.rates, Named) else None
     for one in plan.memory:
-        text = f"GPU memory of training {one.name}: {_size(one.fixed)} for weights and moments"
-        if not one.image:
-            yield f"{text}; that of its images is not known"
-            continue
-        text += f", {one.image / 2**20:.1f} MiB an image: {_size(one.total)} at batch {one.batch}"
-        if known is None:
-            yield text
-        elif one.total <= known:
-            yield f"{text}, of {_size(known)}"
-        else:
-            yield f"{text}, more than {_size(known)}; it takes {one.largest(known)} images at a time"
+        yield f"GPU memory of training {one.name}: {one.against(known)}"
 
 
 def _hours(plan: Plan) -> Iterator[str]:
