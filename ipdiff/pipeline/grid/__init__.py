@@ -44,22 +44,22 @@ class Cell:
         """A template of its stage with its names."""
         return template.format(**self.bindings)
 
-    @property
+    @cached_property
     def directory(self) -> str:
         """Where its files are published; also the cell's name."""
         return self.fill(self.stage.directory)
 
-    @property
+    @cached_property
     def outputs(self) -> tuple[str, ...]:
         """Paths of its outputs, the recipe last."""
         return tuple(map(self.fill, self.stage.outputs))
 
-    @property
+    @cached_property
     def inputs(self) -> tuple[str, ...]:
         """Paths it reads."""
         return (*map(self.fill, self.stage.inputs), *self.exact_inputs)
 
-    @property
+    @cached_property
     def params(self) -> tuple[str, ...]:
         """Keys of params.yaml that decide its bytes."""
         return tuple(map(self.fill, self.stage.params))
@@ -87,6 +87,7 @@ class Grid:
         """Cells of these studies; a study's file is read when a cell of it is asked for."""
         self.studies = studies
         self.maker = cache(self._maker)
+        self._cells: dict[tuple[str, ...], Cell] = {}
         self._behind_report = cache(lambda study: self.needed(self.cell("report", study=study)))
 
     def of(self, cell: Cell) -> Params:
@@ -105,6 +106,12 @@ class Grid:
         """
         stage = IMPORT if verb == IMPORT.verb else STAGES[verb]
         names = {name: str(wildcards[name]) for name in stage.wildcards}
+        key = (verb, *names.values())
+        if key not in self._cells:
+            self._cells[key] = self._made(stage, names)
+        return self._cells[key]
+
+    def _made(self, stage: Stage, names: dict[str, str]) -> Cell:
         params = self.studies.of(names)
         if "step" in names:
             self._check_step(names)
@@ -118,8 +125,8 @@ class Grid:
             except ValueError as error:
                 raise ConfigError(str(error)) from None
         filled = names | {name: _DERIVED[name](params, names) for name in _DERIVED if name in stage.derived}
-        view = verb in ("table", "figure", "report")
-        cell = self._view_cell(stage, filled) if view else getattr(self, f"_{verb}", _cell)(stage, filled)
+        view = stage.verb in ("table", "figure", "report")
+        cell = self._view_cell(stage, filled) if view else getattr(self, f"_{stage.verb}", _cell)(stage, filled)
         return dataclasses.replace(cell, rows=rows_of(params, names))
 
     def _dataset(self, names: dict[str, str]) -> Dataset:
