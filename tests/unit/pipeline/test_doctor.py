@@ -121,6 +121,34 @@ def test_published_files(project, tmp_path):
     assert about("photos")[0].text == "raw/b.zip is not here: Ask for it."
 
 
+def test_a_file_with_mirrors_names_them_all(project, tmp_path):
+    places = {"url": "https://a/a.zip", "mirrors": ["https://b/a.zip", "https://c/a.zip"]}
+    put(project, "downloads", {"a.zip": places})
+    put(drop(project, "datasets.photos.source.raw"), "datasets.photos.source.archives", {"a.zip": None})
+    write(tmp_path, project)
+    assert about("photos")[0].text.endswith("downloads it from https://a/a.zip, or https://b/a.zip, or https://c/a.zip")
+
+
+def test_published_strengths_stand_beside_the_study_s_own():
+    said = {line.text.split()[2]: line.text for line in doctor._gamma(config.load(config.path_of("paper")))}
+    assert len(said) == 5
+    assert "cifar10 is 0.1; published: 0.1 in the paper's tables, 0.15 in the official README" in said["cifar10"]
+    assert said["ffhq128"].endswith("is 0.1; published: 0.1")
+
+
+def test_ffhq_s_list_is_looked_for(project, tmp_path):
+    put(project, "downloads", {"a.zip": {"how": "Ask."}})
+    source = {"reader": "ffhq", "image_size": 128, "channels": 3, "archives": {"a.zip": None}}
+    write(tmp_path, put(project, "datasets.photos.source", source))
+    assert [(one.mark, one.text.partition(" is not")[0]) for one in about("photos")] == [
+        (NOTE, "raw/a.zip"),
+        (NOTE, "raw/ffhq-dataset-v2.json"),
+    ]
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/ffhq-dataset-v2.json").touch()
+    assert about("photos")[1].mark == FINE
+
+
 def test_the_inception_file(project, tmp_path, monkeypatch):
     put(project, "datasets.tiny.features", "inception")
     put(project, "datasets.tiny.inception", {"sha256": INCEPTION_SHA256})

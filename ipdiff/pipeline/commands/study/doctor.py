@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ipdiff import __version__
 from ipdiff.data.download import place
+from ipdiff.data.formats import ffhq_list
 from ipdiff.data.spec import Archive
 from ipdiff.errors import UserError
 from ipdiff.metrics.features import inception_file
@@ -78,6 +79,7 @@ def examine(study: str | None = None) -> list[Finding]:
     findings += [Finding(WRONG if name == study else NOTE, "studies", line) for name, line in broken.items()]
     findings += _store(studies)
     findings += _memory(studies, study, _card()) if study not in broken else []
+    findings += [one for params in read if params.study == study for one in _gamma(params)]
     network, found = cache(_network), list[Finding]()  # a file of several data sets is read once
     for params in read:
         for name, dataset in params.datasets.items():
@@ -208,6 +210,24 @@ def _store(studies: config.Studies) -> Iterator[Finding]:
     yield Finding(FINE if recorded else NOTE, "store", text)
 
 
+GAMMAS = {
+    "cifar10": "0.1 in the paper's tables, 0.15 in the official README's command and in the released checkpoint",
+    "imagenet32": "0.1",
+    "lsun": "0.1",
+    "celeba": "0.1",
+    "ffhq": "0.1",
+}
+"""Published strengths of input perturbation, by the reader of the data set (forever208/DDPM-IP, README and code)."""
+
+
+def _gamma(params: config.Params) -> Iterator[Finding]:
+    """The study's strengths beside the published ones."""
+    for name, dataset in params.datasets.items():
+        if (published := GAMMAS.get(dataset.source.reader)) is not None:
+            text = f"gamma of {name} is {dataset.strengths.gamma}; published: {published}"
+            yield Finding(FINE, "gamma", text)
+
+
 def _data(params: config.Params, name: str) -> Iterator[Finding]:
     """Whether a data set is made, or can be made from what is here."""
     source = params.dataset(name).source
@@ -216,6 +236,11 @@ def _data(params: config.Params, name: str) -> Iterator[Finding]:
         yield Finding(FINE, name, "images are prepared")
     elif archives:
         yield from (_archive(name, archive) for archive in archives)
+        if source.reader == "ffhq":
+            path = place(Archive(file=ffhq_list.NAME))
+            here = f"{path} is here: `ipdiff prepare` holds each image against it"
+            without = f"{path} is not here: without it no image is held against its published digest"
+            yield Finding(FINE, name, here) if path.exists() else Finding(NOTE, name, without)
     elif raw is None:
         yield Finding(FINE, name, "images come with a package: nothing to get")
     elif Path(raw).exists():
@@ -232,7 +257,8 @@ def _archive(name: str, archive: Archive) -> Finding:
             return Finding(FINE, name, f"{path} is here", str(path))
         return Finding(WRONG, name, f"{path} has {path.stat().st_size} bytes of {archive.size}; get it again")
     if archive.url is not None:
-        return Finding(NOTE, name, f"{path} is not here: `ipdiff prepare` downloads it from {archive.url}")
+        places = ", or ".join([archive.url, *archive.mirrors])
+        return Finding(NOTE, name, f"{path} is not here: `ipdiff prepare` downloads it from {places}")
     return Finding(MISSING, name, f"{path} is not here: {archive.how}")
 
 
