@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -202,9 +202,12 @@ class Training(Record):
     __pydantic_config__: ClassVar = FORBID
     batch_size: Annotated[int, "images an optimiser update (global)", Range(1)]
     lr: Annotated[float, "learning rate", Range(above=0)]
-    micro_batch: Annotated[int | None, "images a backward pass; part of the artifact; default batch_size", Range(1)] = (
-        None
-    )
+    micro_batch: Annotated[
+        int | None,
+        "images a backward pass, a divisor of batch_size and by default all of it: part of the artifact where "
+        "reduction is exact; where it is fast, another word for work.micro_batch",
+        Range(1),
+    ] = None
     lr_warmup: Annotated[int, "updates of linear warm-up from 0", Range(0)] = 0
     lr_decay: Annotated[Literal["none", "linear", "cosine"], "how the rate falls to 0 at lr_decay_steps"] = "none"
     lr_decay_steps: Annotated[int, "update at which the decay has reached 0", Range(0)] = 0
@@ -220,14 +223,21 @@ class Training(Record):
     flip: Annotated[bool, "mirror each image with probability 1/2"] = True
     reduction: Annotated[
         Literal["exact", "fast"],
-        "how several processes add gradients: exact (same bytes for any number of processes) or fast (all_reduce)",
+        "how gradients are added: exact (in a fixed order: the same bytes for any number of processes) or fast (how a "
+        "batch is cut among processes and passes is no part of the artifact)",
     ] = "exact"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         size = self.micro_batch or self.batch_size
-        check(self.batch_size % size == 0, f"micro_batch {size} does not divide batch_size {self.batch_size}")
+        fits = self.reduction == "fast" or self.batch_size % size == 0
+        check(fits, f"micro_batch {size} does not divide batch_size {self.batch_size}")
         check(self.lr_decay == "none" or self.lr_decay_steps > 0, "lr_decay needs lr_decay_steps > 0")
+
+    @property
+    def deciding(self) -> Training:
+        """The same without what decides no byte: with the fast reduction, how a batch is cut."""
+        return self if self.reduction == "exact" else replace(self, micro_batch=None)
 
 
 @dataclass(frozen=True)
@@ -290,7 +300,7 @@ class RunSpec(Record):
         parts = {
             "network": network(**data["network"]),
             "diffusion": Diffusion(**data["diffusion"]),
-            "training": Training(**training),
+            "training": Training(**training).deciding,
             "objective": Objective(**objective),
             "compute": Compute(**data["compute"]),
         }

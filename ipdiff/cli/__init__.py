@@ -15,7 +15,7 @@ from pathlib import Path
 from ipdiff import __version__
 from ipdiff.cli import engines, exchange, stages, store, study  # noqa: F401  # each adds its verbs
 from ipdiff.cli.verbs import VERBS, say
-from ipdiff.errors import IntegrityError, Preempted, UserError
+from ipdiff.errors import IntegrityError, Preempted, UserError, brief
 from ipdiff.pipeline.engines import fork_server
 from ipdiff.pipeline.stages import STAGES, WILDCARDS
 from ipdiff.work import launch
@@ -75,6 +75,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return say(error, 75)
     except BrokenPipeError:
         return 0
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        return say(
+            f"out of memory: {brief(error, 200)}; nothing was published: take a machine or a device with more, or a "
+            "smaller batch_size of this stage, which is part of the artifact",
+            2,
+        )
     except OSError as error:
         if error.errno in DENIED:
             where = error.filename or "a file"
@@ -82,3 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in FULL:
             raise
         return say(f"{error.strerror}; nothing was published, free some (work/ holds work in progress)", 2)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether an error says that a device's or the host's memory is used up; torch is not imported to know its own."""
+    return (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from ipdiff.cli.verbs import JSON, TARGETS, arg, as_json, flag, say, verb
 from ipdiff.errors import UserError
@@ -10,15 +11,62 @@ from ipdiff.pipeline.stages import WILDCARDS
 
 
 @verb(
+    "new",
+    "write a study of your own pictures that fits a time budget",
+    arg("name", "of the study, and of its data set", metavar="NAME"),
+    arg("--images", "your pictures: a directory, .zip or .tar.gz", type=Path, required=True, metavar="DIR_OR_ZIP"),
+    arg("--size", "side in pixels that they are brought to: 16, 32, 64 or 128", type=int, required=True),
+    arg("--gammas", "strengths of input perturbation; 0 is always among them (default: 0,0.1)", default="0,0.1"),
+    arg("--budget", "time that the whole study may take on this machine (default: 2h)", default="2h"),
+    arg("--seeds", "training seeds of each model (default: 2)", type=int, default=2, metavar="N"),
+    arg("--device", "what networks run on (default: a GPU where there is one)", choices=("cpu", "cuda")),
+    arg(
+        "--features",
+        "what distances are taken on: classifier (needs labels), inception (its file), pixels, or the path of a "
+        "TorchScript network (default: the first of these that is to be had)",
+    ),
+    arg("--feature-size", "pixels to which images are resized for it (default: 224)", type=int, default=224),
+    arg("--labels", "whether folders are labels (default: folders)", choices=("folders", "none"), default="folders"),
+    flag("--skip-broken", "pass over pictures that cannot be read, instead of refusing"),
+    arg("--from-checkpoint", "train all models on from this file, as `ipdiff import` reads it", type=Path),
+    arg("--step", "its training step, where it does not say", type=int),
+    flag("--dry-run", "say everything and write nothing"),
+)
+def _new(args: argparse.Namespace) -> None:
+    from ipdiff.pipeline.commands.study.new import create, fit
+
+    request = create.Request(
+        name=args.name,
+        images=args.images,
+        size=args.size,
+        gammas=create.strengths(args.gammas),
+        budget=fit.seconds_of(args.budget),
+        seeds=args.seeds,
+        device=args.device,
+        features=args.features,
+        feature_size=args.feature_size,
+        labels=args.labels,
+        skip_broken=args.skip_broken,
+        checkpoint=args.from_checkpoint,
+        step=args.step,
+    )
+    written = create.create(
+        request, dry_run=args.dry_run, say=lambda word, text: print(f"{word:<10} {text}", flush=True)
+    )
+    print(*(f"{'wrote':<10} {path}" for path in written), sep="\n", end="\n" if written else "")
+
+
+@verb(
     "doctor",
     "say what this machine has and lacks, in plain words",
     arg("--study", "what this study needs counts as lacking (default: the digits study)"),
+    flag("--gpu", "instead: try own kernels and captured programs on this GPU, against torch's own operations"),
     flag("--json", "print JSON, for a bug report"),
 )
 def _doctor(args: argparse.Namespace) -> int:
     from ipdiff.pipeline.commands.study import doctor
 
-    findings = doctor.examine(args.study)
+    findings = doctor.gpu() if args.gpu else doctor.examine(args.study)
     print(as_json(doctor.as_json(findings)) if args.json else "\n".join(doctor.lines(findings)))
     return 2 if any(finding.mark == doctor.WRONG for finding in findings) else 0
 

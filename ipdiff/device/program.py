@@ -7,6 +7,7 @@ waiting for the host.
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable
 
@@ -37,8 +38,7 @@ class Program:
 
         It runs a few times: put the tensors in a state in which that does no harm, and set them afterwards.
 
-        Raises:
-            UserError: it cannot be captured.
+        What cannot be captured is said in one line, and runs kernel by kernel, like all programs after it.
         """
         if self._device.type != "cuda" or not kernels.available() or os.environ.get(SWITCH) == "0":
             return
@@ -46,14 +46,18 @@ class Program:
         here = torch.cuda.current_stream()
         try:
             self._graph = _captured(self._run)
-        except (torch.OutOfMemoryError, UserError):
-            raise
         except Exception as error:  # of the driver, of a library, of a compiler: none has a common class
             torch.cuda.set_stream(here)  # where a capture fails, torch leaves its own stream the current one
-            raise UserError(
-                f"{self._name} cannot be captured in a CUDA graph ({_reason(error)}); "
-                f"set {SWITCH}=0 in the environment to run it without, more slowly"
-            ) from error
+            cause = _first(error)
+            if isinstance(cause, torch.OutOfMemoryError | UserError):
+                raise cause from None
+            os.environ[SWITCH] = "0"  # a receipt says so
+            reason = str(cause).strip().partition("\n")[0]
+            print(
+                f"ipdiff: {self._name} cannot be captured in a CUDA graph ({reason}): it runs without, slower",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def __call__(self) -> None:
         """Run it once, or have it run: on a GPU the host goes on, at most `AHEAD` runs before the device."""
@@ -68,11 +72,11 @@ class Program:
                 self._running.popleft().synchronize()
 
 
-def _reason(error: BaseException) -> str:
-    """First line of what broke a capture: its end raises an error of its own, which only remembers that one."""
+def _first(error: BaseException) -> BaseException:
+    """What broke a capture: its end raises an error of its own, which only remembers that one."""
     while error.__context__ is not None:
         error = error.__context__
-    return str(error).strip().split("\n")[0]
+    return error
 
 
 def _warm_up(run: Callable[[], None]) -> None:

@@ -155,6 +155,12 @@ FEATURES = {
         labels={"fid": "FD", "kid": "KD", "kid_se": "KD standard error"},
         width="width",
     ),
+    "pixels": FeatureKind(
+        "ipdiff.metrics.features.pixel_features:PixelFeatures",
+        spatial=False,
+        labels={"fid": "FD", "kid": "KD", "kid_se": "KD standard error"},
+        width=3072,  # of 32x32 pixels in colour: the most there are
+    ),
 }
 """Feature networks by name; a new one is a row here and what opens it."""
 

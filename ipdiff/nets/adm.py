@@ -11,8 +11,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ipdiff.device.recompute import through
+from ipdiff.nets.dropout import Dropout
 from ipdiff.nets.layers import (
-    Dropout,
     GroupNorm,
     PointwiseConv,
     SiLU,
@@ -28,6 +29,9 @@ from ipdiff.nets.layers import (
     without_autocast,
 )
 from ipdiff.spec import ADMNetwork
+
+_InLayers = tuple[GroupNorm, SiLU, nn.Conv2d]
+_OutLayers = tuple[GroupNorm, SiLU, Dropout, nn.Conv2d]
 
 
 class ResBlock(nn.Module):
@@ -64,15 +68,15 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Map x [N,C,H,W] and the projected embedding [N,K,1,1] (K = out or [scale|shift] 2*out)."""
-        norm, _, conv = self.in_layers
-        h = cast(GroupNorm, norm).activated(x)
-        if self.resample is not None:
-            h, x = self.resample(h), self.resample(x)
-        h = conv(h)
-        norm, _, dropout, conv = self.out_layers
-        norm = cast(GroupNorm, norm)
-        h = norm.activated(h, *emb.chunk(2, dim=1)) if self.scale_shift else norm.activated(h + emb.to(h.dtype))
-        return conv(dropout(h)).add_(self.skip_connection(x))
+        first, _, conv = cast(_InLayers, self.in_layers)
+        resample = self.resample or _same
+        h = through(conv, lambda x: resample(first.activated(x)), x)
+        x = resample(x)
+        second, _, dropout, conv = cast(_OutLayers, self.out_layers)
+        parts = (h, *emb.chunk(2, dim=1)) if self.scale_shift else (h + emb.to(h.dtype),)
+        drop = dropout.as_now()
+        h = through(conv, lambda *parts: drop(second.activated(*parts)), *parts, again=dropout.repeats)
+        return h.add_(self.skip_connection(x))
 
 
 class AttentionBlock(nn.Module):
@@ -89,7 +93,7 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N,C,H,W] to the same shape."""
-        qkv = self.qkv(self.norm(x))
+        qkv = through(self.qkv, self.norm, x)
         if self.new_order:  # channels are [q|k|v], each cut into heads
             q, k, v = qkv.unflatten(1, (3, self.heads, -1)).unbind(1)
         else:  # channels are heads, each cut into [q|k|v]
@@ -194,7 +198,11 @@ class ADMUNet(UNet):
             h = run(block, torch.cat([h, skips.pop()], dim=1))
         with without_autocast(x):
             norm, _, conv = self.out
-            return conv(cast(GroupNorm, norm).activated(h.to(x.dtype)))
+            return through(conv, cast(GroupNorm, norm).activated, h.to(x.dtype))
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 def _encoder(net: ADMNetwork, in_channels: int, attends: Sequence[bool]) -> tuple[nn.ModuleList, list[int]]:

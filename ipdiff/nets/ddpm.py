@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ipdiff.nets.layers import Dropout, GroupNorm, UNet, Upsample, attention, conv3x3, silu, sinusoids, without_autocast
+from ipdiff.device.recompute import through
+from ipdiff.nets.dropout import Dropout
+from ipdiff.nets.layers import GroupNorm, UNet, Upsample, attention, conv3x3, silu, sinusoids, without_autocast
 from ipdiff.spec import DDPMNetwork
 
 EPS = 1e-6
@@ -38,9 +40,10 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Map x [N,C,H,W] and the projected embedding [N,out,1,1] to [N,out,H,W]."""
-        h = self.conv1(self.norm1.activated(x))
+        h = through(self.conv1, self.norm1.activated, x)
+        drop = self.dropout.as_now()
         h = h + emb.to(h.dtype)
-        h = self.conv2(self.dropout(self.norm2.activated(h)))
+        h = through(self.conv2, lambda h: drop(self.norm2.activated(h)), h, again=self.dropout.repeats)
         return h.add_(self.nin_shortcut(x) if self.shortcut else x)
 
 
@@ -58,8 +61,7 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N,C,H,W] to the same shape."""
-        h = self.norm(x)
-        q, k, v = (conv(h).unsqueeze(1) for conv in (self.q, self.k, self.v))
+        q, k, v = through(lambda h: [conv(h).unsqueeze(1) for conv in (self.q, self.k, self.v)], self.norm, x)
         return x + self.proj_out(attention(q, k, v))
 
 
@@ -197,7 +199,7 @@ class DDPMUNet(UNet):
             if level is not self.up[0]:
                 h = level.upsample(h)
         with without_autocast(x):
-            return self.conv_out(self.norm_out.activated(h.to(x.dtype)))
+            return through(self.conv_out, self.norm_out.activated, h.to(x.dtype))
 
 
 def _encoder(net: DDPMNetwork, attends: Sequence[bool]) -> nn.ModuleList:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ipdiff.device.compute import dtype
 from ipdiff.device.spec import Compute
-from ipdiff.nets.layers import Dropout
+from ipdiff.nets.dropout import Dropout
 
 _Network = Callable[[Tensor, Tensor], Tensor]
 _Function = TypeVar("_Function", bound=Callable[..., Any])

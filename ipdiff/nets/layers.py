@@ -1,4 +1,4 @@
-"""What both networks share: layers, the handling of time, dropout masks.
+"""What both networks share: layers and the handling of time.
 
 A U-Net here is a function of an image and of one vector for each residual block, a linear map of the
 embedded timestep. All blocks' maps are computed at once:
@@ -12,10 +12,9 @@ embedded timestep. All blocks' maps are computed at once:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +22,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ipdiff.device import kernels
-
-MaskSource = Callable[[int, torch.Size], Tensor]
-"""(ordinal of the dropout layer, shape of its input) -> bool tensor of that shape, true where kept."""
 
 _TWICE = ContextVar("_TWICE", default=False)
 """Whether second derivatives are asked for: see `twice_differentiable`."""
@@ -238,72 +234,6 @@ def sinusoids(t: Tensor, count: int, span: int) -> tuple[Tensor, Tensor]:
     index = torch.arange(count, dtype=torch.float32, device=t.device)
     angle = t.float()[:, None] * torch.exp(index * (-math.log(10000) / span))
     return torch.cos(angle), torch.sin(angle)
-
-
-class Dropout(nn.Module):
-    """Dropout that can take its masks from outside (see `dropout_masks`)."""
-
-    def __init__(self, p: float) -> None:
-        """Drop each element with probability `p`, 0 <= p < 1."""
-        super().__init__()
-        keep_threshold(p)
-        self.p = p
-        self.masks: Callable[[torch.Size], Tensor] | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Identity in evaluation mode or at p = 0; else x * mask / keep, of x's shape and dtype."""
-        if not self.training or self.p == 0:
-            return x
-        factor = self._factor(x)
-        return F.dropout(x, self.p) if factor is None else x * factor
-
-    @classmethod
-    def keep_out_of_graphs(cls) -> None:
-        """Call before a network is compiled, or the compiler builds it anew for every source of masks.
-
-        No decorator: naming the compiler when a module is imported costs a second.
-        """
-        cls._factor = torch.compiler.disable(cls._factor)  # pyright: ignore[reportAttributeAccessIssue]
-
-    def _factor(self, x: Tensor) -> Tensor | None:
-        """0 or 1 / keep for every element, from the source if there is one."""
-        if self.masks is None:
-            return None
-        keep = 1 - keep_threshold(self.p) / 65536
-        return self.masks(x.shape).to(x.device, x.dtype).mul_(1 / keep)
-
-
-def keep_threshold(p: float) -> int:
-    """The number of 16-bit integers that mean "drop": an element is kept where its draw is >= this.
-
-    Args:
-        p: dropout probability, 0 <= p < 1.
-
-    Raises:
-        ValueError: p is out of range.
-    """
-    if not 0 <= p < 1 or (threshold := round(p * 65536)) == 65536:
-        raise ValueError(f"dropout={p} is not a probability of dropping; use 0 <= dropout < 1")
-    return threshold
-
-
-@contextmanager
-def dropout_masks(net: nn.Module, source: MaskSource) -> Iterator[None]:
-    """Inside this context the dropout layers of `net` take their masks from `source` while training.
-
-    Layers are numbered in the order of `net.modules()`. The share of kept elements that `source` must
-    produce is 1 - keep_threshold(p) / 65536, by which the kept elements are divided. The masks may lie on any
-    device. Layers with p = 0 and networks in evaluation mode never ask.
-    """
-    layers = [module for module in net.modules() if isinstance(module, Dropout)]
-    before = [layer.masks for layer in layers]
-    for ordinal, layer in enumerate(layers):
-        layer.masks = partial(source, ordinal)
-    try:
-        yield
-    finally:
-        for layer, masks in zip(layers, before, strict=True):
-            layer.masks = masks
 
 
 class UNet(nn.Module):

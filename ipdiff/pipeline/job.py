@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipdiff.errors import IntegrityError, UserError
 from ipdiff.metrics.spec import FEATURES
-from ipdiff.pipeline import config, grid
+from ipdiff.pipeline import config, grid, selfcheck
 from ipdiff.pipeline.config.spec import Dataset
 from ipdiff.pipeline.grid import Cell
 from ipdiff.pipeline.stages import IMPORT, STAGES, START
@@ -111,8 +112,12 @@ class Job:
             there = RunSpec.from_json(recipes.read(self.start.with_name(RECIPE))["run"])
             if wrong := spec.unlike(there):
                 raise UserError(f"{self.start} is of another network than params.yaml has now: {wrong}; make it again")
+        selfcheck.trust(spec.family, spec.compute)
         progress, images = progress_bar(int(self.names["step"]), "updates"), self.path("images.npy")
-        return Setup(spec, images, self.states(spec), self.params.work, self.start, *launch.place(), progress)
+        work, asked = self.params.work, self.params.family(self.names["dataset"], self.names["model"]).training
+        if work.micro_batch is None and asked.reduction == "fast":
+            work = dataclasses.replace(work, micro_batch=asked.micro_batch)
+        return Setup(spec, images, self.states(spec), work, self.start, *launch.place(), progress)
 
     def run_spec(self) -> RunSpec:
         """The training run of the cell's names."""

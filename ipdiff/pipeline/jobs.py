@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipdiff.errors import UserError
-from ipdiff.pipeline import config
+from ipdiff.pipeline import config, selfcheck
 from ipdiff.pipeline.grid import Cell
 from ipdiff.pipeline.job import Job, progress_bar
 from ipdiff.pipeline.stages import IMPORT, STAGES
@@ -90,7 +90,8 @@ def _real_images(job: Job, made: Publication) -> tuple[Reference, Network, Compu
 
 
 def _train(job: Job, made: Publication) -> None:
-    from ipdiff.training import optimizer, segment
+    from ipdiff.training import segment
+    from ipdiff.training.distributed import Processes, share_of
 
     spec = job.run_spec()
     previous = None
@@ -107,7 +108,7 @@ def _train(job: Job, made: Publication) -> None:
             )
         previous = (int(job.names["previous"]), recorded["state"])
     setup = job.setup(spec)
-    optimizer.micro_batches(spec.training, setup.count)  # refused before they meet: who has met waits for who has left
+    share_of(spec.training, Processes(setup.rank, setup.count))  # refused before they meet: who has met waits for all
     if setup.rank == 0:
         setup.states.prune_others(job.checkpoint_states())
         if previous:
@@ -115,6 +116,7 @@ def _train(job: Job, made: Publication) -> None:
             setup.states.take(Path(published), *previous)
     with setup.states.in_use():
         made.extra = segment.run(setup, made.staging, int(job.names["step"]), previous)
+        made.execution = made.extra.pop("execution")
 
 
 def _resume(job: Job, made: Publication) -> None:
@@ -133,8 +135,10 @@ def _image_sampler(job: Job) -> ImageSampler:
 
     family = job.params.family(job.names["dataset"], job.names["model"])
     sampler = Sampler.parse(job.names["sampler"])
+    spec = job.checkpoint_spec()
+    selfcheck.trust(spec.family, job.dataset.sampling_compute)
     return ImageSampler(
-        job.checkpoint_spec(),
+        spec,
         job.path("ema.safetensors"),
         sampler,
         clip_denoised=family.clip_denoised,
@@ -206,6 +210,7 @@ def _analyse(job: Job, made: Publication) -> None:
     from ipdiff.sample_sets import prediction_error
 
     settings, spec = job.analysis, job.checkpoint_spec()
+    selfcheck.trust(spec.family, job.dataset.compute)
     prediction_error.run(
         spec,
         job.path("ema.safetensors"),

@@ -2,8 +2,9 @@
 
 The host prepares what a piece of `EVERY` updates needs (data indices, flips, uniforms for t, learning rates, EMA's
 shares, gammas), sends it at once and has the program run for each; it looks at the losses when they are through, and
-before a state is taken. An update whose loss or gradient is not finite changes nothing, and neither do those after it,
-so that the run is then as it was before it. Timesteps, noise, masks and data are those of `training.host_feeder`; sums
+before a state is taken. A batch may be cut into passes, whose gradients add up within the program. An update whose
+loss or gradient is not finite changes nothing, and neither do those after it, so that the run is then as it was before
+it. Timesteps, noise, masks and data are those of `training.host_feeder`; sums
 may differ in their last bits.
 
 On a GPU the program is captured in a CUDA graph. A CPU runs it as it is, which is for tests.
@@ -17,11 +18,12 @@ import torch
 from torch import Tensor
 
 from ipdiff.data.prefetch import Prefetch
+from ipdiff.device.memory import Passes
 from ipdiff.device.program import Program
 from ipdiff.nets import build
 from ipdiff.spec import RunSpec
 from ipdiff.training import optimizer
-from ipdiff.training.distributed import ALONE, Processes
+from ipdiff.training.distributed import ALONE, Processes, passes_of
 from ipdiff.training.run import Diverged, Run
 
 EVERY = 50
@@ -31,19 +33,25 @@ EVERY = 50
 def feeds(spec: RunSpec, processes: Processes = ALONE) -> bool:
     """Whether `DeviceFeeder` can feed a run, and so does.
 
-    It is on a GPU and needs nothing that only the host can do: several processes, micro-batches, the gradient penalty.
+    It is on a GPU and needs nothing that only the host can do: several processes, a sum of several micro-batches with
+    the bytes of any number of processes, the gradient penalty.
     """
-    whole = spec.training.micro_batch in (None, spec.training.batch_size)
-    alone = processes.count == 1
-    return spec.compute.device == "cuda" and whole and alone and not build.diffusion(spec).needs_probe
+    training = spec.training
+    free = training.reduction == "fast" or training.micro_batch in (None, training.batch_size)
+    return spec.compute.device == "cuda" and free and processes.count == 1 and not build.diffusion(spec).needs_probe
 
 
 class DeviceFeeder:
     """See `ipdiff.training.run.Feeder`; `check` is called before an update is launched."""
 
-    def __init__(self, run: Run) -> None:
-        """Go on from the run's state."""
+    def __init__(self, run: Run, passes: Passes | None = None) -> None:
+        """Go on from the run's state; `passes`: of each batch, cut smaller where the device's memory does not suffice.
+
+        Raises:
+            UserError: it does not suffice for any cut, or the program cannot be captured.
+        """
         self.run, self.step, self.every = run, run.step, EVERY
+        self.passes = passes or passes_of(run)
         self._end = run.step  # of the present piece
         self._rows = _Rows(run, self.every)
         batch, pictures = run.spec.training.batch_size, run.pictures
@@ -59,9 +67,18 @@ class DeviceFeeder:
         self._slot = torch.zeros(1, dtype=torch.int64, device=run.device)
         self._log2 = scalar(run.scale.log2 if run.scale else 0.0, torch.float64)
         self._seen = torch.zeros((self.every, 2 + batch), dtype=torch.float64, device=run.device)
-        self._program = Program(self._run_update, run.device, "the training step")
-        self._program.prepare()
+        self._program = self._prepared()
         self._live.fill_(True)
+
+    def _prepared(self) -> Program:
+        while True:
+            try:
+                program = Program(self._run_update, self.run.device, "the training step")
+                program.prepare()
+                return program
+            except torch.OutOfMemoryError as error:
+                said = str(error)
+            self.passes.shrink(said)
 
     def advance(self, check: Callable[[], None] = lambda: None) -> None:
         """See `Feeder`."""
@@ -100,7 +117,24 @@ class DeviceFeeder:
         mirrored = row.mirrored if run.spec.training.flip else None
         factor = torch.exp2(self._log2).to(torch.float32)
         gamma = None if run.gamma(0) is None else row.gamma
-        losses, grads = run.gradients(pictures, mirrored, t, weights, self._places, row.step, factor, gamma)
+
+        def add(cut: list[range]) -> tuple[Tensor, list[Tensor]]:
+            mine: list[Tensor] = []
+
+            def gradients(number: int) -> list[Tensor]:
+                here = slice(cut[number].start, cut[number].stop)
+                flipped = None if mirrored is None else mirrored[here]
+                places = self._places[here]
+                losses, grads = run.gradients(
+                    pictures[here], flipped, t[here], weights[here], places, row.step, factor, gamma
+                )
+                mine.append(losses)
+                return grads
+
+            grads = optimizer.tree_sum(len(cut), gradients, halves=False)
+            return torch.cat(mine), grads
+
+        losses, grads = self.passes.fitting(add)
         norm = torch.nn.utils.get_total_norm(grads)
         mean = (losses * weights).sum() / len(t)
         finite = torch.isfinite(mean) & torch.isfinite(norm)

@@ -1,4 +1,4 @@
-"""What several training processes tell each other: nothing (one process), or over gloo and NCCL.
+"""What of an update each process computes, and what they tell each other: nothing (one process), or over gloo and NCCL.
 
 In the exact mode partial sums travel by all_gather and are added here, in the order of `optimizer.tree_sum`:
 all_reduce chooses its own order. Every process arrives at the same numbers, so none has to be told the result.
@@ -14,14 +14,19 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  # documented, though not in __all__
 
 from ipdiff.device.compute import take_gpu
-from ipdiff.errors import Preempted
+from ipdiff.device.memory import Passes, spread
+from ipdiff.errors import Preempted, UserError
+from ipdiff.nets.execution import low_precision
+from ipdiff.spec import Training
 from ipdiff.training import optimizer
+from ipdiff.training.run import Run
 from ipdiff.work.files import write_whole
 
 TIMEOUT = timedelta(minutes=10)
@@ -53,6 +58,14 @@ class Processes:
         with _together():
             dist.all_gather(list(parts.unbind()), part.contiguous())
         return parts
+
+    def join(self, part: Tensor, whole: int) -> Tensor:
+        """The parts of all processes, of `whole` numbers in all and spread among them, in their order: [whole]."""
+        if self.count == 1:
+            return part
+        lengths = [len(share) for share in spread(range(whole), self.count)]
+        rows = self.gather(torch.cat([part, part.new_zeros(max(lengths) - len(part))]))
+        return torch.cat([row[:length] for row, length in zip(rows, lengths, strict=True)])
 
     def sum_(self, tensors: Sequence[Tensor], *, exact: bool) -> None:
         """Replace tensors by their sums over all processes.
@@ -95,6 +108,66 @@ class Processes:
 
 ALONE = Processes()
 """One process that trains by itself."""
+
+
+def share_of(spec: Training, processes: Processes) -> range:
+    """The images of an update that a process computes, by their places in the batch.
+
+    Processes have equal shares; where the reduction is fast, such that differ by one image at most.
+
+    Raises:
+        UserError: there are too many processes, or they cannot share the fixed tree of an exact sum.
+    """
+    count = processes.count
+    if spec.reduction == "fast":
+        if count > spec.batch_size:
+            raise UserError(f"{count} processes cannot share the {spec.batch_size} images of an update; use fewer")
+        return spread(range(spec.batch_size), count)[processes.rank]
+    whole = spec.batch_size // (spec.micro_batch or spec.batch_size)
+    fitting = [n for n in range(1, whole + 1) if whole % n == 0 and not n & (n - 1)]
+    if count not in fitting:
+        raise UserError(
+            f"{count} processes cannot share the {whole} micro-batches of an update exactly (training.reduction); "
+            f"use {' or '.join(map(str, fitting))}, or a smaller training.micro_batch, or training.reduction: fast"
+        )
+    return spread(range(spec.batch_size), count)[processes.rank]
+
+
+def passes_of(run: Run, processes: Processes = ALONE, most: int | None = None) -> Passes:
+    """The passes in which a process computes its share of an update.
+
+    Args:
+        run: the run.
+        processes: those that train together.
+        most: images a pass, where the reduction is fast; None: all. With the exact one training.micro_batch says it.
+
+    Raises:
+        UserError: as `share_of`.
+    """
+    spec = run.spec.training
+    images, fixed = share_of(spec, processes), spec.reduction == "exact"
+    most = spec.micro_batch if fixed else most
+    later = sum(p.nbytes for p in run.params) * (1 if run.optimizer.moments else 3)  # a sum, and moments
+    return Passes(
+        images,
+        min(most or len(images), len(images)),
+        fixed=fixed,
+        device=run.device,
+        rehearse=lambda count: _rehearse(run, count),
+        keep=lambda everything: setattr(run, "keeps", everything),
+        later=later,
+    )
+
+
+def _rehearse(run: Run, count: int) -> None:
+    """Compute gradients of so many images for nothing; not compiled, which takes no more memory."""
+    model, run.model = run.model, low_precision(run.net, run.spec.compute)
+    try:
+        t, weights = run.timesteps.sample(torch.zeros(count, dtype=torch.float64, device=run.device))
+        gamma = None if run.gamma(0) is None else torch.ones((), dtype=torch.float64, device=run.device)
+        run.gradients(run.pictures(np.zeros(count, np.int64)), None, t, weights, range(count), 0, 1.0, gamma)
+    finally:
+        run.model = model
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

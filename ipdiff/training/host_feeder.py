@@ -1,4 +1,4 @@
-"""Updates that the host takes one by one: micro-batches, gradients summed in a fixed order, one process or several.
+"""Updates that the host takes one by one: passes, gradients summed in a fixed order, one process or several.
 
 Every update is looked at when it is done. The CPU trains so: these are the bytes of the published artifacts.
 """
@@ -13,24 +13,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ipdiff.device.memory import Passes
 from ipdiff.training import optimizer
-from ipdiff.training.distributed import ALONE, Processes
+from ipdiff.training.distributed import ALONE, Processes, passes_of
 from ipdiff.training.run import Run
 
 
 class HostFeeder:
-    """See `ipdiff.training.run.Feeder`; `check` is called between micro-batches."""
+    """See `ipdiff.training.run.Feeder`; `check` is called between passes."""
 
     every = 1
 
-    def __init__(self, run: Run, processes: Processes = ALONE) -> None:
-        """Go on from the run's state.
+    def __init__(self, run: Run, processes: Processes = ALONE, passes: Passes | None = None) -> None:
+        """Go on from the run's state; `passes`: of this process' share of each update.
 
         Raises:
-            UserError: these processes cannot share the micro-batches of its updates.
+            UserError: these processes cannot share its updates.
         """
         self.run, self.processes = run, processes
-        self.micro_batches = optimizer.micro_batches(run.spec.training, processes.count)
+        self.passes = passes or passes_of(run, processes)
 
     @property
     def step(self) -> int:
@@ -52,27 +53,32 @@ class HostFeeder:
         self, t: Tensor, weights: Tensor, check: Callable[[], None]
     ) -> tuple[NDArray[np.float64], list[Tensor]]:
         """Losses of the whole batch in index order, and the gradients of its mean loss, times the loss scale."""
-        run, spec, processes = self.run, self.run.spec.training, self.processes
-        size = spec.micro_batch or spec.batch_size
+        run, spec = self.run, self.run.spec.training
+        exact = spec.reduction == "exact"
         indices, mirrored = run.indices(run.step), run.mirrored(run.step)
         factor = 1.0 if run.scale is None else run.scale.factor
         strength = run.gamma(run.step)
         gamma = None if strength is None else self._tensor(strength)
-        mine: list[Tensor] = []
 
-        def gradients(micro: int) -> list[Tensor]:
-            check()
-            part = range(micro * size, (micro + 1) * size)
-            here = slice(part.start, part.stop)
-            flipped = None if mirrored is None else self._tensor(mirrored[here])
-            pictures = run.pictures(indices[here])
-            losses, grads = run.gradients(pictures, flipped, t[here], weights[here], part, run.step, factor, gamma)
-            mine.append(losses.cpu())
-            return grads
+        def add(cut: list[range]) -> tuple[Tensor, list[Tensor]]:
+            mine: list[Tensor] = []
 
-        grads = optimizer.tree_sum(self.micro_batches, gradients, processes.rank * self.micro_batches)
-        processes.sum_(grads, exact=spec.reduction == "exact")
-        return processes.gather(torch.cat(mine)).numpy().reshape(-1), grads
+            def gradients(number: int) -> list[Tensor]:
+                check()
+                part = cut[number]
+                here = slice(part.start, part.stop)
+                flipped = None if mirrored is None else self._tensor(mirrored[here])
+                pictures = run.pictures(indices[here])
+                losses, grads = run.gradients(pictures, flipped, t[here], weights[here], part, run.step, factor, gamma)
+                mine.append(losses.cpu())
+                return grads
+
+            grads = optimizer.tree_sum(len(cut), gradients, halves=exact)
+            return torch.cat(mine), grads
+
+        losses, grads = self.passes.fitting(add)
+        self.processes.sum_(grads, exact=exact)
+        return self.processes.join(losses, spec.batch_size).numpy(), grads
 
     def _tensor(self, values: NDArray[np.generic] | np.generic | float) -> Tensor:
         return torch.from_numpy(np.asarray(values)).to(self.run.device)

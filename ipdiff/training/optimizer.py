@@ -9,20 +9,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ipdiff.errors import UserError
 from ipdiff.spec import Objective, Training
 from ipdiff.training.adam import Adam
 
 
-def tree_sum(count: int, leaf: Callable[[int], list[Tensor]], first: int = 0) -> list[Tensor]:
-    """Sum leaf(first) .. leaf(first + count - 1) in a fixed order: halves while they are equal, then in turn.
+def tree_sum(count: int, leaf: Callable[[int], list[Tensor]], first: int = 0, *, halves: bool = True) -> list[Tensor]:
+    """Sum leaf(first) .. leaf(first + count - 1) in a fixed order: `halves` while they are equal, then in turn.
 
     A power-of-two number of processes, each with an equal share of the leaves, can compute a subtree each
-    and arrive at the same bits (design: exact data-parallel training).
+    and arrive at the same bits (design: exact data-parallel training). In turn, two leaves are kept at once.
     """
     if count == 1:
         return leaf(first)
-    if count % 2 == 0:
+    if halves and count % 2 == 0:
         total = tree_sum(count // 2, leaf, first)
         _add_(total, tree_sum(count // 2, leaf, first + count // 2))
         return total
@@ -30,24 +29,6 @@ def tree_sum(count: int, leaf: Callable[[int], list[Tensor]], first: int = 0) ->
     for i in range(first + 1, first + count):
         _add_(total, leaf(i))
     return total
-
-
-def micro_batches(spec: Training, count: int) -> int:
-    """Micro-batches of an update that each of `count` processes computes.
-
-    Raises:
-        UserError: they cannot be shared evenly, or not along the fixed tree of an exact sum.
-    """
-    whole = spec.batch_size // (spec.micro_batch or spec.batch_size)
-    exact = spec.reduction == "exact"
-    fitting = [n for n in range(1, whole + 1) if whole % n == 0 and not (exact and n & (n - 1))]
-    if count not in fitting:
-        raise UserError(
-            f"{count} processes cannot share the {whole} micro-batches of an update"
-            + (" exactly (training.reduction)" if exact else "")
-            + f"; use {' or '.join(map(str, fitting))}, or a smaller training.micro_batch"
-        )
-    return whole // count
 
 
 def _add_(total: list[Tensor], other: list[Tensor]) -> None:

@@ -34,7 +34,7 @@ def run(states: States, out: Path, step: int, digest: str, setup: Callable[[], S
         return
     from ipdiff.training import segment  # only here: torch is slow to import and seldom needed
 
-    states.save(step, segment.train_to(setup(), step).state())
+    states.save(step, segment.train_to(setup(), step).settle().state())
     if not states.copy(step, digest, target):
         raise UserError(
             f"training again to step {step} did not arrive at the recorded state {digest} "

@@ -20,12 +20,15 @@ from ipdiff import rng
 from ipdiff.data.batches import batch_indices, flips
 from ipdiff.data.images import Reader, to_network
 from ipdiff.device.compute import configure
+from ipdiff.device.memory import Passes
+from ipdiff.device.recompute import keeping
 from ipdiff.device.streams import draws_on
 from ipdiff.errors import UserError
 from ipdiff.nets import build
+from ipdiff.nets.dropout import dropout_masks, keep_threshold
 from ipdiff.nets.execution import compiled, low_precision
 from ipdiff.nets.initial import initialise
-from ipdiff.nets.layers import dropout_masks, keep_threshold, twice_differentiable
+from ipdiff.nets.layers import twice_differentiable
 from ipdiff.rng import Purpose
 from ipdiff.spec import Ramp, RunSpec
 from ipdiff.training import optimizer
@@ -43,6 +46,9 @@ class Feeder(Protocol):
     def step(self) -> int:
         """Updates begun so far."""
         ...
+
+    passes: Passes
+    """How this process cuts its share of an update."""
 
     @property
     def every(self) -> int:
@@ -112,6 +118,7 @@ class Run:
         self.optimizer = optimizer.make_optimizer(self.net, spec.objective)
         self.scale = optimizer.LossScale() if spec.compute.precision == "float16" else None
         self.timesteps = TIMESTEPS[spec.training.timesteps](spec.diffusion.T, self.device)
+        self.keeps = False  # what a gradient could make again: by the memory at hand, see `Passes`
         self.step = 0
         self._losses = array("f")
 
@@ -172,7 +179,8 @@ class Run:
         x0 = to_network(pictures).to(self.device).to(memory_format=self.format)
         if mirrored is not None:
             x0 = torch.where(mirrored[:, None, None, None], x0.flip(3), x0)
-        losses = self.loss(x0, t, places, step, gamma)
+        with keeping(self.keeps):
+            losses = self.loss(x0, t, places, step, gamma)
         total = (losses * (weights.to(torch.float32) / self.spec.training.batch_size)).sum() * factor
         self.optimizer.zero_grad()
         total.backward()

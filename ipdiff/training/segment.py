@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from ipdiff.data.images import load_images
+from ipdiff.device.memory import require_host
 from ipdiff.errors import Preempted, UserError
 from ipdiff.spec import RunSpec
 from ipdiff.training.device_feeder import DeviceFeeder, feeds
-from ipdiff.training.distributed import ALONE, Processes, joined
+from ipdiff.training.distributed import ALONE, Processes, joined, passes_of
 from ipdiff.training.host_feeder import HostFeeder, mean_of
 from ipdiff.training.run import Diverged, Feeder, Run
 from ipdiff.work import signals
@@ -37,7 +38,7 @@ class Setup:
         spec: the run.
         images: images.npy, uint8 NHWC.
         states: the run's saved train states; process 0 alone reads and writes them.
-        work: how often a state is saved.
+        work: how batches are cut, and how often a state is saved.
         start: safetensors of an equal network, the weights to begin with; None: they are drawn by the run's seed.
         rank: this process among those that train together.
         count: their number.
@@ -64,16 +65,17 @@ def run(setup: Setup, out: Path, step: int, previous: tuple[int, str] | None = N
         previous: (step, state digest) recorded by the segment before; must be met on the way.
 
     Returns:
-        What the recipe adds: the digest of the full train state, and the number of processes where it counts.
+        What the recipe adds, the digest of the full train state among it; and, as `execution`, what the receipt does.
 
     Raises:
         UserError: training does not arrive at the recorded digest, or diverges, or the processes do not fit.
         Preempted: SIGTERM or SIGUSR1 came, and the state is saved; or another process has died.
     """
-    trained = train_to(setup, step, previous)
+    feeder = train_to(setup, step, previous)
+    trained = feeder.settle()
     made: dict[str, Any] = {"run": setup.spec.to_json()}
-    if setup.spec.training.reduction == "fast":
-        made["processes"] = setup.count
+    fast = setup.spec.training.reduction == "fast"
+    made["execution"] = {"processes": setup.count, "micro_batch": feeder.passes.largest} if fast else {}
     if setup.rank == 0:
         made["state"] = setup.states.save(step, trained.state())
         save_file(trained.ema_weights(), out / "ema.safetensors")
@@ -81,19 +83,22 @@ def run(setup: Setup, out: Path, step: int, previous: tuple[int, str] | None = N
     return made
 
 
-def feeder_for(run: Run, processes: Processes = ALONE) -> Feeder:
-    """What takes a run on from the state it has.
+def feeder_for(run: Run, processes: Processes = ALONE, micro_batch: int | None = None) -> Feeder:
+    """What takes a run on from the state it has; `micro_batch` is `Work`'s.
 
     Raises:
-        UserError: these processes cannot share its updates.
+        UserError: these processes cannot share its updates, or memory does not hold them.
     """
-    return DeviceFeeder(run) if feeds(run.spec, processes) else HostFeeder(run, processes)
+    passes = passes_of(run, processes, micro_batch)
+    if micro_batch is None or run.device.type == "cpu":
+        passes.foresee()
+    return DeviceFeeder(run, passes) if feeds(run.spec, processes) else HostFeeder(run, processes, passes)
 
 
-def train_to(setup: Setup, step: int, previous: tuple[int, str] | None = None) -> Run:
-    """Bring a run to `step`, from the newest state at hand, through the digest recorded at `previous`.
+def train_to(setup: Setup, step: int, previous: tuple[int, str] | None = None) -> Feeder:
+    """Bring a run to `step`, from the newest state at hand, through the digest recorded at `previous`; it is settled.
 
-    A warning is seen between two updates, and by a process that trains alone between two micro-batches: processes that
+    A warning is seen between two updates, and by a process that trains alone between two passes: processes that
     train together would have to agree there, too. Arguments and errors are those of `run`.
     """
     spec, states, work = setup.spec, setup.states, setup.work
@@ -103,10 +108,12 @@ def train_to(setup: Setup, step: int, previous: tuple[int, str] | None = None) -
         data = processes.share(None if found is None else found[1])
         start = None if data is not None or setup.start is None else load_file(setup.start)
         trained = Run(spec, load_images(setup.images), start)
+        if first and spec.compute.device == "cuda":  # else a state is where the run is
+            require_host(4 * sum(w.nbytes for w in trained.weights), "saving a train state")  # weights, EMA, 2 moments
         if data is not None:
             trained.load(tensors_of(data))
         saved = time.monotonic()
-        with closing(feeder_for(trained, processes)) as feeder, _explained(trained, previous, states):
+        with closing(feeder_for(trained, processes, work.micro_batch)) as feeder, _explained(trained, previous, states):
             while feeder.step < step:
                 if first and previous and feeder.step == previous[0]:
                     _require(state_digest(feeder.settle().state()), previous)
@@ -125,7 +132,8 @@ def train_to(setup: Setup, step: int, previous: tuple[int, str] | None = None) -
                     raise Preempted(
                         f"stopped by a signal at step {feeder.step} of {step}; saved, run me again to go on"
                     )
-            return feeder.settle()
+            feeder.settle()
+            return feeder
 
 
 @contextmanager
@@ -144,7 +152,8 @@ def _require(got: str, previous: tuple[int, str]) -> None:
     if got != previous[1]:
         raise UserError(
             f"training again to step {previous[0]} arrived at state {got}, the recorded one is "
-            f"{previous[1]} (other machine type or versions?); get that state with the `resume` "
+            f"{previous[1]} (other machine type, versions or, with the fast reduction, another cut of the batches: see "
+            "the checkpoint's receipt); get that state with the `resume` "
             "artifact, or delete the run's later checkpoints and train them again"
         )
 

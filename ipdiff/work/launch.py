@@ -1,7 +1,8 @@
 """Several processes for one stage: `IPDIFF_PROCESSES=2 ipdiff train ...` starts two of itself and looks after them.
 
-The number of processes is no part of a command or of a parameter, because it decides no byte (as long as
-training.reduction is exact). Under torchrun, which says by RANK and WORLD_SIZE who is who, nothing is started.
+The number of processes is no part of a command or of a parameter: it decides no byte where training.reduction is exact,
+and how a sum is rounded where it is fast. Under torchrun, which says by RANK and WORLD_SIZE who is who, nothing is
+started.
 """
 
 from __future__ import annotations

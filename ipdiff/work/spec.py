@@ -1,4 +1,4 @@
-"""How work is saved while it is done."""
+"""How work is done and saved, where that decides no artifact."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ipdiff.parameters import FORBID, Range, Record
 
 @dataclass(frozen=True)
 class Work(Record):
-    """How work is saved while it is done. Changes no byte of any artifact."""
+    """How work is done, and saved meanwhile. No key of it is a parameter of an artifact."""
 
     __pydantic_config__: ClassVar = FORBID
     save_every: Annotated[int, "optimiser updates after which a train state is saved in work/", Range(1)] = 5000
@@ -20,3 +20,9 @@ class Work(Record):
         "newest train states of a run that are kept in work/, and newest versions of it (parameters, code)",
         Range(1),
     ] = 2
+    micro_batch: Annotated[
+        int | None,
+        "the most images a forward and backward pass where training.reduction is fast; empty: as many as a GPU's "
+        "memory holds, and on a CPU all of a process",
+        Range(1),
+    ] = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from integration.workers import Crew, Worker, crew
 from patience import PATIENCE_S, wait_until
+from safetensors.numpy import load_file
 from unit.tiny import files
 
 from ipdiff import cli
@@ -26,17 +28,19 @@ RUN = "--dataset digits_mini --model adm-ip --seed 0 --step 8"
 TRAIN, SAMPLE = f"train {RUN}", f"sample {RUN} --sampler ancestral-5"
 MEASURING = ("classifier", "reference", "neighbours")
 EVALUATE = f"evaluate {RUN} --sampler ancestral-5"
+DIRECTORY = "runs/digits_mini/adm-ip/s0/8"
 MADE = {TRAIN: "runs", SAMPLE: "samples"}
 
 
-def write_params(project: Path, reduction: str = "exact", timesteps: str = "loss-second-moment") -> None:
+def write_params(project: Path, reduction: str = "exact", micro_batch: int | None = None) -> None:
     """A run of 8 updates of 4 micro-batches, whose loss history is full after 4 (T = 2), and a set of 12 calls."""
     params = yaml.safe_load((ROOT / MINI).read_text())
-    params["work"] = {"save_every": 3}
+    params["work"] = {"save_every": 3, "micro_batch": micro_batch}
     mini = params["datasets"]["digits_mini"]
     mini.update(checkpoints=[8], final_step={"default": 8}, sampling={"num_samples": 47, "batch_size": 4})
     mini["families"]["adm"]["diffusion"]["T"] = 5
-    mini["families"]["adm"]["training"].update(micro_batch=4, reduction=reduction, timesteps=timesteps, grad_clip=1.0)
+    mini["families"]["adm"]["training"].update(reduction=reduction, timesteps="loss-second-moment", grad_clip=1.0)
+    mini["families"]["adm"]["training"]["micro_batch"] = 4 if reduction == "exact" else None
     params.update(tables={}, figures={})
     (project / MINI).parent.mkdir(parents=True, exist_ok=True)
     (project / MINI).write_text(yaml.safe_dump(params, sort_keys=False))
@@ -124,22 +128,54 @@ def test_a_number_that_does_not_fit_is_refused(count: int, fresh: Crew) -> None:
     assert set(codes) <= {2, 75}  # 75: one that found the others gone before it looked itself
     assert team[0].said() == (
         f"ipdiff: {count} processes cannot share the 4 micro-batches of an update exactly (training.reduction); "
-        "use 1 or 2 or 4, or a smaller training.micro_batch\n"
+        "use 1 or 2 or 4, or a smaller training.micro_batch, or training.reduction: fast\n"
     )
     assert not (fresh.project / "runs").exists()
 
 
-def test_the_fast_reduction_trains_nearly_the_same_and_says_by_how_many(alone: Path, fresh: Crew) -> None:
-    write_params(fresh.project, reduction="fast", timesteps="uniform")
-    losses = {}
-    for count in (1, 2):
-        assert ends(fresh.team(TRAIN, count)) == [0] * count
-        directory = fresh.project / "runs/digits_mini/adm-ip/s0/8"
-        assert recipes.read(directory / "recipe.json")["processes"] == count
-        losses[count] = np.loadtxt(directory / "loss.csv", delimiter=",", skiprows=1)
+def last_state(project: Path) -> dict[str, np.ndarray]:
+    (path,) = (project / "work/states").rglob("000000008-*")
+    return load_file(path)
+
+
+def test_the_fast_reduction_trains_nearly_the_same_however_it_is_cut(fresh: Crew) -> None:
+    """Of a batch of 16: all at once, 4 passes, shares of 8, and of 5, 5 and 6 in passes of at most 2."""
+    found = {}
+    for count, micro_batch in ((1, None), (1, 4), (2, None), (3, 2)):
+        write_params(fresh.project, "fast", micro_batch=micro_batch)
+        team = fresh.team(TRAIN, count)
+        assert ends(team) == [0] * count, [worker.said() for worker in team]
+        found[count, micro_batch] = last_state(fresh.project)
         shutil.rmtree(fresh.project / "work")
-    np.testing.assert_allclose(losses[2], losses[1], rtol=1e-5)
-    assert "processes" not in recipes.read(alone / "runs/digits_mini/adm-ip/s0/8/recipe.json")
+        shutil.rmtree(fresh.project / "runs")
+    whole = found.pop((1, None))
+    for state in found.values():
+        np.testing.assert_allclose(state["loss"], whole["loss"], rtol=1e-4)
+        assert np.array_equal(state["timesteps.counts"], whole["timesteps.counts"])
+        np.testing.assert_allclose(state["timesteps.history"], whole["timesteps.history"], rtol=1e-3)
+        assert any(state[name].tobytes() != whole[name].tobytes() for name in whole)
+    assert whole["timesteps.counts"].min() == 10  # it was full, and decided timesteps
+
+
+def test_another_cut_goes_on_from_what_the_last_has_saved(fresh: Crew) -> None:
+    write_params(fresh.project, "fast")
+    assert ends(fresh.team(TRAIN, 1)) == [0]
+    whole = last_state(fresh.project)
+    shutil.rmtree(fresh.project / "work")
+    shutil.rmtree(fresh.project / "runs")
+    first = fresh.team(TRAIN, 3, at={2: {"update 3": signal.SIGTERM}})
+    assert ends(first) == [75] * 3
+    (reached,) = {worker.did("update")[-1] for worker in first}
+    write_params(fresh.project, "fast", micro_batch=3)
+    second = fresh.team(TRAIN, 2)
+    assert ends(second) == [0, 0], [worker.said() for worker in second]
+    assert second[0].did("update")[0] == str(int(reached) + 1)
+    np.testing.assert_allclose(last_state(fresh.project)["loss"], whole["loss"], rtol=1e-4)
+    recipe = recipes.read(fresh.project / DIRECTORY / "recipe.json")
+    assert not {"processes", "execution"} & recipe.keys()
+    assert recipe["run"]["training"]["micro_batch"] is None
+    receipt = json.loads((fresh.project / "receipts" / f"{DIRECTORY}.json").read_text())
+    assert (receipt["processes"], receipt["micro_batch"]) == (2, 2)  # 8 images in equal passes of at most 3
 
 
 # Sampling

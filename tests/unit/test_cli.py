@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from unit.params_factory import put, small, write
 
 from ipdiff import cli
@@ -208,6 +209,26 @@ def test_errors_have_their_exit_codes(
     monkeypatch.setattr(jobs, "make", fail)
     done = run("prepare", "--dataset", "tiny")
     assert (done.code, done.out, done.err) == (code, "", said)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total of 79.11 GiB"),
+        MemoryError("Unable to allocate 3.0 TiB for an array"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to"),
+    ],
+)
+def test_out_of_memory_is_one_line(run: Run, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ipdiff.pipeline.jobs.make", fail)
+    done = run("prepare", "--dataset", "tiny")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("ipdiff: out of memory: ")
+    assert done.err.count("\n") == 1
+    assert "allocate" in done.err
 
 
 def test_a_mistake_of_ours_is_not_dressed_up_as_bad_input(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,7 @@ RULES = [
     Rule("ipdiff export cifar10/", "mini", replaced=MINI),
     Rule("ipdiff grid", "project"),
     Rule("ipdiff import", "mini", replaced=MINI),
+    Rule("ipdiff new", None, "minutes, on pictures of the reader's; test_new.py runs it"),
     Rule("ipdiff plan", "project"),
     Rule("ipdiff pull", "digits_clone"),
     Rule("ipdiff", "digits"),

@@ -56,7 +56,7 @@ class Params(StudyParams):
         return known[name]
 
     def values(self, keys: Iterable[str]) -> dict[str, Any]:
-        """The values of dotted keys, as they are written.
+        """The values of dotted keys, as they are written, as far as they decide bytes.
 
         Raises:
             UserError: the file does not write one out.
@@ -64,7 +64,7 @@ class Params(StudyParams):
         found: dict[str, Any] = {}
         for key in keys:
             try:
-                found[key] = value_at(self.raw, key)
+                found[key] = _deciding(value_at(self.raw, key))
             except (KeyError, TypeError):
                 raise UserError(
                     f"{self.path} {key}: write this key out, even where the default is wanted; both engines compare it"
@@ -94,7 +94,7 @@ class Params(StudyParams):
             family=self.model(model).family,
             network=family.network,
             diffusion=family.diffusion,
-            training=family.training,
+            training=family.training.deciding,
             objective=self.model(model).objective(self.dataset(dataset).strengths),
             compute=self.dataset(dataset).compute,
             image_size=source.image_size,
@@ -108,6 +108,13 @@ def value_at(raw: Mapping[str, Any], key: str) -> Any:
     value: Any = raw
     for part in key.split("."):
         value = value[part]
+    return value
+
+
+def _deciding(value: Any) -> Any:
+    """A value without a micro-batch that decides nothing; see `Training.deciding`."""
+    if isinstance(value, dict) and value.get("reduction") == "fast":
+        return {key: held for key, held in value.items() if key != "micro_batch"}
     return value
 
 

@@ -234,7 +234,7 @@ class StudyParams(Study):
     __pydantic_config__: ClassVar = FORBID
     datasets: Annotated[dict[str, Dataset], "its data sets by name; a data set belongs to one study"]
     models: Annotated[dict[str, Model], "training objectives by name"]
-    work: Annotated[Work, "how work in progress is saved"] = field(default_factory=Work)
+    work: Annotated[Work, "how work is done and saved meanwhile; decides no artifact"] = field(default_factory=Work)
     downloads: Annotated[
         dict[str, Download],
         "how published files are got, by file name; they lie in raw/ or the directory that IPDIFF_RAW names",

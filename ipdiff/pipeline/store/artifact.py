@@ -73,13 +73,14 @@ def verify_inputs(paths: tuple[str, ...], raw: str | None = None) -> dict[str, s
 
 @dataclass
 class Publication:
-    """An artifact in the making: write files into `staging`; `extra` goes into the recipe.
+    """An artifact in the making: write files into `staging`; `extra` goes into the recipe, `execution` the receipt.
 
     `afterwards` is for the caller to call when all is published: what was saved on the way can go.
     """
 
     staging: Path
     extra: dict[str, Any] = field(default_factory=dict)
+    execution: dict[str, Any] = field(default_factory=dict)
     afterwards: Callable[[], None] = lambda: None
 
 
@@ -114,7 +115,8 @@ def publishing(directory: Path, files: tuple[str, ...], recipe: Mapping[str, Any
         (publication.staging / RECIPE).write_text(json.dumps(full, indent=1, sort_keys=True) + "\n")
         _commit(publication.staging, directory, files)
         digest = file_digest(directory / RECIPE)
-        receipts.write(directory, recipe=digest, stage=full["stage"], seconds=time.monotonic() - started)
+        seconds = time.monotonic() - started
+        receipts.write(directory, recipe=digest, stage=full["stage"], seconds=seconds, execution=publication.execution)
     finally:
         shutil.rmtree(publication.staging, ignore_errors=True)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -18,8 +19,17 @@ PACKAGES = ("torch", "numpy", "scipy", "snakemake", "dvc")
 INSTRUCTIONS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "sve")
 """Instruction sets that numerical libraries choose their kernels by."""
 
-KERNELS = ("ATEN_CPU_CAPABILITY", "DNNL_", "MKL_", "NPY_", "ONEDNN_", "OPENBLAS_")
-"""Beginnings of environment variables by which numerical libraries choose other kernels than the processor's own."""
+KERNELS = (
+    "ATEN_CPU_CAPABILITY",
+    "DNNL_",
+    "IPDIFF_CUDA_GRAPHS",
+    "IPDIFF_KERNELS",
+    "MKL_",
+    "NPY_",
+    "ONEDNN_",
+    "OPENBLAS_",
+)
+"""Beginnings of environment variables by which numerical libraries, and this package, choose other kernels."""
 
 Receipt = Mapping[str, Any]
 
@@ -29,12 +39,14 @@ def path_of(directory: str | Path) -> Path:
     return RECEIPTS / f"{directory}.json"
 
 
-def write(directory: Path, *, recipe: str, stage: str, seconds: float) -> None:
-    """Write an artifact's receipt. `recipe`: the digest of its recipe's file."""
+def write(
+    directory: Path, *, recipe: str, stage: str, seconds: float, execution: Mapping[str, Any] | None = None
+) -> None:
+    """Write an artifact's receipt. `recipe`: the digest of its recipe's file; `execution`: how its work was done."""
     path = path_of(directory)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    receipt = {"recipe": recipe, "stage": stage, "seconds": round(seconds, 3), **machine()}
+    receipt = {"recipe": recipe, "stage": stage, "seconds": round(seconds, 3), **(execution or {}), **machine()}
     part.write_text(json.dumps(receipt, indent=1, sort_keys=True) + "\n")
     part.replace(path)
 
@@ -61,6 +73,7 @@ def machine() -> dict[str, Any]:
         "cpu": processor.get("model name", platform.processor()),
         "instructions": [name for name in INSTRUCTIONS if name in flags],
         "settings": _settings(),
+        **_gpu(),
     }
 
 
@@ -86,6 +99,12 @@ def _facts(receipts: Iterable[Receipt]) -> dict[str, set[str]]:
 
 def _words(values: set[str] | None) -> str:
     return " and ".join(value or "none" for value in sorted(values)) if values else "unknown"
+
+
+def _gpu() -> dict[str, str]:
+    """The GPU that this process has computed on, if it has."""
+    torch = sys.modules.get("torch")
+    return {"gpu": torch.cuda.get_device_name()} if torch is not None and torch.cuda.is_initialized() else {}
 
 
 def _settings() -> list[str]:

@@ -18,7 +18,7 @@ from ipdiff.metrics import classifier, evaluate, neighbours, reference
 from ipdiff.metrics.features import extractors
 from ipdiff.metrics.features.classifier_features import ClassifierFeatures
 from ipdiff.metrics.features.extractors import Network
-from ipdiff.metrics.spec import Classifier, KernelDistance, Reference
+from ipdiff.metrics.spec import Classifier, KernelDistance, Reference, label
 from ipdiff.work.shards import Shards
 
 SPEC, CPU = Classifier(steps=60, width=16), Compute()
@@ -267,3 +267,15 @@ def test_pooled_features_are_kept_as_float32_and_no_more_than_were_announced():
     np.testing.assert_array_equal(kept.array(), rows)
     with pytest.raises(ValueError, match="6 images were shown; 5 were announced"):
         kept({"pool": rows[:1]})
+
+
+def test_on_pixels_as_features_fid_is_the_pixel_distance(images, tmp_path):
+    pixels = Network("pixels")
+    np.save(tmp_path / "images.npy", images)
+    reference.run(ALL, pixels, CPU, tmp_path / "images.npy", tmp_path)
+    save_npz(tmp_path / "samples.npz", arr_0=images[:500])
+    evaluate.run(pixels, CPU, tmp_path / "samples.npz", tmp_path / "stats.npz", {}, tmp_path)
+    got = json.loads((tmp_path / "metrics.json").read_text())
+    assert got["fid"] == got["pixel_fd"] > 0
+    assert "sfid" not in got
+    assert label("fid", got["features"], got["features_digest"]) == "FD (pixels:1)"

@@ -14,17 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ipdiff.nets import ADMUNet, DDPMUNet
+from ipdiff.nets.dropout import Dropout, dropout_masks, keep_threshold
 from ipdiff.nets.initial import initialise
-from ipdiff.nets.layers import (
-    Dropout,
-    GroupNorm,
-    UNet,
-    ZeroConv2d,
-    ZeroPointwiseConv,
-    dropout_masks,
-    keep_threshold,
-    twice_differentiable,
-)
+from ipdiff.nets.layers import GroupNorm, UNet, ZeroConv2d, ZeroPointwiseConv, twice_differentiable
 
 DIGITS: dict[str, Any] = {
     "image_size": 8,

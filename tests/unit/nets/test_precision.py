@@ -16,9 +16,10 @@ from ipdiff.device import compute
 from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError
 from ipdiff.nets import build
+from ipdiff.nets.dropout import Dropout, dropout_masks
 from ipdiff.nets.execution import low_precision
 from ipdiff.nets.inference import prepare_for_sampling
-from ipdiff.nets.layers import Dropout, GroupNorm, dropout_masks
+from ipdiff.nets.layers import GroupNorm
 from ipdiff.sample_sets.sample import ImageSampler
 from ipdiff.sample_sets.spec import Sampler
 from ipdiff.training.run import Run

@@ -91,18 +91,25 @@ def test_another_studys_missing_archive_is_worth_a_note_and_its_own_is_lacking(p
 def test_gpu_memory_is_said_of_what_trains_there_and_held_against_the_card(project, tmp_path):
     assert about("GPU memory") == []  # its runs train on the CPU
     put(project, "datasets.tiny.compute", {"device": "cuda", "threads": 1, "precision": "bfloat16"})
-    write(tmp_path, project)
-    studies = config.Studies()
-    (one,) = memory.of_runs({"tiny adm": studies.load("small").run_spec("tiny", "adm", 0)})
-    for card, mark, said in (
-        (None, FINE, f"at batch {one.batch}"),
-        (one.total, FINE, ", of "),
-        (one.total - 1, NOTE, f"which hold {one.batch - 1} images at a time"),
-        (one.fixed, WRONG, "which hold 0 images at a time"),
-    ):
-        found = next(iter(doctor._memory(studies, "small", card)))
-        assert (found.mark, found.about, found.text.partition(":")[0]) == (mark, "GPU memory", "training tiny adm")
-        assert said in found.text
+    for reduction, mark, cut in (("fast", NOTE, True), ("exact", WRONG, False)):
+        put(project, "datasets.tiny.families.adm.training.reduction", reduction)
+        write(tmp_path, project)
+        studies = config.Studies()
+        (one,) = memory.of_runs({"tiny adm": studies.load("small").run_spec("tiny", "adm", 0)})
+        for card, found_mark, said in (
+            (None, FINE, f"for {one.images} at a time"),
+            (one.total, FINE, ", of "),
+            (one.total - 1, mark, f"which hold {one.images - 1} at a time"),
+            (one.fixed, WRONG, "which hold 0 at a time"),
+        ):
+            found = next(iter(doctor._memory(studies, "small", card)))
+            assert (found.mark, found.about, found.text.partition(":")[0]) == (
+                found_mark,
+                "GPU memory",
+                "training tiny adm",
+            )
+            assert said in found.text
+            assert found.text.endswith(", and it is cut so") == (cut and card is not None and card < one.total)
     assert {finding.mark for finding in about("GPU memory")} <= {FINE, NOTE}
 
 

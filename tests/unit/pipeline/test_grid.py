@@ -257,6 +257,26 @@ def test_where_the_network_is_got_from_makes_nothing_stale(tmp_path: Path) -> No
     assert view_free(grid_of(tmp_path, raw)) == before
 
 
+@pytest.mark.parametrize("reduction", ["exact", "fast"])
+def test_the_cut_of_a_batch_makes_stale_what_it_decides(reduction: str, tmp_path: Path) -> None:
+    key = "datasets.tiny.families.adm.training"
+    raw = put(small(), f"{key}.reduction", reduction)
+    before, cell = (known := grid_of(tmp_path, raw)), known.cell("train", **RUN)
+    found = before.param_values(cell)[key]
+    after = grid_of(tmp_path, put(put(raw, f"{key}.micro_batch", 4), "work", {"micro_batch": 2, "save_every": 7}))
+    assert (after.param_values(after.cell("train", **RUN))[key] == found) == (reduction == "fast")
+    assert ("micro_batch" in found) == (reduction == "exact")
+    specs = [known.of(cell).run_spec("tiny", "adm-ip", 1) for known in (before, after)]
+    assert [spec.training.micro_batch for spec in specs] == ([8, 4] if reduction == "exact" else [None, None])
+    assert (specs[0] == specs[1]) == (reduction == "fast")
+
+
+def test_a_fast_micro_batch_need_not_divide_the_batch(tmp_path: Path) -> None:
+    key = "datasets.tiny.families.adm.training"
+    raw = put(put(small(), f"{key}.micro_batch", 5), f"{key}.reduction", "fast")
+    assert grid_of(tmp_path, raw).studies.load("small").run_spec("tiny", "adm", 0).training.micro_batch is None
+
+
 def test_asking_for_precision_leaves_the_reference_alone(tmp_path: Path) -> None:
     raw = small()
     before = view_free(grid_of(tmp_path, raw))

@@ -18,6 +18,7 @@ from ipdiff.errors import UserError
 from ipdiff.pipeline import grid
 from ipdiff.report.figures import figure
 from ipdiff.report.tables import entries, table
+from ipdiff.training.distributed import Processes, share_of
 
 ROOT = Path(__file__).parents[3]
 IMAGES = {"cifar10": 50_000, "imagenet32": 1_281_167, "lsun_tower64": 50_000, "celeba64": 202_599, "ffhq128": 70_000}
@@ -118,3 +119,16 @@ def test_a_missing_recipe_is_named(raw: dict[str, Any], tmp_path: Path) -> None:
     file = write(tmp_path / "m.json", dataset="cifar10", step=500_000, sampler="ancestral-1000")
     with pytest.raises(UserError, match=r"reference/cifar10/recipe\.json was not given"):
         table.run("table2", cells.studies.load("paper").table("table2"), [file], tmp_path, behind)
+
+
+@pytest.mark.parametrize("dataset", IMAGES)
+def test_every_data_set_is_trained_by_any_of_8_processes(dataset: str) -> None:
+    study = grid.load(ROOT).studies.load("paper")
+    for model in (
+        model for model, kind in study.models.items() if getattr(study.datasets[dataset].families, kind.family)
+    ):
+        training = study.run_spec(dataset, model, 0).training
+        for count in range(1, 9):
+            shares = [share_of(training, Processes(rank, count)) for rank in range(count)]
+            assert [place for share in shares for place in share] == list(range(training.batch_size))
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1

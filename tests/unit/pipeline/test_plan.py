@@ -193,12 +193,13 @@ def test_memory_of_the_paper_s_networks_is_held_against_the_card(monkeypatch: py
     monkeypatch.chdir(ROOT)
     found = plan.run(["paper"], Named("v100"))
     faces = next(one for one in found.memory if one.name.startswith("ffhq128"))
-    assert (faces.batch, faces.total) == (128, faces.fixed + 128 * faces.image)
+    assert (faces.images, faces.total) == (128, faces.fixed + 128 * faces.image)
+    assert faces.image < 430 * 2**20 < faces.whole
     for memory in (faces.total, faces.total - 1):
         assert faces.largest(memory) == 128 - (memory < faces.total)
     assert faces.largest(0) == 0
     (line,) = (line for line in describe(found).splitlines() if "training ffhq128" in line)
-    assert f"more than 16.0 GB, which hold {faces.largest(16 * 10**9)} images at a time" in line
+    assert f"more than 16.0 GB, which hold {faces.largest(16 * 10**9)} at a time, and it is cut so" in line
     assert "v100 has no bfloat16" in describe(found)
 
 

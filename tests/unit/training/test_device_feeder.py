@@ -22,7 +22,7 @@ from ipdiff.diffusion import GaussianDiffusion
 from ipdiff.errors import Preempted, UserError
 from ipdiff.training import device_feeder, optimizer, segment
 from ipdiff.training.device_feeder import DeviceFeeder
-from ipdiff.training.distributed import Processes
+from ipdiff.training.distributed import Processes, passes_of
 from ipdiff.training.host_feeder import HostFeeder
 from ipdiff.training.run import Diverged, Run
 from ipdiff.training.segment import Setup
@@ -47,12 +47,12 @@ def made():
     """Makes feeders, and ends their threads; `log2`: with float16's loss scale, which a CPU trains in float32."""
     feeders = []
 
-    def make(spec=SPEC, steps=0, state=None, log2=None):
+    def make(spec=SPEC, steps=0, state=None, log2=None, micro=None):
         run = Run(spec, IMAGES)
         run.scale = None if log2 is None else optimizer.LossScale(log2)
         if state is not None:
             run.load(state)
-        feeders.append(DeviceFeeder(run))
+        feeders.append(DeviceFeeder(run, passes_of(run, most=micro)))
         for _ in range(steps):
             feeders[-1].advance()
         return feeders[-1]
@@ -100,6 +100,68 @@ def test_a_restart_changes_no_bit(name, at, made, tmp_path):
     for _ in range(9 - at):
         first.advance()  # taking a state disturbed nothing
     assert frozen(second) == frozen(first) == frozen(straight)
+
+
+FAST = {name: change(spec, reduction="fast") for name, spec in WHOLE.items()}
+
+
+@pytest.mark.parametrize("name", ["adm", "ddim-ip", "importance", "gamma over steps"])
+@pytest.mark.parametrize("micro", [1, 2, 3, 4])
+def test_passes_add_up_to_a_whole_update(name, micro, made):
+    reference = advance(Run(FAST[name], IMAGES), 7)
+    feeder = made(FAST[name], 7, micro=micro)
+    assert feeder.passes.largest == {1: 1, 2: 2, 3: 2, 4: 4}[micro]
+    state = feeder.settle().state()
+    np.testing.assert_allclose(feeder.run.losses, reference.losses, rtol=1e-4)
+    assert_near(state, reference.state())
+    if "timesteps.counts" in state:
+        assert np.array_equal(state["timesteps.counts"], reference.state()["timesteps.counts"])
+
+
+def test_a_run_in_passes_restarts_to_the_bit_and_with_another_cut_nearly(made):
+    straight, first = made(FAST["importance"], 6, micro=2), made(FAST["importance"], 3, micro=2)
+    state = {key: value.copy() for key, value in first.settle().state().items()}
+    assert frozen(made(FAST["importance"], 3, state, micro=2)) == frozen(straight)
+    other = made(FAST["importance"], 3, state, micro=8).settle().state()
+    assert_near(other, straight.settle().state())
+    assert np.array_equal(other["timesteps.counts"], straight.settle().state()["timesteps.counts"])
+
+
+def test_a_pass_that_does_not_fit_is_tried_again_smaller(made, monkeypatch):
+    spec = change(FAST["adm"], gamma=0.1)
+    expected = frozen(made(spec, 6, log2=12.0, micro=2))
+    real, tried = Run.gradients, []
+
+    def gradients(self, pictures, *args):
+        tried.append(len(pictures))
+        if len(pictures) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(self, pictures, *args)
+
+    monkeypatch.setattr(Run, "gradients", gradients)
+    feeder = made(spec, 6, log2=12.0)
+    assert frozen(feeder) == expected  # the tries have left nothing behind
+    assert tried == [8, 4] + [2] * 4 * 6
+    with pytest.raises(UserError, match="does not hold a pass of 8 images: CUDA out of memory"):
+        made(SPEC, 1)  # the exact reduction
+
+
+def test_a_capture_that_does_not_fit_begins_anew(made, monkeypatch):
+    """The capture's own pool of memory may be too small where that of the runs before it was not."""
+    prepared = []
+
+    def prepare(program):
+        prepared.append(1)
+        if len(prepared) < 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("ipdiff.device.program.Program.prepare", prepare)
+    feeder = made(FAST["adm"], 3)
+    assert len(prepared) == 3
+    assert feeder.passes.largest == 2
+    monkeypatch.undo()
+    monkeypatch.setattr(device_feeder, "EVERY", 4)
+    assert frozen(feeder) == frozen(made(FAST["adm"], 3, micro=2))
 
 
 @pytest.mark.parametrize("name", ["gamma over steps", "ddpm-y over steps"])
@@ -234,16 +296,17 @@ def test_an_update_that_is_not_live_changes_nothing(made):
     assert frozen(feeder) == frozen(made(feeder.run.spec, 4))
 
 
+@pytest.mark.parametrize("micro", [8, 2])
 @pytest.mark.parametrize("name", ["adm", "ddim-ip", "ddpm-y over steps", "v"])
-def test_an_update_neither_looks_at_values_nor_sends_any(name, monkeypatch):
+def test_an_update_neither_looks_at_values_nor_sends_any(name, micro, monkeypatch):
     """On the meta device, where there are none; torch has no fused optimiser there."""
     meta = torch.device("meta")
     monkeypatch.setattr("ipdiff.data.images.fits", lambda images, device: True)
     monkeypatch.setattr("ipdiff.training.run.configure", lambda compute: meta)
     monkeypatch.setattr("ipdiff.training.run.initialise", lambda net, uniforms: None)
-    run = Run(WHOLE[name], IMAGES)
+    run = Run(FAST[name], IMAGES)
     run.draws = Undrawn(meta)
-    feeder = DeviceFeeder(run)
+    feeder = DeviceFeeder(run, passes_of(run, most=micro))
     monkeypatch.setattr(run.optimizer, "step", lambda lr, *, skip: None)
     feeder._run_update()  # the diffusion's tables are then where they are wanted
     with Looks() as looks:
@@ -266,7 +329,7 @@ def trained_to(spec, root, step, previous=None, **work):
 @pytest.fixture
 def stay(monkeypatch):
     """The stage trains with the device's feeder."""
-    monkeypatch.setattr(segment, "feeder_for", lambda run, processes: DeviceFeeder(run))
+    monkeypatch.setattr(segment, "feeder_for", lambda run, *more: DeviceFeeder(run))
 
 
 def test_segments_meet(stay, tmp_path):
@@ -306,6 +369,7 @@ def test_which_runs_stay_on_the_device():
     assert device_feeder.feeds(gpu)
     assert device_feeder.feeds(change(gpu, micro_batch=8), Processes())
     assert not device_feeder.feeds(change(gpu, micro_batch=4))
+    assert device_feeder.feeds(change(gpu, micro_batch=4, reduction="fast"))
     assert not device_feeder.feeds(change(gpu, gamma=0.0, gp_weight=0.1))
     assert not device_feeder.feeds(gpu, Processes(0, 2))
     assert not device_feeder.feeds(SPEC)

@@ -22,12 +22,14 @@ from ipdiff.data.batches import batch_indices, flips
 from ipdiff.data.images import to_network
 from ipdiff.data.readers.digits import read
 from ipdiff.data.spec import Source
+from ipdiff.device import memory
 from ipdiff.diffusion import GaussianDiffusion
 from ipdiff.errors import Preempted, UserError
 from ipdiff.pipeline import config
 from ipdiff.spec import Ramp, RunSpec, Training
 from ipdiff.training import optimizer, resume, segment
-from ipdiff.training.host_feeder import mean_of
+from ipdiff.training.distributed import Processes, passes_of, share_of
+from ipdiff.training.host_feeder import HostFeeder, mean_of
 from ipdiff.training.run import Run
 from ipdiff.training.segment import Setup
 from ipdiff.work.spec import Work
@@ -64,11 +66,20 @@ class Chain:
         self.states = States(root / "states")
         self.start: Path | None = None
 
-    def segment(self, step, previous=None, save_every=100, progress=lambda step: None, save_seconds=300.0) -> str:
+    def segment(
+        self,
+        step,
+        previous=None,
+        save_every=100,
+        progress=lambda step: None,
+        save_seconds=300.0,
+        micro_batch=None,
+    ) -> str:
         """Train a segment; returns the digest of its state."""
         out = self.root / str(step)
         out.mkdir(parents=True, exist_ok=True)
-        setup = Setup(self.spec, self.images, self.states, Work(save_every, save_seconds), self.start, 0, 1, progress)
+        work = Work(save_every, save_seconds, micro_batch=micro_batch)
+        setup = Setup(self.spec, self.images, self.states, work, self.start, 0, 1, progress)
         return segment.run(setup, out, step, previous)["state"]
 
     def forget(self) -> None:
@@ -303,13 +314,26 @@ def test_resume_publishes_the_recorded_state(chain, tmp_path):
 # Data, noise and micro-batches
 
 
-def test_micro_batches_share_data_noise_timesteps_and_masks(monkeypatch):
-    spec = change(RUNS["adm-ip"], dropout=0.3, lr=5e-3)
+def in_passes(spec, micro, steps, start):
+    """A run taken on from a state, with passes of at most `micro` images."""
+    if spec.training.reduction == "exact":
+        return advanced(change(spec, micro_batch=micro), steps, start)
+    run = Run(spec, IMAGES)
+    run.load(start)
+    feeder = HostFeeder(run, passes=passes_of(run, most=micro))
+    for _ in range(steps):
+        feeder.advance()
+    return run
+
+
+@pytest.mark.parametrize("reduction", ["exact", "fast"])
+def test_micro_batches_share_data_noise_timesteps_and_masks(reduction, monkeypatch):
+    spec = change(RUNS["adm-ip"], dropout=0.3, lr=5e-3, reduction=reduction)
     start = advanced(spec, 10).state()  # not step 0: there the net is zero whatever the masks are
     inputs = Inputs(monkeypatch)
     found = {}
     for micro in (8, 4, 2):
-        run = advanced(change(spec, micro_batch=micro), 2, start)
+        run = in_passes(spec, micro, 2, start)
         found[micro] = (run.losses, inputs.take(), run.state(), frozen(run))
     losses, (x0, t, eps, xi, _), state, bits = found[8]
     assert not torch.equal(eps, xi)
@@ -321,6 +345,74 @@ def test_micro_batches_share_data_noise_timesteps_and_masks(monkeypatch):
             key = f"optimizer.exp_avg.{name}"
             np.testing.assert_allclose(found[micro][2][key], state[key], rtol=1e-3, atol=1e-5, err_msg=name)
     assert bits != found[4][3]  # but sums are taken in another order
+
+
+@pytest.mark.parametrize("micro", [1, 2, 3, 4])
+def test_the_loss_history_is_the_same_for_every_cut(micro):
+    spec = change(RUNS["importance"], reduction="fast")
+    start = advanced(spec, 3).state()
+    whole, cut = (in_passes(spec, size, 4, start).state() for size in (8, micro))
+    assert np.array_equal(whole["timesteps.counts"], cut["timesteps.counts"])
+    assert whole["timesteps.counts"].min() == 10  # it decides the timesteps by now
+    np.testing.assert_allclose(cut["timesteps.history"], whole["timesteps.history"], rtol=1e-3)
+    np.testing.assert_allclose(cut["loss"], whole["loss"], rtol=1e-4)
+
+
+def gradients_up_to(monkeypatch, most):
+    """Passes of more than `most` images run out of memory; returns the sizes of those that are tried."""
+    tried, real = [], Run.gradients
+
+    def gradients(self, pictures, *args):
+        tried.append(len(pictures))
+        if len(pictures) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(self, pictures, *args)
+
+    monkeypatch.setattr(Run, "gradients", gradients)
+    return tried
+
+
+def test_a_pass_that_does_not_fit_is_tried_again_smaller(monkeypatch):
+    spec = change(RUNS["adm"], reduction="fast")
+    expected = frozen(in_passes(spec, 2, 3, advanced(spec, 2).state()))
+    run = advanced(spec, 2)
+    tried = gradients_up_to(monkeypatch, 3)
+    advance(run, 3)
+    assert frozen(run) == expected  # the tries have left nothing behind
+    assert tried == [8, 4, 2, 2, 2, 2, *[8, 4, 2, 2, 2, 2][2:] * 2]
+
+
+def test_a_fixed_micro_batch_that_does_not_fit_is_one_line(monkeypatch, chain):
+    run = chain("run", change(ADM, micro_batch=4))
+    digest = run.segment(2)
+    gradients_up_to(monkeypatch, 3)
+    with pytest.raises(UserError) as caught:
+        run.segment(4, (2, digest))
+    assert str(caught.value).startswith("the memory of this machine does not hold a pass of 4 images: CUDA out of mem")
+    assert "; 1 image would fit: set training.micro_batch to 1, which" in str(caught.value)  # 4 are rehearsed at most
+    assert "\n" not in str(caught.value)
+    assert not run.published(4)
+
+
+def test_a_host_without_the_memory_refuses_or_cuts(monkeypatch, chain):
+    room = passes_of(Run(ADM, IMAGES))._fitting(3)[1]
+    monkeypatch.setattr(memory, "host_free", lambda: room)
+    with pytest.raises(UserError, match="a pass of 4 images: it needs .* GiB are free; 2 images would fit: set"):
+        chain("exact", change(ADM, micro_batch=4)).segment(2)
+    fast = change(ADM, micro_batch=None, reduction="fast")
+    cut = chain("fast", fast).segment(2)
+    monkeypatch.undo()
+    assert cut == chain("asked", fast).segment(2, micro_batch=2) != chain("whole", fast).segment(2)
+
+
+def test_a_run_goes_on_with_another_cut(chain):
+    spec = change(RUNS["importance"], reduction="fast", micro_batch=None)
+    run, other = chain("run", spec), chain("other", spec)
+    run.segment(6, (3, run.segment(3, micro_batch=2)), micro_batch=3)
+    other.segment(6)
+    found, expected = (load_file(max(each.states.directory.glob("*6-*"))) for each in (run, other))
+    assert np.array_equal(found["timesteps.counts"], expected["timesteps.counts"])
+    np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-4)
 
 
 def test_a_batch_is_what_its_step_and_places_say(monkeypatch):
@@ -750,22 +842,30 @@ def test_a_mean_is_rounded_once():
     assert mean_of(np.array([1.0, math.inf])) == math.inf
 
 
-@pytest.mark.parametrize(
-    ("micro", "reduction", "counts"),
-    [(8, "exact", [1]), (4, "exact", [1, 2]), (1, "exact", [1, 2, 4, 8]), (1, "fast", [1, 2, 4, 8])],
-)
-def test_processes_that_can_share_an_update(micro, reduction, counts):
-    spec = Training(8, 1.0, micro_batch=micro, reduction=reduction)
+@pytest.mark.parametrize(("micro", "counts"), [(8, [1]), (4, [1, 2]), (1, [1, 2, 4, 8])])
+def test_processes_that_can_share_an_exact_update(micro, counts):
+    spec = Training(8, 1.0, micro_batch=micro)
     for count in range(1, 10):
         if count in counts:
-            assert optimizer.micro_batches(spec, count) * count * micro == 8
+            shares = [share_of(spec, Processes(rank, count)) for rank in range(count)]
+            assert [place for share in shares for place in share] == list(range(8))
+            assert {len(share) for share in shares} == {8 // count}
         else:
             with pytest.raises(UserError, match=f"{count} processes cannot share the {8 // micro} micro-batches"):
-                optimizer.micro_batches(spec, count)
-    six = Training(6, 1.0, micro_batch=1, reduction="fast")
-    assert optimizer.micro_batches(six, 3) == 2
+                share_of(spec, Processes(0, count))
     with pytest.raises(UserError, match="use 1 or 2, or"):
-        optimizer.micro_batches(Training(6, 1.0, micro_batch=1), 3)
+        share_of(Training(6, 1.0, micro_batch=1), Processes(0, 3))
+
+
+@pytest.mark.parametrize("batch", [8, 128, 256])
+def test_any_number_of_processes_shares_a_fast_update(batch):
+    spec = Training(batch, 1.0, reduction="fast")
+    for count in range(1, 9):
+        shares = [share_of(spec, Processes(rank, count)) for rank in range(count)]
+        assert [place for share in shares for place in share] == list(range(batch))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    with pytest.raises(UserError, match=f"{batch + 1} processes cannot share the {batch} images of an update; use few"):
+        share_of(spec, Processes(0, batch + 1))
 
 
 def test_images_of_another_shape_are_refused():

@@ -15,16 +15,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
+from itertools import product
 from pathlib import Path
+from typing import get_args
 
 from ipdiff import __version__
 from ipdiff.data.download import place
 from ipdiff.data.formats import ffhq_list
 from ipdiff.data.spec import Archive
+from ipdiff.device import kernels
+from ipdiff.device.spec import Compute, Precision
 from ipdiff.errors import UserError
 from ipdiff.metrics.features import inception_file
 from ipdiff.metrics.spec import FEATURES, Inception, TorchScript
-from ipdiff.pipeline import config
+from ipdiff.pipeline import config, selfcheck
 from ipdiff.pipeline.commands.study import memory
 from ipdiff.pipeline.engines import dvc_files
 from ipdiff.pipeline.grid import Grid
@@ -154,8 +158,24 @@ def _memory(studies: config.Studies, study: str, card: int | None) -> Iterator[F
     runs = memory.trained(studies, Grid(studies).study(study))
     for one in memory.of_runs(runs):
         enough = card is None or one.total <= card
-        mark = WRONG if card is not None and one.fixed + one.image > card else FINE if enough else NOTE
+        mark = WRONG if card is not None and one.least > card else FINE if enough else NOTE
         yield Finding(mark, "GPU memory", f"training {one.name}: {one.against(card)}")
+
+
+def gpu() -> list[Finding]:
+    """What own kernels and captured programs give on this GPU, against torch's own operations; takes minutes."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return [Finding(NOTE, "GPU", "torch finds no CUDA device here: nothing to check")]
+    if not kernels.available():
+        return [Finding(NOTE, "GPU", f"no Triton here, or {kernels.SWITCH}=0: everything runs by torch's operations")]
+    found: list[Finding] = []
+    for family, precision in product(("adm", "ddpm"), get_args(Precision)):
+        for check in selfcheck.elsewhere(family, Compute("cuda", precision=precision)):
+            mark = FINE if check.right else WRONG
+            found.append(Finding(mark, f"{family} {precision}", f"{check} ({check.seconds:.1f} s)"))
+    return found
 
 
 def _cpu() -> Iterator[Finding]:
