@@ -12,6 +12,7 @@ import pytest
 hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("searching", deadline=None)
 hypothesis.settings.load_profile("same")
+os.environ["IPDIFF_CACHE"] = ""  # no test reads or fills the user's own
 """The same examples each time: no test fails by chance. `pytest --hypothesis-profile searching` looks for new ones."""
 
 

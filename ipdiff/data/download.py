@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ipdiff.data.formats import filekind
 from ipdiff.data.spec import Archive
-from ipdiff.errors import IntegrityError, UserError, brief
+from ipdiff.errors import IntegrityError, Unavailable, UserError, brief
 from ipdiff.work.locks import locked
 
 if TYPE_CHECKING:
@@ -35,20 +35,21 @@ def place(archive: Archive) -> Path:
     return next(filter(Path.exists, places), places[0])
 
 
-def obtain(archive: Archive) -> Path:
+def obtain(archive: Archive, path: Path | None = None) -> Path:
     """The path of a published file that is there and is the right one.
 
     Args:
         archive: its name, size, digest and source.
+        path: where it lies, or is put; `place(archive)` if None.
 
     Returns:
-        `place(archive)`; the file was downloaded if it was missing and has a url.
+        That path; the file was downloaded if it was missing and has a url.
 
     Raises:
         UserError: it is missing and cannot be downloaded, or a web page or a pointer stands in its place.
         IntegrityError: its size or digest is another.
     """
-    path = place(archive)
+    path = path or place(archive)
     if not path.exists():
         if archive.url is None:
             _ask_for(archive, path)
@@ -115,7 +116,7 @@ def _download(archive: Archive, url: str, path: Path) -> None:
             except (IntegrityError, UserError) as error:
                 have = part.stat().st_size
                 if more and isinstance(error, IntegrityError) and archive.size is not None and have < archive.size:
-                    raise UserError(
+                    raise Unavailable(
                         f"{archive.file}: ended early at {have} of {archive.size} bytes; run again to go on"
                     ) from None
                 part.unlink()
@@ -157,7 +158,7 @@ def _fetch(archive: Archive, url: str, part: Path) -> bool:
                         bar.update(file.write(chunk))
                 return True
         except (requests.RequestException, HTTPError) as error:  # requests lets some of urllib3's through
-            raise UserError(
+            raise Unavailable(
                 f"{archive.file}: cannot be downloaded: {brief(error, 80)}; run again to go on, or get it on "
                 f"another machine and put it at {part.with_suffix('')} (or name its directory in {VARIABLE})"
             ) from error
@@ -166,7 +167,7 @@ def _fetch(archive: Archive, url: str, part: Path) -> bool:
 def _check_room(archive: Archive, part: Path, have: int) -> None:
     free = shutil.disk_usage(part.parent).free
     if archive.size is not None and archive.size - have > free:
-        raise UserError(f"{part}: needs {archive.size - have} bytes more, {free} are free")
+        raise Unavailable(f"{part}: needs {archive.size - have} bytes more, {free} are free")
 
 
 def _check_offer(archive: Archive, part: Path, answer: Response) -> None:

@@ -81,8 +81,13 @@ class Cost:
 
 def of(spec: RunSpec) -> Cost:
     """What a run's network costs. A family without a formula is counted by torch, its memory is then not known."""
+    return walked(spec) or _counted(spec)
+
+
+def walked(spec: RunSpec) -> Cost | None:
+    """What a run's network costs by the formulas, without torch; None where its family has none."""
     if (walk := WALKS.get(spec.family)) is None:
-        return _counted(spec)
+        return None
     out_channels = spec.channels * (2 if spec.diffusion.learn_sigma else 1)
     return sum(walk(spec.network, spec.image_size, spec.channels, out_channels), Cost())
 

@@ -117,7 +117,8 @@ class Job:
         work, asked = self.params.work, self.params.family(self.names["dataset"], self.names["model"]).training
         if work.micro_batch is None and asked.reduction == "fast":
             work = dataclasses.replace(work, micro_batch=asked.micro_batch)
-        return Setup(spec, images, self.states(spec), work, self.start, *launch.place(), progress)
+        names = {name: self.names[name] for name in ("dataset", "model")}
+        return Setup(spec, images, self.states(spec), work, self.start, *launch.place(), progress, names)
 
     def run_spec(self) -> RunSpec:
         """The training run of the cell's names."""

@@ -83,6 +83,12 @@ def _neighbours(job: Job, made: Publication) -> None:
     neighbours.run(*_real_images(job, made))
 
 
+def _halves(job: Job, made: Publication) -> None:
+    from ipdiff.metrics import halves
+
+    halves.run(*_real_images(job, made), count=int(job.names["samples"]))
+
+
 def _real_images(job: Job, made: Publication) -> tuple[Reference, Network, Compute, Path, Path, Shards]:
     """What a stage takes that looks at a data set's own images."""
     dataset = job.dataset
@@ -185,7 +191,7 @@ def _evaluate(job: Job, made: Publication) -> None:
         "nfe": job.recipe()["nfe"],
         "reference_digest": job.inputs[str(job.path("stats.npz"))],
     }
-    evaluate.run(
+    made.extra = evaluate.run(
         job.network(),
         job.dataset.compute,
         job.path("samples.npz"),
@@ -195,6 +201,7 @@ def _evaluate(job: Job, made: Publication) -> None:
         metrics=job.dataset.metrics,
         settings=job.dataset.metric_settings,
         neighbours=job.path("features.npy").parent if job.dataset.reference.neighbours else None,
+        halves=job.path("halves.npz"),
         shards=job.shared(made),
     )
 
@@ -226,16 +233,23 @@ def _analyse(job: Job, made: Publication) -> None:
 def _table(job: Job, made: Publication) -> None:
     from ipdiff.report.tables import table
 
-    name = job.names["table"]
-    table.run(name, job.params.table(name), job.paths("metrics.json"), made.staging, job.recipes())
+    name, asked = job.names["table"], job.params.table(job.names["table"])
+    gammas = config.gammas(job.params, asked)
+    table.run(name, asked, job.paths("metrics.json"), made.staging, job.recipes(), gammas)
+
+
+def _summary(job: Job, made: Publication) -> None:
+    from ipdiff.report.tables import summary
+
+    summary.run(job.paths("table.csv"), made.staging)
 
 
 def _figure(job: Job, made: Publication) -> None:
     from ipdiff.report.figures import figure
 
-    name = job.names["figure"]
+    name, asked = job.names["figure"], job.params.figure(job.names["figure"])
     shown = [Path(path) for path in job.inputs if not path.endswith(f"/{RECIPE}")]
-    figure.run(name, job.params.figure(name), shown, made.staging, job.recipes())
+    figure.run(name, asked, shown, made.staging, job.recipes(), config.gammas(job.params, asked))
 
 
 def _report(job: Job, made: Publication) -> None:
@@ -250,6 +264,7 @@ def _report(job: Job, made: Publication) -> None:
         {figure: Path("figures") / name / figure for figure in study.figures},
         job.recipes(),
         made.staging,
+        config.unperturbed(params),
     )
 
 
@@ -258,6 +273,7 @@ RUN: dict[str, Callable[[Job, Publication], None]] = {
     "classifier": _classifier,
     "reference": _reference,
     "neighbours": _neighbours,
+    "halves": _halves,
     "train": _train,
     "resume": _resume,
     "sample": _sample,
@@ -265,6 +281,7 @@ RUN: dict[str, Callable[[Job, Publication], None]] = {
     "analyse": _analyse,
     "drift": _drift,
     "table": _table,
+    "summary": _summary,
     "figure": _figure,
     "report": _report,
 }

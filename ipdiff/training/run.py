@@ -33,6 +33,7 @@ from ipdiff.rng import Purpose
 from ipdiff.spec import Ramp, RunSpec
 from ipdiff.training import optimizer
 from ipdiff.training.timesteps import TIMESTEPS
+from ipdiff.work.train_states import Tensors
 
 
 class Diverged(UserError):
@@ -270,21 +271,20 @@ class Run:
             "lower the learning rate, or go on from the last checkpoint with other settings"
         )
 
-    def state(self) -> dict[str, NDArray[Any]]:
-        """Everything the run needs to go on, as arrays; on the CPU they are the live weights, not copies."""
+    def state(self) -> Tensors:
+        """Everything the run needs to go on; on the CPU the live weights, elsewhere copied when an array is read."""
         moments = self.optimizer.moments
-        tensors: dict[str, NDArray[Any]] = {"loss": self.losses, "step": np.array(self.step, dtype=np.int64)}
+        tensors: dict[str, Any] = {"loss": self.losses, "step": np.array(self.step, dtype=np.int64)}
         for i, name in enumerate(self.names):
-            tensors[f"model.{name}"] = _array(self.weights[i])
-            tensors[f"ema.{name}"] = _array(self.ema[i])
+            tensors[f"model.{name}"], tensors[f"ema.{name}"] = self.weights[i], self.ema[i]
             for key, value in moments.get(i, {}).items():
-                tensors[f"optimizer.{key}.{name}"] = _array(value)
+                tensors[f"optimizer.{key}.{name}"] = value
         if self.scale is not None:
             tensors["loss_scale.log2"] = np.array(self.scale.log2)
         tensors.update({f"timesteps.{key}": value for key, value in self.timesteps.state().items()})
-        return tensors
+        return Tensors(tensors)
 
-    def load(self, tensors: dict[str, NDArray[Any]]) -> None:
+    def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """The inverse of `state`; to be done before a feeder is made of the run."""
         self.step, self._losses = int(tensors["step"]), array("f", tensors["loss"].tolist())
         if self.scale is not None:

@@ -13,7 +13,11 @@ class Work(Record):
     """How work is done, and saved meanwhile. No key of it is a parameter of an artifact."""
 
     __pydantic_config__: ClassVar = FORBID
-    save_every: Annotated[int, "optimiser updates after which a train state is saved in work/", Range(1)] = 5000
+    save_every: Annotated[
+        int,
+        "optimiser updates after which a train state is saved in work/, unless that took over 2 % of the time",
+        Range(1),
+    ] = 5000
     save_seconds: Annotated[float, "seconds after which one is saved, if that is sooner", Range(0)] = 300.0
     states_kept: Annotated[
         int,

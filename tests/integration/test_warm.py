@@ -105,6 +105,7 @@ def test_a_forked_stage_has_everything_imported_already() -> None:
         f"train {run}",
         "classifier --dataset tiny",
         "reference --dataset tiny",
+        "halves --dataset tiny --samples 64",
         f"sample {run} --sampler ancestral-5",
         f"evaluate {run} --sampler ancestral-5",
     ]

@@ -95,8 +95,11 @@ RULES = [
     Rule("dvc repro studies/mini/dvc.yaml", "mini"),
     Rule("dvc repro", "digits"),
     Rule("dvc exp", "mini"),
+    Rule("dvc dag", "mini"),
+    Rule("dvc metrics show", "mini"),
     Rule("ipdiff bench --dataset", None, "minutes on a CPU; test_bench.py measures a small network"),
     Rule("ipdiff doctor", "project", codes=(0, 2)),  # 2: what it asks for is lacking here
+    Rule("ipdiff evaluate samples/ --reference photos/", None, "the reader's images; test_library.py has some"),
     Rule("ipdiff export cifar10/", "mini", replaced=MINI),
     Rule("ipdiff grid", "project"),
     Rule("ipdiff import", "mini", replaced=MINI),
@@ -229,7 +232,7 @@ def of_snakemake(words: list[str]) -> None:
 def of_dvc(words: list[str]) -> None:
     args = parsed(dvc.cli.parser.get_main_parser(), words)
     for target in getattr(args, "targets", None) or []:
-        assert (ROOT / target).exists(), f"no file {target}"
+        assert (ROOT / target).exists() or GRID.maker(target), f"no file {target}"
     for setting in getattr(args, "set_param", None) or []:
         file, colon, keys = setting.partition("=")[0].rpartition(":")
         at = yaml.safe_load((ROOT / (file if colon else "params.yaml")).read_text())

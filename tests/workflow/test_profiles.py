@@ -14,6 +14,9 @@ from patience import PATIENCE_S
 from workflow.conftest import ROOT
 from workflow.engines import environment, run
 
+from ipdiff.pipeline import grid
+from ipdiff.pipeline.engines.workflow import memory_mb
+
 PROFILES = ROOT / "profiles"
 SUBMIT = {"slurm": "sbatch", "cluster-generic-slurm": "sbatch", "sge": "qsub", "pbs": "qsub", "lsf": "bsub"}
 WANTED = {
@@ -69,7 +72,9 @@ def test_a_training_on_two_gpus_is_submitted_with_more_memory_each_time(
     )  # fmt: skip
     asked = (programs / "asked").read_text().splitlines()
     assert len(asked) == 2, said.stderr
-    for line, mem in zip(asked, (16000, 32000), strict=True):
+    spec = grid.load(project).studies.load("mini").run_spec("digits_mini", "adm", 0)
+    one = 2 * memory_mb(spec, trains=True)
+    for line, mem in zip(asked, (one, 2 * one), strict=True):
         for part in WANTED[profile].format(mem=mem, half=mem // 2).split("|"):
             assert part in line
 

@@ -5,6 +5,8 @@ rule prepare:
         **W.outputs("prepare"),
     log:
         W.log("prepare"),
+    resources:
+        attempt=W.attempt,
     params:
         values=W.params("prepare"),
         code=W.code("prepare"),
@@ -21,6 +23,7 @@ rule classifier:
         W.log("classifier"),
     threads: W.threads("classifier")
     resources:
+        attempt=W.attempt,
         gpu=W.gpus("classifier"),
     params:
         values=W.params("classifier"),
@@ -38,6 +41,7 @@ rule reference:
         W.log("reference"),
     threads: W.threads("reference")
     resources:
+        attempt=W.attempt,
         gpu=W.gpus("reference"),
     params:
         values=W.params("reference"),
@@ -55,9 +59,28 @@ rule neighbours:
         W.log("neighbours"),
     threads: W.threads("neighbours")
     resources:
+        attempt=W.attempt,
         gpu=W.gpus("neighbours"),
     params:
         values=W.params("neighbours"),
         code=W.code("neighbours"),
     shell:
         W.command("neighbours")
+
+
+rule halves:
+    input:
+        W.inputs("halves"),
+    output:
+        **W.outputs("halves"),
+    log:
+        W.log("halves"),
+    threads: W.threads("halves")
+    resources:
+        attempt=W.attempt,
+        gpu=W.gpus("halves"),
+    params:
+        values=W.params("halves"),
+        code=W.code("halves"),
+    shell:
+        W.command("halves")

@@ -7,6 +7,7 @@ rule evaluate:
         W.log("evaluate"),
     threads: W.threads("evaluate")
     resources:
+        attempt=W.attempt,
         gpu=W.gpus("evaluate"),
     params:
         values=W.params("evaluate"),
@@ -24,6 +25,8 @@ rule analyse:
         W.log("analyse"),
     threads: W.threads("analyse")
     resources:
+        attempt=W.attempt,
+        mem_mb=W.memory("analyse"),
         gpu=W.gpus("analyse"),
     params:
         values=W.params("analyse"),
@@ -41,6 +44,8 @@ rule drift:
         W.log("drift"),
     threads: W.threads("drift")
     resources:
+        attempt=W.attempt,
+        mem_mb=W.memory("drift"),
         gpu=W.gpus("drift"),
     params:
         values=W.params("drift"),

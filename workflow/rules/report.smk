@@ -6,11 +6,30 @@ rule table:
     log:
         W.log("table"),
     localrule: True
+    resources:
+        attempt=W.attempt,
     params:
         values=W.params("table"),
         code=W.code("table"),
     shell:
         W.command("table")
+
+
+rule summary:
+    input:
+        W.inputs("summary"),
+    output:
+        **W.outputs("summary"),
+    log:
+        W.log("summary"),
+    localrule: True
+    resources:
+        attempt=W.attempt,
+    params:
+        values=W.params("summary"),
+        code=W.code("summary"),
+    shell:
+        W.command("summary")
 
 
 rule figure:
@@ -21,6 +40,8 @@ rule figure:
     log:
         W.log("figure"),
     localrule: True
+    resources:
+        attempt=W.attempt,
     params:
         values=W.params("figure"),
         code=W.code("figure"),
@@ -36,6 +57,8 @@ rule html:
     log:
         W.log("report"),
     localrule: True
+    resources:
+        attempt=W.attempt,
     params:
         values=W.params("report"),
         code=W.code("report"),

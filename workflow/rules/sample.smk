@@ -7,6 +7,8 @@ rule sample:
         W.log("sample"),
     threads: W.threads("sample")
     resources:
+        attempt=W.attempt,
+        mem_mb=W.memory("sample"),
         gpu=W.gpus("sample"),
     params:
         values=W.params("sample"),

@@ -11,6 +11,8 @@ rule train:
     priority: 1
     threads: W.threads("train")
     resources:
+        attempt=W.attempt,
+        mem_mb=W.memory("train"),
         gpu=W.gpus("train"),
     params:
         values=W.params("train"),
@@ -30,6 +32,8 @@ rule resume:
         dataset=W.trained,
     threads: W.threads("resume")
     resources:
+        attempt=W.attempt,
+        mem_mb=W.memory("resume"),
         gpu=W.gpus("resume"),
     params:
         values=W.params("resume"),

@@ -13,9 +13,9 @@ from ipdiff.data.spec import Archive, Download, Source
 from ipdiff.errors import ConfigError, UserError
 from ipdiff.pipeline.config.naming import suggest
 from ipdiff.pipeline.config.spec import Dataset, FamilySettings, Model, StudyParams
-from ipdiff.report.spec import Figure, Point, Table, product, wanted
+from ipdiff.report.spec import Figure, Gamma, Point, Table, product, wanted
 from ipdiff.sample_sets.spec import Sampler, kept
-from ipdiff.spec import Diffusion, RunSpec
+from ipdiff.spec import Diffusion, Ramp, RunSpec
 
 _V = TypeVar("_V")
 
@@ -203,3 +203,39 @@ def runs(params: Params, figure: Figure) -> list[tuple[str, str, int]]:
         for model in figure.models
         for step in (wanted(figure.steps, figure.until, model) or [params.dataset(dataset).last_step(model)])
     ]
+
+
+def trained(view: Table | Figure) -> list[tuple[str, str]]:
+    """The data sets and models that a table or figure shows."""
+    if isinstance(view, Table) and view.points:
+        return list(dict.fromkeys((point.dataset, point.model) for point in view.points))
+    return [(dataset, model) for dataset in view.datasets for model in view.models]
+
+
+def gammas(params: Params, view: Table | Figure) -> dict[tuple[str, str], Gamma]:
+    """By data set and model, how strong the input perturbation is of what a table or figure shows."""
+    found: dict[tuple[str, str], Gamma] = {}
+    for dataset, model in trained(view):
+        strength = params.model(model).objective(params.dataset(dataset).strengths).gamma
+        if isinstance(strength, Ramp):
+            strength = [strength.start, strength.end]
+        found[dataset, model] = tuple(strength) if isinstance(strength, list) else (strength,)
+    return found
+
+
+def unperturbed(params: Params) -> dict[str, str]:
+    """By model with input perturbation, the one without that shows what it is worth.
+
+    That is the baseline of a table which compares the two, of the same family and target; or else the first model that
+    is equal but for gamma.
+    """
+    plain = {name: model for name, model in params.models.items() if model.gamma == 0}
+    compared = [pair for table in params.tables.values() for pair in table.compare.items()]
+    found: dict[str, str] = {}
+    for name, model in params.models.items():
+        named = [other for perturbed, other in compared if perturbed == name and other in plain]
+        named = [other for other in named if (plain[other].family, plain[other].target) == (model.family, model.target)]
+        equal = [other for other, of in plain.items() if dataclasses.replace(model, gamma=0.0) == of]
+        if name not in plain and (named or equal):
+            found[name] = (named or equal)[0]
+    return found

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ipdiff.pipeline import grid
+from ipdiff.pipeline.engines import failures
 from ipdiff.pipeline.grid import Cell
 from ipdiff.pipeline.grid.freshness import Freshness, State
 from ipdiff.pipeline.stages import STAGES
@@ -46,7 +47,8 @@ def params_text(cell: Cell, known: grid.Grid) -> str:
 
 def shell_command(verb: str) -> str:
     """The command of a verb's rule, with Snakemake's wildcards; messages go to the log."""
-    return re.sub(r"\{(\w+)\}", r"{wildcards.\1}", STAGES[verb].command) + " > {log} 2>&1"
+    command = re.sub(r"\{(\w+)\}", r"{wildcards.\1}", STAGES[verb].command)
+    return f"env {failures.ATTEMPT}={{resources.attempt}} {command} > {{log}} 2>&1"
 
 
 def adopt(cells: Iterable[Cell], fresh: Freshness) -> list[str]:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import atexit
+import math
 import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ipdiff.errors import UserError
+from ipdiff.nets import costs
 from ipdiff.pipeline import grid
 from ipdiff.pipeline.engines import snakemake_records, sync
 from ipdiff.pipeline.stages import STAGES
 from ipdiff.pipeline.store import artifact
+from ipdiff.spec import RunSpec
 from ipdiff.work import launch, locks
 
 _T = TypeVar("_T")
+
+LIBRARIES_MB = 4000
+"""Memory of a process that runs a network before there is one: Python, torch, the driver of a GPU."""
+UNKNOWN_MB = 12000
+"""What a network takes of whose size there is no formula (`ipdiff.nets.costs`)."""
 
 
 class Workflow:
@@ -83,6 +91,21 @@ class Workflow:
             processes if self.grid.studies.dataset(wildcards.dataset).compute.device == "cuda" else 0
         )
 
+    def attempt(self, wildcards: Any, attempt: int) -> int:
+        """Snakemake's resource function of every rule: which attempt a job is, for `engines.failures`."""
+        return attempt
+
+    def memory(self, verb: str) -> Callable[[Any, int], int]:
+        """MB of a job that runs a network: what its processes need, up to three times that where it fails."""
+        processes = _or_exit(lambda: launch.wanted(shared=STAGES[verb].shared))
+
+        def needed(wildcards: Any) -> int:
+            params = self.grid.studies.owner(wildcards.dataset)
+            spec = params.run_spec(wildcards.dataset, wildcards.model, int(wildcards.seed))
+            return processes * memory_mb(spec, trains=verb in ("train", "resume"))
+
+        return lambda wildcards, attempt: _or_exit(lambda: needed(wildcards)) * min(attempt, 3)
+
     def prepare(self) -> None:
         """What a Snakemake does that is no job of another one, before it looks at anything.
 
@@ -102,6 +125,22 @@ class Workflow:
                 subprocess.run(["ipdiff", "sync", "--record-only"], check=False)
 
         atexit.register(record)
+
+
+def memory_mb(spec: RunSpec, *, trains: bool) -> int:
+    """Memory on the host of one process that trains a run or draws from it, in MB, by its network's parameters.
+
+    Where it trains, weights, EMA, gradients and two moments of Adam: on the CPU for as long as it runs, with what a
+    backward pass keeps; of a GPU's while a state that other processes wait for is read.
+    """
+    if (cost := costs.walked(spec)) is None:
+        return LIBRARIES_MB + UNKNOWN_MB
+    numbers = cost.parameters * (5 if trains else 2)  # drawing: the file and the network made of it
+    kept = 0
+    if spec.compute.device == "cpu" and trains:
+        images = spec.training.micro_batch or spec.training.batch_size
+        kept = images * cost.bytes_an_image(spec.compute.precision, everything=True)
+    return LIBRARIES_MB + math.ceil((numbers * 4 + kept) / 1e6)
 
 
 def _join() -> None:

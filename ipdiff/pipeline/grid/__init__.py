@@ -145,6 +145,12 @@ class Grid:
             raise ConfigError(f"{self.studies.of(names).path} {key}: not true, so there are none to measure")
         return self._measuring(self._of_subset(stage, names), names)
 
+    def _halves(self, stage: Stage, names: dict[str, str]) -> Cell:
+        _check_whole("samples", names["samples"])
+        if int(names["samples"]) < 2:
+            raise ConfigError(f"samples is {names['samples']}; use 2 or more")
+        return self._measuring(self._of_subset(stage, names), names)
+
     def _of_subset(self, stage: Stage, names: dict[str, str]) -> Stage:
         """The variant that draws a subset of the real images, where the data set asks for one."""
         if self._dataset(names).reference.images is None:
@@ -194,6 +200,7 @@ class Grid:
         return _cell(stage.reading("expose", (IMAGES,)) if exposed else stage, names)
 
     def _evaluate(self, stage: Stage, names: dict[str, str]) -> Cell:
+        names = names | {"samples": str(self._dataset(names).sampling.count(Sampler.parse(names["sampler"])))}
         if self._dataset(names).reference.neighbours:
             near = tuple(f"{NEIGHBOURS}/{name}" for name in ("features.npy", "radii.npy"))
             stage = stage.reading("evaluate_neighbours", near)
@@ -210,6 +217,12 @@ class Grid:
 
     _drift = _analyse
 
+    def _summary(self, stage: Stage, names: dict[str, str]) -> Cell:
+        tables = self.studies.load(names["study"]).tables
+        return _cell(
+            stage, names, tuple(self.cell("table", study=names["study"], table=name).outputs[0] for name in tables)
+        )
+
     def _view_cell(self, stage: Stage, names: dict[str, str]) -> Cell:
         study = self.studies.load(names["study"])
         if stage.verb == "report":
@@ -219,6 +232,7 @@ class Grid:
             stage = stage.reading(stage.name, params=tuple(key for key in ("note", "figures") if key in study.raw))
             return _cell(stage, names, exact=(*drawn, *self._recipes_behind(cells)))
         view = study.table(names["table"]) if stage.verb == "table" else study.figure(names["figure"])
+        stage = stage.reading(stage.name, params=_strengths(study, view))
         return _cell(stage, names, exact=tuple(dict.fromkeys(self._view_inputs(study, view))))
 
     def _view_inputs(self, study: Params, view: Table | Figure) -> Iterator[str]:
@@ -232,10 +246,13 @@ class Grid:
             return
         for point in config.points(study, view):
             for seed in view.seeds or study.seeds_of(point.model):
-                yield self._point_cell(verb, point, seed).outputs[0]
+                shown = self._point_cell(verb, point, seed)
+                yield shown.outputs[0]
+                if verb == "evaluate":  # what the numbers are of, in words
+                    yield shown.outputs[-1]
                 if view.paper is not None:  # how it was measured, drawn, trained, and what with: held against the paper
                     made = "import" if self.is_imported(point.dataset, point.model) else "train"
-                    for behind in ("evaluate", "sample", made, "reference", "prepare"):
+                    for behind in ("sample", made, "reference", "prepare"):
                         yield self._point_cell(behind, point, seed).outputs[-1]
 
     def _point_cell(self, verb: str, point: Point, seed: int) -> Cell:
@@ -252,9 +269,7 @@ class Grid:
     def _check_step(self, names: dict[str, str]) -> None:
         self.studies.of(names).family(names["dataset"], names["model"])
         for name in ("seed", "step"):
-            if not re.fullmatch("0|[1-9][0-9]{0,19}", names[name]):
-                found = repr(brief(names[name], 40))
-                raise ConfigError(f"{name} is {found}; expected a whole number, without leading zeros")
+            _check_whole(name, names[name])
         if int(names["seed"]) >= 2**64:
             raise ConfigError(f"seed is {names['seed']}; use 0..2**64-1")
         params = self.studies.of(names)
@@ -270,9 +285,9 @@ class Grid:
         return [cell for cell in self._behind_report(study) if cell.given]
 
     def needed(self, *targets: Cell) -> list[Cell]:
-        """The targets and every cell they need, makers before users; a report's runs close with their `resume` cell.
+        """The targets and every cell they need, makers before users; imported checkpoints are among them.
 
-        Imported checkpoints are among them.
+        A report brings the last states of its runs and the summary of its tables.
         """
         found: dict[str, Cell] = {}
 
@@ -287,11 +302,13 @@ class Grid:
 
         for target in targets:
             visit(target)
-        if any(target.stage.verb == "report" for target in targets):
+        for report in (target for target in targets if target.stage.verb == "report"):
             trained = [cell for cell in found.values() if cell.stage.verb == "train"]
             last = {cell.directory.rpartition("/")[0]: cell for cell in trained}  # segments come in their order
             for cell in last.values():
                 visit(self.cell("resume", **cell.bindings))
+            if self.studies.load(report.bindings["study"]).tables:
+                visit(self.cell("summary", **report.bindings))
         return list(found.values())
 
     def is_imported(self, dataset: str, model: str) -> bool:
@@ -310,8 +327,21 @@ class Grid:
         return None
 
     def targets(self, study: str) -> list[str]:
-        """Files that stand for a whole study: its report and its runs' last states."""
-        return [cell.outputs[0] for cell in self.study(study) if cell.stage.verb in ("report", "resume")]
+        """Files that stand for a whole study: its report, its summary and its runs' last states."""
+        return [cell.outputs[0] for cell in self.study(study) if cell.stage.verb in ("report", "summary", "resume")]
+
+
+def _strengths(study: Params, view: Table | Figure) -> tuple[str, ...]:
+    """Keys of params.yaml that say the gammas of what a view shows: it names the models by them."""
+    trained = config.trained(view)
+    own = [f"models.{model}" for _, model in trained]
+    borrowing = [dataset for dataset, model in trained if study.model(model).gamma == "dataset"]
+    return tuple(dict.fromkeys((*own, *(f"datasets.{dataset}.strengths.gamma" for dataset in borrowing))))
+
+
+def _check_whole(name: str, text: str) -> None:
+    if not re.fullmatch("0|[1-9][0-9]{0,19}", text):
+        raise ConfigError(f"{name} is {brief(text, 40)!r}; expected a whole number, without leading zeros")
 
 
 _DERIVED: dict[str, Callable[[Params, Mapping[str, str]], str]] = {

@@ -186,9 +186,9 @@ def _imported(node: ast.AST, path: Path) -> Iterator[tuple[str, str | None]]:
                 raise ValueError(f"{path} line {node.lineno}: import what is used from {inner} by name")
             if module_file(inner):
                 yield inner, None
+            elif alias.name in _handed_out(str(node.module)):
+                raise ValueError(f"{path} line {node.lineno}: import {alias.name} from where it is defined")
             elif node.module != "ipdiff":
-                if alias.name in _handed_out(str(node.module)):
-                    raise ValueError(f"{path} line {node.lineno}: import {alias.name} from where it is defined")
                 yield _target(str(node.module), alias.name)
 
 

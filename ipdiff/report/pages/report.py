@@ -9,11 +9,11 @@ from typing import Any
 
 from ipdiff.errors import UserError
 from ipdiff.report import labels
-from ipdiff.report.pages import cards, page
+from ipdiff.report.pages import answer, cards, page
 from ipdiff.report.pages.outcome import pairs
 from ipdiff.report.spec import Study
 from ipdiff.report.tables import table
-from ipdiff.report.tables.entries import read_csv
+from ipdiff.report.tables.entries import names, read_csv
 
 
 def run(
@@ -23,6 +23,7 @@ def run(
     figures: dict[str, Path],
     recipes: Iterable[Mapping[str, Any]],
     out: Path,
+    unperturbed: Mapping[str, str] | None = None,
 ) -> None:
     """Write out/index.html from finished tables and figures, and out/cards.html: where each number comes from.
 
@@ -33,6 +34,7 @@ def run(
         figures: directory of each figure, with figure.png and figure.csv.
         recipes: recipes of every artifact that the numbers were made from.
         out: directory to write into.
+        unperturbed: by model with input perturbation, its like without: what the page's first sentence is about.
 
     Raises:
         UserError: a table or figure of the study is missing or malformed.
@@ -46,8 +48,11 @@ def run(
             shown += read_csv(figures[name] / "figure.csv")
     out.mkdir(parents=True, exist_ok=True)
     better = labels.better({entry.label: entry.metric for pair in found for entry, _ in pair.cases})
-    context = {"study_name": study_name, "study": study, "frames": frames, "pictures": pictures}
-    page.write("index", out, {**context, "pairs": found, "better": better})
+    named = names(shown)
+    answers = answer.answers(frames.values(), unperturbed or {}, named)
+    context = {"study_name": study_name, "study": study, "frames": frames, "pictures": pictures, "names": named}
+    context |= {"answers": answers, "rule": answer.rule(answers), "pairs": found, "better": better}
+    page.write("index", out, context)
     cards.run(study.title, shown, recipes, out)
 
 

@@ -154,8 +154,8 @@ def test_places_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch, rank
 def test_only_stages_that_can_share_their_work_are_started_several_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv("IPDIFF_PROCESSES", "4")
-    verbs = ("train", "sample", "reference", "neighbours", "evaluate", "resume", "prepare")
-    assert [launch.wanted(shared=STAGES[verb].shared) for verb in verbs] == [4, 4, 4, 4, 4, 1, 1]
+    verbs = ("train", "sample", "reference", "neighbours", "halves", "evaluate", "resume", "prepare")
+    assert [launch.wanted(shared=STAGES[verb].shared) for verb in verbs] == [4, 4, 4, 4, 4, 4, 1, 1]
     monkeypatch.setenv("RANK", "0")  # torchrun has started them already
     assert launch.wanted(shared=True) == 1
 

@@ -189,6 +189,9 @@ class Planner:
         """Images of the reference set."""
         return self._dataset(cell).reference.images or self._count(cell.bindings["dataset"])
 
+    def _halves(self, cell: Cell) -> Cost:
+        return self._features(cell, 2 * min(int(cell.bindings["samples"]), self._real(cell) // 2))
+
     def _pairs(self, cell: Cell, pairs: int) -> Cost:
         """Products of so many pairs of pooled features."""
         flops = 2 * self._width(self._dataset(cell)) * pairs
