@@ -128,21 +128,28 @@ def _settings(args: argparse.Namespace) -> None:
 
 @verb(
     "plan",
-    "what targets need before they are made: cells, network evaluations, hours on one device, disk",
+    "what targets need before they are made: cells, network evaluations, GPU memory, hours, disk",
     arg("targets", TARGETS, nargs="*", metavar="TARGET"),
+    arg("--device", "the GPU that makes them: v100, a100, h100, ...; another name lists all", metavar="NAME"),
     arg(
         "--speed",
-        "measured speed of one data set's network: images/s of training, image-steps/s of sampling",
+        "instead: measured speed of one data set's network: images/s of training, image-steps/s of sampling",
         metavar="DATASET=TRAIN,SAMPLE",
     ),
+    arg("--gpus", "how many devices work at a time, for the time that passes (default: 1)", type=int, default=1),
     JSON,
 )
 def _plan(args: argparse.Namespace) -> None:
-    from ipdiff.pipeline.commands.study import plan
+    from ipdiff.pipeline.commands.study import plan, plan_text, rates
 
-    speed = plan.Speed.parse(args.speed) if args.speed else None
-    found, data = plan.run(args.targets, speed)
-    print(as_json(data) if args.json else plan.describe(found, speed))
+    if args.device is not None and args.speed is not None:
+        raise UserError("plan takes --device or --speed, not both: a device as published, or as it was measured here")
+    if args.gpus < 1:
+        raise UserError(f"--gpus is {args.gpus}; use 1 or more")
+    speed = rates.Named.parse(args.device) if args.device is not None else None
+    speed = rates.Speed.parse(args.speed) if args.speed is not None else speed
+    found = plan.run(args.targets, speed, args.gpus)
+    print(as_json(found.as_json()) if args.json else plan_text.describe(found))
 
 
 @verb(

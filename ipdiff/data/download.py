@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -52,7 +54,7 @@ def obtain(archive: Archive, path: Path | None = None) -> Path:
     if not path.exists():
         if archive.url is None:
             _ask_for(archive, path)
-        _download(archive, archive.url, path)
+        _download_from([archive.url, *archive.mirrors], archive, path)
     else:
         check(archive, path)
     return path
@@ -89,6 +91,17 @@ def check(archive: Archive, path: Path, name: str = "") -> None:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != archive.sha256:
                 raise IntegrityError(name, f"sha256 {archive.sha256}", f"sha256 {digest}")
+
+
+def _download_from(urls: Sequence[str], archive: Archive, path: Path) -> None:
+    """From the first place that has it. What failed before is said on stderr, and the last failure raised."""
+    for url, following in zip(urls, [*urls[1:], None], strict=True):
+        try:
+            return _download(archive, url, path)
+        except (UserError, IntegrityError) as error:
+            if following is None:
+                raise
+            print(f"ipdiff: {error}; now from {following}", file=sys.stderr, flush=True)
 
 
 def _download(archive: Archive, url: str, path: Path) -> None:

@@ -64,7 +64,14 @@ class Download(Record):
     __pydantic_config__: ClassVar = FORBID
     size: Annotated[int | None, "its size in bytes", Range(1)] = None
     url: Annotated[str | None, "where it may be downloaded from without asking anybody"] = None
+    mirrors: Annotated[list[str], "other places of the same file, tried in turn where the one before fails"] = field(
+        default_factory=list
+    )
     how: Annotated[str, "a sentence that says how to get it, where there is no url"] = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.url is not None or not self.mirrors, "mirrors are given, but no url; give the first of them as url")
 
 
 @dataclass(frozen=True, kw_only=True)

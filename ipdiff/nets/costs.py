@@ -1,10 +1,11 @@
-"""What a network costs, from its shape alone: weights, arithmetic, and the memory that a gradient needs. No torch.
+"""What a network costs, from its shape alone: weights, arithmetic, and the memory that a gradient needs; without torch.
 
 A walk through the layers in the order in which they run, with one formula for each kind of layer. Arithmetic is that of
 convolutions, matrix products and attention, two operations for each multiply-add; norms and activations have none.
 Memory is what autograd keeps of one image from the forward pass to the backward pass on a GPU, where norms run in the
-kernels of `ipdiff.device.kernels` and attention in torch's fused ones: a layer keeps what it takes. What is the same
-for every batch (weights, gradients, moments) is not part of it.
+kernels of `ipdiff.device.kernels` and attention in torch's fused ones: a layer keeps what it takes. What a device
+without room makes again in the backward pass (`ipdiff.device.recompute`) is counted by itself. What is the same for
+every batch (weights, gradients, moments) is not part of it.
 
 `tests/unit/nets/test_costs.py` holds every number against torch itself, on the meta device.
 """
@@ -18,16 +19,16 @@ from typing import Any
 from ipdiff.device.spec import Precision
 from ipdiff.spec import ADMNetwork, DDPMNetwork, RunSpec
 
-NORMED = 1
-"""Copies that are kept of what a norm gives to a convolution, with SiLU, resampling and dropout: what the convolution
-takes. 0 where the backward pass makes it again from the norm's input, which is kept in any case."""
-POOLED = 1
-"""Copies that are kept of what is halved after a norm and SiLU. 0 where the backward pass makes it again."""
-FACTORS = 1
-"""Copies that are kept of the factors by which dropout multiplies. 0 where the backward pass makes them again."""
-BACKWARD = 2
-"""Arithmetic of a backward pass, in forward passes: a product for the input's gradient and one for the weights'. What
-is made again in it are norms, activations and masks, none of which has arithmetic of the kind that is counted."""
+UPDATE = 3
+"""Arithmetic of an update, in forward passes: the forward pass, and in the backward pass a product for the input's
+gradient and one for the weights'. What is made again there are norms, activations and masks: no products."""
+PENALTY = 9
+"""The same with the gradient penalty, which differentiates twice: an estimate, not a count."""
+COPIES = 6
+"""float32 copies of the weights while a run trains: weights, gradients, two moments, the moving average, and the
+difference that moves it. Below float32 a copy in the low precision is there besides."""
+STATE_COPIES = 4
+"""Copies of the weights in a train state: weights, moving average, two moments."""
 
 SIZES: dict[Precision, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of a number between the layers."""
@@ -40,30 +41,74 @@ class Cost:
     Attributes:
         parameters: numbers that are trained.
         flops: operations of a forward pass of one image.
-        kept: numbers in the precision of the convolutions that one image's gradient keeps.
+        kept: numbers in the precision of the convolutions that one image's gradient keeps in any case.
         kept_float32: those that are float32 in any precision.
+        again: numbers in the precision of the convolutions that are kept too, or made again in the backward pass.
+        again_float32: those that are float32 in any precision.
     """
 
     parameters: int = 0
     flops: int = 0
     kept: int = 0
     kept_float32: int = 0
+    again: int = 0
+    again_float32: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
-    def bytes_an_image(self, precision: Precision) -> int:
-        """What a training step keeps for each image of its batch between the forward and the backward pass."""
-        return self.kept * SIZES[precision] + self.kept_float32 * SIZES["float32"]
+    @property
+    def weight_bytes(self) -> int:
+        """Of the weights, as a checkpoint has them."""
+        return self.parameters * SIZES["float32"]
+
+    def bytes_an_image(self, precision: Precision, *, everything: bool = False) -> int:
+        """What a training step keeps for each image of a pass between forward and backward; 0: not known, see `of`.
+
+        Args:
+            precision: of the convolutions.
+            everything: whether it keeps what it could make again, too.
+        """
+        kept = self.kept * SIZES[precision] + self.kept_float32 * SIZES["float32"]
+        again = self.again * SIZES[precision] + self.again_float32 * SIZES["float32"]
+        return kept + again if everything else kept
+
+    def fixed_bytes(self, precision: Precision) -> int:
+        """What a run that trains holds on its device whatever the batch is, workspaces and CUDA itself left out."""
+        low = 0 if precision == "float32" else self.parameters * SIZES[precision]
+        return COPIES * self.weight_bytes + low
 
 
-def of(spec: RunSpec) -> Cost | None:
-    """What a run's network costs; None where there is no formula for its family."""
-    walk = WALKS.get(spec.family)
-    if walk is None:
+def of(spec: RunSpec) -> Cost:
+    """What a run's network costs. A family without a formula is counted by torch, its memory is then not known."""
+    return walked(spec) or _counted(spec)
+
+
+def walked(spec: RunSpec) -> Cost | None:
+    """What a run's network costs by the formulas, without torch; None where its family has none."""
+    if (walk := WALKS.get(spec.family)) is None:
         return None
     out_channels = spec.channels * (2 if spec.diffusion.learn_sigma else 1)
     return sum(walk(spec.network, spec.image_size, spec.channels, out_channels), Cost())
+
+
+def passes(spec: RunSpec) -> int:
+    """Forward passes whose arithmetic an update costs, for each of its images."""
+    return PENALTY if spec.objective.gp_weight else UPDATE
+
+
+def _counted(spec: RunSpec) -> Cost:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from ipdiff.nets import build
+
+    with torch.device("meta"):  # nothing is computed
+        net = build.network(spec).eval()
+        counter = FlopCounterMode(display=False)
+        with counter, torch.no_grad():
+            net(torch.zeros(1, spec.channels, spec.image_size, spec.image_size), torch.zeros(1, dtype=torch.int64))
+    return Cost(sum(p.numel() for p in net.parameters()), counter.get_total_flops())
 
 
 # Layers: `size` is the side of the image that a layer gives, or of the one it takes where that is said
@@ -87,15 +132,18 @@ def norm(channels: int, size: int) -> Cost:
 
 
 def normed_convolution(channels: int, out_channels: int, kernel: int, size: int, taken: int | None = None) -> Cost:
-    """A norm, perhaps SiLU, and a convolution that gives images of this size; `taken`: the size that is normed."""
-    return norm(channels, taken or size) + convolution(
-        channels, out_channels, kernel, size, NORMED * channels * size**2
-    )
+    """A norm, perhaps SiLU, and a convolution that gives images of this size; `taken`: the size that is normed.
+
+    The convolution's input is made again. What is halved before it is kept: it is an intermediate result of making it.
+    """
+    halved = Cost(kept=channels * taken**2 if taken is not None and taken > size else 0)
+    made = convolution(channels, out_channels, kernel, size) + Cost(again=channels * size**2)
+    return norm(channels, taken or size) + halved + made
 
 
 def dropout(channels: int, size: int, p: float) -> Cost:
-    """Dropout before a convolution, whose input is counted there."""
-    return Cost(kept=FACTORS * channels * size**2 if p else 0)
+    """Dropout before a convolution, whose input is counted there: the factors by which it multiplies."""
+    return Cost(again=channels * size**2 if p else 0)
 
 
 def attention(channels: int, heads: int, size: int) -> Cost:
@@ -115,8 +163,6 @@ def _residual(
     projected = out_channels * (2 if scaled else 1)
     yield linear(4 * net.model_channels, projected, projected if scaled else 0)  # norms keep their scale and shift
     yield normed_convolution(channels, out_channels, 3, size, taken)
-    if taken is not None and taken > size:
-        yield Cost(kept=POOLED * channels * taken**2)
     yield normed_convolution(out_channels, out_channels, 3, size)
     yield dropout(out_channels, size, net.dropout)
     if channels != out_channels:
@@ -144,7 +190,7 @@ def _time(net: ADMNetwork | DDPMNetwork) -> Iterator[Cost]:
 def _last(channels: int, out_channels: int, size: int) -> Cost:
     """The last norm and convolution, which compute in float32 on a copy of their input."""
     cost = normed_convolution(channels, out_channels, 3, size)
-    return Cost(cost.parameters, cost.flops, 0, cost.kept + cost.kept_float32)
+    return Cost(cost.parameters, cost.flops, 0, cost.kept + cost.kept_float32, 0, cost.again)
 
 
 def adm(net: ADMNetwork, size: int, in_channels: int, out_channels: int) -> Iterator[Cost]:
@@ -227,4 +273,4 @@ def _unet(
 
 
 WALKS: dict[str, Callable[[Any, int, int, int], Iterator[Cost]]] = {"adm": adm, "ddpm": ddpm}
-"""The walk through each family's network; one without is counted on torch's meta device, without its memory."""
+"""The walk through each family's network: (network, size of its images, their channels, output channels) -> layers."""

@@ -45,6 +45,27 @@ def _prepare(job: Job, made: Publication) -> None:
     if notes:
         made.extra = {"read": notes}
         print(f"ipdiff: {raw[0]}: {prepare.summary(notes)}", file=sys.stderr, flush=True)
+    if source.reader == "ffhq" and source.archives:
+        print(f"ipdiff: {raw[0]}: {_faces(made.staging / 'images.npy')}", file=sys.stderr, flush=True)
+
+
+def _faces(images: Path) -> str:
+    """What is known of FFHQ, of which no archive is published: its pixels, and whether the published list has them.
+
+    Raises:
+        IntegrityError: an image is another, or the list is.
+    """
+    from ipdiff.data.download import place
+    from ipdiff.data.formats import ffhq_list
+    from ipdiff.data.images import load_images
+    from ipdiff.data.spec import Archive
+
+    pixels, published = load_images(images), place(Archive(file=ffhq_list.NAME))
+    said = f"{len(pixels)} images, sha256 of their pixels {ffhq_list.digest(pixels)}"
+    if not published.exists():
+        return f"{said}; none was held against its published digest: {published} is not here"
+    ffhq_list.check(pixels, published)
+    return f"{said}; each is as {published} says"
 
 
 def _classifier(job: Job, made: Publication) -> None:

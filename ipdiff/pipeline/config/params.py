@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from ipdiff.pipeline.config.naming import suggest
 from ipdiff.pipeline.config.spec import Dataset, FamilySettings, Model, StudyParams
 from ipdiff.report.spec import Figure, Gamma, Point, Table, product, wanted
 from ipdiff.sample_sets.spec import Sampler, kept
-from ipdiff.spec import Ramp, RunSpec
+from ipdiff.spec import Diffusion, Ramp, RunSpec
 
 _V = TypeVar("_V")
 UNWRITTEN = object()
@@ -173,11 +174,16 @@ def sampler_of(params: Params, dataset: str, model: str, name: str) -> Sampler:
         ConfigError: the data set or model is unknown, or the one does not train the other.
         ValueError: no such sampler, or one with a grid that the chain does not have.
     """
-    process = params.family(dataset, model).diffusion
+    return _sampler(name, params.family(dataset, model).diffusion, f" of {dataset}/{model}")
+
+
+@cache
+def _sampler(name: str, process: Diffusion, of: str) -> Sampler:
+    """Each once: a chain is respaced to see that it can be."""
     sampler = Sampler.parse(name)
     if sampler.name != name:
         raise ValueError(f"sampler {name!r}: write it as '{sampler.name}' (one name, one artifact)")
-    kept(sampler, process, f" of {dataset}/{model}")
+    kept(sampler, process, of)
     return sampler
 
 

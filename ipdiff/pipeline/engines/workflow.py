@@ -239,12 +239,13 @@ def memory_mb(spec: RunSpec, *, trains: bool) -> int:
     Where it trains, weights, EMA, gradients and two moments of Adam: on the CPU for as long as it runs, with what a
     backward pass keeps; of a GPU's while a state that other processes wait for is read.
     """
-    if (cost := costs.of(spec)) is None:
+    if (cost := costs.walked(spec)) is None:
         return LIBRARIES_MB + UNKNOWN_MB
     numbers = cost.parameters * (5 if trains else 2)  # drawing: the file and the network made of it
     kept = 0
     if spec.compute.device == "cpu" and trains:
-        kept = cost.bytes_an_image(spec.compute.precision) * (spec.training.micro_batch or spec.training.batch_size)
+        images = spec.training.micro_batch or spec.training.batch_size
+        kept = images * cost.bytes_an_image(spec.compute.precision, everything=True)
     return LIBRARIES_MB + math.ceil((numbers * 4 + kept) / 1e6)
 
 

@@ -44,22 +44,22 @@ class Cell:
         """A template of its stage with its names."""
         return template.format(**self.bindings)
 
-    @property
+    @cached_property
     def directory(self) -> str:
         """Where its files are published; also the cell's name."""
         return self.fill(self.stage.directory)
 
-    @property
+    @cached_property
     def outputs(self) -> tuple[str, ...]:
         """Paths of its outputs, the recipe last."""
         return tuple(map(self.fill, self.stage.outputs))
 
-    @property
+    @cached_property
     def inputs(self) -> tuple[str, ...]:
         """Paths it reads."""
         return (*map(self.fill, self.stage.inputs), *self.exact_inputs)
 
-    @property
+    @cached_property
     def params(self) -> tuple[str, ...]:
         """Keys of params.yaml that decide its bytes."""
         return tuple(map(self.fill, self.stage.params))
@@ -87,6 +87,8 @@ class Grid:
         """Cells of these studies; a study's file is read when a cell of it is asked for."""
         self.studies = studies
         self.maker = cache(self._maker)
+        self._cells: dict[tuple[str, ...], Cell] = {}
+        self._behind_report = cache(lambda study: self.needed(self.cell("report", study=study)))
 
     def of(self, cell: Cell) -> Params:
         """The parameters that a cell is made with: its study's."""
@@ -111,6 +113,12 @@ class Grid:
         """
         stage = IMPORT if verb == IMPORT.verb else STAGES[verb]
         names = {name: str(wildcards[name]) for name in stage.wildcards}
+        key = (verb, *names.values())
+        if key not in self._cells:
+            self._cells[key] = self._made(stage, names)
+        return self._cells[key]
+
+    def _made(self, stage: Stage, names: dict[str, str]) -> Cell:
         params = self.studies.of(names)
         if "step" in names:
             self._check_step(names)
@@ -124,8 +132,8 @@ class Grid:
             except ValueError as error:
                 raise ConfigError(str(error)) from None
         filled = names | {name: _DERIVED[name](params, names) for name in _DERIVED if name in stage.derived}
-        view = verb in ("table", "figure", "report")
-        cell = self._view_cell(stage, filled) if view else getattr(self, f"_{verb}", _cell)(stage, filled)
+        view = stage.verb in ("table", "figure", "report")
+        cell = self._view_cell(stage, filled) if view else getattr(self, f"_{stage.verb}", _cell)(stage, filled)
         return dataclasses.replace(cell, rows=rows_of(params, names))
 
     def _dataset(self, names: dict[str, str]) -> Dataset:
@@ -277,14 +285,14 @@ class Grid:
 
     def study(self, name: str) -> list[Cell]:
         """Every cell of a study that an engine makes, makers before users, without repeats."""
-        return [cell for cell in self.needed(self.cell("report", study=name)) if not cell.given]
+        return [cell for cell in self._behind_report(name) if not cell.given]
 
     def imports(self, study: str) -> list[Cell]:
         """The imported checkpoints a study reads."""
-        return [cell for cell in self.needed(self.cell("report", study=study)) if cell.given]
+        return [cell for cell in self._behind_report(study) if cell.given]
 
-    def needed(self, target: Cell) -> list[Cell]:
-        """`target` and every cell it needs, makers before users; imported checkpoints are among them.
+    def needed(self, *targets: Cell) -> list[Cell]:
+        """The targets and every cell they need, makers before users; imported checkpoints are among them.
 
         A report brings the last states of its runs and the summary of its tables.
         """
@@ -299,14 +307,15 @@ class Grid:
                     visit(maker)
             found[cell.directory] = cell
 
-        visit(target)
-        if target.stage.verb == "report":
+        for target in targets:
+            visit(target)
+        for report in (target for target in targets if target.stage.verb == "report"):
             trained = [cell for cell in found.values() if cell.stage.verb == "train"]
             last = {cell.directory.rpartition("/")[0]: cell for cell in trained}  # segments come in their order
             for cell in last.values():
                 visit(self.cell("resume", **cell.bindings))
-            if self.studies.load(target.bindings["study"]).tables:
-                visit(self.cell("summary", **target.bindings))
+            if self.studies.load(report.bindings["study"]).tables:
+                visit(self.cell("summary", **report.bindings))
         return list(found.values())
 
     def is_imported(self, dataset: str, model: str) -> bool:

@@ -476,7 +476,7 @@ def test_a_table_may_ask_for_an_imported_checkpoint_at_any_step(project: Path) -
     assert [cell.directory for cell in known.imports("small")] == ["runs/tiny/official/s0/460000"]
     verbs = {cell.stage.verb for cell in known.study("small") if cell.bindings.get("model") == "official"}
     assert verbs == {"sample", "evaluate"}
-    planned = plan.run(["small"], None)[0].verbs["import"]
+    planned = plan.run(["small"]).verbs["import"]
     weights = sum(int(np.prod(shape)) for shape in checking.shapes(spec_of(IP)).values())
     assert (planned.cells, planned.missing, planned.bytes) == (1, 1, 4 * weights)
     write(project, put(raw, "datasets.tiny.final_step.official", 0))

@@ -557,6 +557,24 @@ def test_wildcards_that_name_nothing(cells: Grid, verb: str, names: dict[str, st
     assert "\n" not in str(caught.value)
 
 
+def test_a_cell_is_made_once_and_refused_every_time(cells: Grid) -> None:
+    names = {"dataset": "tiny", "model": "adm", "seed": "0", "step": "8"}
+    assert cells.cell("train", **names) is cells.cell("train", **(names | {"seed": 0, "step": 8}))  # type: ignore[arg-type]
+    assert cells.cell("resume", **names) is not cells.cell("train", **names)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="step 7 is not one of"):
+            cells.cell("train", **(names | {"step": "7"}))
+        with pytest.raises(ConfigError, match="asks for T' = 99"):
+            cells.cell("sample", **names, sampler="ancestral-99")
+
+
+def test_several_targets_need_what_each_needs(cells: Grid) -> None:
+    targets = [cells.cell("report", study="small"), cells.cell("prepare", dataset="tiny")]
+    together = cells.needed(*reversed(targets))
+    assert together[0] == targets[1]
+    assert {cell.directory for cell in together} == {cell.directory for cell in cells.needed(targets[0])}
+
+
 def test_a_model_whose_family_the_data_set_lacks(tmp_path: Path) -> None:
     known = grid_of(tmp_path, drop(small(), "datasets.photos.families.ddpm"))
     with pytest.raises(ConfigError, match="datasets.photos.families.ddpm: missing; model ddim needs it"):

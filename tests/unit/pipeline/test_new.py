@@ -214,7 +214,7 @@ def test_a_study_is_written_that_every_check_accepts(new: New, tmp_path: Path) -
     assert Path("studies/mine/dvc.yaml").read_text() == dvc_files.render(known, "mine")
     for cell in known.study("mine"):
         known.param_values(cell)  # every key that decides it is written out
-    assert plan.run(["mine"], None)[0].unknown == []
+    assert plan.run(["mine"]).unknown == []
     lines = Path("studies/mine/params.yaml").read_text().splitlines()
     assert max(map(len, lines)) <= text.WIDTH  # DVC keeps its layout then
     assert folders() == {"small", "mine"}

@@ -319,10 +319,9 @@ def _checked(draft: Draft, say: Say) -> dict[Path, str]:
         text = render(draft)
         (Path(folder) / path).write_text(text)
         known = grid.load(Path(folder))
-        speed = plan.Speed(draft.name, draft.choice.speed.train, draft.choice.speed.sample)
         try:
             made = {path: text, dvc_files.path_of(draft.name): dvc_files.render(known, draft.name)}
-            found = plan.Planner(Freshness(known), speed).plan([draft.name])
+            found = plan.Planner(Freshness(known)).plan([draft.name])
         except ConfigError as error:
             raise UserError(str(error).replace(f"{folder}/", "")) from None
     total = found.total

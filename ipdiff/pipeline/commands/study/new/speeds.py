@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,8 @@ from ipdiff.metrics.features import classifier_net
 from ipdiff.metrics.features.torchscript import TorchScriptFeatures
 from ipdiff.metrics.scores.frechet import frechet_distance
 from ipdiff.metrics.spec import FEATURES, Classifier, TorchScript
-from ipdiff.pipeline.commands.study import bench, plan
+from ipdiff.nets import costs
+from ipdiff.pipeline.commands.study import bench
 from ipdiff.pipeline.commands.study.new import presets
 from ipdiff.pipeline.commands.study.new.fit import Speed
 from ipdiff.pipeline.commands.study.new.presets import Preset
@@ -63,9 +63,9 @@ def of_networks(
     for preset in candidates:
         spec = presets.run_spec(preset, channels, size, preset.worth or 1000, compute)
         flops = gflops(spec)
-        if found and plan.TRAIN_FACTOR * flops * preset.batch * preset.worth * runs > limit * room:
+        if found and costs.UPDATE * flops * preset.batch * preset.worth * runs > limit * room:
             break
-        batch = int(0.5 * limit * PATIENCE / (plan.TRAIN_FACTOR * flops)) if found else preset.batch
+        batch = int(0.5 * limit * PATIENCE / (costs.UPDATE * flops)) if found else preset.batch
         if batch < 1:
             scale = gflops(presets.run_spec(found[-1].preset, channels, size, 1000, compute)) / flops
             found.append(Speed(preset, found[-1].train * scale, found[-1].sample * scale, measured=False))
@@ -86,12 +86,12 @@ def _measure(name: str, spec: RunSpec, batch: int) -> list[bench.Measured]:
 
 def gflops(spec: RunSpec) -> float:
     """Arithmetic of one network evaluation of one image."""
-    return plan.network(json.dumps(spec.to_json()))[0] / 1e9
+    return costs.of(spec).flops / 1e9
 
 
 def parameters(spec: RunSpec) -> int:
     """Number of the network's weights."""
-    return plan.network(json.dumps(spec.to_json()))[1]
+    return costs.of(spec).parameters
 
 
 def sample_batch(size: int, device: str) -> int:
@@ -110,7 +110,7 @@ def of_classifier(settings: Classifier, channels: int, size: int, compute: Compu
         net.features(to_network(images).to(device))[0].cpu()
 
     feature = _seconds(features) / settings.batch_size
-    return feature, plan.TRAIN_FACTOR * feature * settings.batch_size
+    return feature, costs.UPDATE * feature * settings.batch_size
 
 
 def of_torchscript(settings: TorchScript, channels: int, size: int, compute: Compute) -> float:
