@@ -19,8 +19,9 @@ from ipdiff.errors import UserError, brief
 
 SPARE = 0.1
 """Of a GPU's memory, left free: for fragments, and for what libraries take."""
-MEASURED = (2, 4)
-"""Images of the two passes from which the memory of others follows."""
+MEASURED = {"cpu": (2, 4), "cuda": (8, 16)}
+"""Images of the two passes from which the memory of others follows. At a GPU's peak it is activations that count, and
+not, as with fewer images, the gradients."""
 
 _T = TypeVar("_T")
 
@@ -156,10 +157,10 @@ class Passes:
 
     def _fitting(self, most: int) -> tuple[int, int, int]:
         """How many images fit into a pass, up to `most`; the bytes that `most` need; and those that are free."""
-        few, more = MEASURED
+        few, more = MEASURED[self._device.type]
         if self._device.type == "cuda":
             self._rehearse(few)  # libraries take their workspace now
-        low, high = (spent(self._device, lambda n=n: self._rehearse(n)) for n in MEASURED)
+        low, high = (spent(self._device, lambda n=n: self._rehearse(n)) for n in (few, more))
         release()
         each = max(1, (high - low) // (more - few))
         base = max(0, low - few * each) + self._later

@@ -129,7 +129,7 @@ def test_the_figure_shows_what_was_analysed(inputs: tuple[Path, Path], tmp_path:
     where = tmp_path / "analysis/digits/adm/s3/8"
     where.parent.mkdir(parents=True)
     analysed(inputs, where)
-    curves.draw("errors", [where / "errors.csv"], tmp_path)
+    curves.draw("errors", [where / "errors.csv"], tmp_path, {})
     with (tmp_path / "figure.csv").open() as stream:
         drawn = list(csv.DictReader(stream))
     assert {(row["dataset"], row["model"], row["seed"], row["step"]) for row in drawn} == {("digits", "adm", "3", "8")}

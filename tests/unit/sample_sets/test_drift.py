@@ -99,7 +99,7 @@ def test_the_figure_shows_what_was_measured(files: tuple[Path, Path], tmp_path: 
             where.parent.mkdir(parents=True, exist_ok=True)
             measured(files, where, sampler, says)
             paths.append(where / "drift.csv")
-    curves.draw("drift", paths, tmp_path)
+    curves.draw("drift", paths, tmp_path, {})
     with (tmp_path / "figure.csv").open() as stream:
         drawn = list(csv.DictReader(stream))
     assert len(drawn) == 20
@@ -111,7 +111,7 @@ def test_the_figure_shows_what_was_measured(files: tuple[Path, Path], tmp_path: 
     with pytest.raises(
         UserError, match=r"drift\.csv: expected drift/DATASET/MODEL/sSEED/STEP/SAMPLER/drift\.csv with t, "
     ):
-        curves.draw("drift", paths, tmp_path)
+        curves.draw("drift", paths, tmp_path, {})
 
 
 def test_no_generator_of_torch_is_used(files: tuple[Path, Path], tmp_path: Path) -> None:
