@@ -24,9 +24,10 @@ class Compute(Record):
         "of a U-Net's convolutions and attention, in training, in `analyse`, and where `sampling.precision` is empty "
         "in sampling; weights, norms and losses are float32",
     ] = "float32"
-    compile: Annotated[bool, "compile the U-Net with torch.compile (GPUs; off until tests/gpu has passed there)"] = (
-        False
-    )
+    compile: Annotated[
+        bool,
+        "compile the U-Net with torch.compile (GPUs; on an H200 its gradients were less exact than ours, see benchmarks/README.md)",
+    ] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
