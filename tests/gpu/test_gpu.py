@@ -1,7 +1,7 @@
 """What only a GPU can show: kernels, the compiled network, captured graphs, precisions, and that nothing waits.
 
-`pytest tests/gpu` where CUDA is. `compute.compile` stays off: on an H200 with torch 2.11 the compiled network misses the
-bounds of `test_the_compiled_network_has_the_same_gradients`. Inductor once made wrong weight gradients of a
+`pytest tests/gpu` where CUDA is. `compute.compile` stays off: on an H200 with torch 2.11 the compiled network misses
+the bounds of `test_the_compiled_network_has_the_same_gradients`. Inductor once made wrong weight gradients of a
 channels_last group norm with 4 channels a group in bfloat16 (pytorch issue 140913), which is the largest level of the
 paper's CIFAR-10 network.
 """
