@@ -26,7 +26,7 @@ class Compute(Record):
     ] = "float32"
     compile: Annotated[
         bool,
-        "compile the U-Net with torch.compile (GPUs; on an H200 its gradients missed their bounds, benchmarks/README.md)",
+        "compile the U-Net with torch.compile (GPUs; on an H200 its gradients missed bounds, benchmarks/README.md)",
     ] = False
 
     def __post_init__(self) -> None:
