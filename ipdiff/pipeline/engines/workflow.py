@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from ipdiff.errors import UserError
 from ipdiff.pipeline import grid
-from ipdiff.pipeline.engines import snakemake_records, sync
+from ipdiff.pipeline.engines import imports, snakemake_records, sync
 from ipdiff.pipeline.stages import STAGES
 from ipdiff.pipeline.store import artifact
 from ipdiff.work import launch, locks
@@ -37,11 +37,21 @@ class Workflow:
 
     def targets(self, study: str) -> Callable[[Any], list[str]]:
         """Snakemake's input function of the files that stand for a study."""
-        return lambda wildcards: _or_exit(lambda: self.grid.targets(study))
+
+        def files() -> list[str]:
+            imports.require(self.grid, self.grid.imports(study))
+            return self.grid.targets(study)
+
+        return lambda wildcards: _or_exit(files)
 
     def inputs(self, verb: str) -> Callable[[Any], list[str]]:
-        """Snakemake's input function of a verb."""
-        return self._asked(verb, lambda cell: list(cell.inputs))
+        """Snakemake's input function of a verb; nothing makes an imported checkpoint that is not here."""
+
+        def files(cell: grid.Cell) -> list[str]:
+            imports.require(self.grid, filter(None, map(self.grid.maker, cell.inputs)))
+            return list(cell.inputs)
+
+        return self._asked(verb, files)
 
     def outputs(self, verb: str) -> dict[str, str]:
         """Named outputs of a verb, with wildcards: {images_npy: data/{dataset}/images.npy, recipe_json: ...}."""

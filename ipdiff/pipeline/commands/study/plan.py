@@ -16,6 +16,7 @@ from typing import Any
 from ipdiff.errors import UserError
 from ipdiff.metrics.spec import FEATURES, NEAREST
 from ipdiff.pipeline import grid
+from ipdiff.pipeline.engines import imports
 from ipdiff.pipeline.grid import Cell, selection
 from ipdiff.pipeline.grid.freshness import Freshness, State
 from ipdiff.pipeline.stages import IMPORT, STAGES
@@ -99,12 +100,14 @@ class Plan:
         unknown: data sets whose number of images is not known yet: their data is not counted.
         otherwise: data sets whose samples are drawn in another precision than those of the known speed: their hours of
             sampling are too few or too many.
+        missing: a line about each imported checkpoint that is not here.
     """
 
     verbs: dict[str, Cost]
     states: int
     unknown: list[str]
     otherwise: list[str]
+    missing: list[str]
 
     @property
     def total(self) -> Cost:
@@ -153,14 +156,16 @@ class Planner:
         for cell in cells.values():
             verbs[cell.stage.verb] += self._cost(cell)
         found = {verb: cost for verb, cost in verbs.items() if cost.cells}
-        return Plan(found, self._states(cells.values()), sorted(self.unknown), self._otherwise(cells.values()))
+        missing = imports.missing(self.fresh.grid, cells.values())
+        return Plan(found, self._states(cells.values()), sorted(self.unknown), self._otherwise(cells.values()), missing)
 
     def _otherwise(self, cells: Iterable[Cell]) -> list[str]:
         if self.speed is None:
             return []
-        names = sorted({cell.bindings["dataset"] for cell in cells if cell.stage.verb == "sample"})
+        drawn = [cell.bindings for cell in cells if cell.stage.verb == "sample"]
         known = self.studies.dataset(self.speed.dataset).sampling_compute.precision
-        return [name for name in names if self.studies.dataset(name).sampling_compute.precision != known]
+        ways = {(one["dataset"], Sampler.parse(one["sampler"])) for one in drawn}
+        return sorted({name for name, way in ways if self.studies.dataset(name).sampled_on(way).precision != known})
 
     def _cost(self, cell: Cell) -> Cost:
         missing = self.fresh.state(cell) is not State.HOLDS
@@ -308,7 +313,7 @@ def describe(plan: Plan, speed: Speed | None) -> str:
             )
     if plan.unknown:
         lines.append(f"not counted, since their number of images is not known yet: {', '.join(plan.unknown)}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *plan.missing])
 
 
 def _line(name: str, cost: Cost) -> str:
@@ -345,4 +350,5 @@ def run(names: Sequence[str], speed: Speed | None) -> tuple[Plan, dict[str, Any]
         "train_states_bytes": plan.states,
         "unknown_datasets": plan.unknown,
         "other_precision": plan.otherwise,
+        "missing_imports": plan.missing,
     }
