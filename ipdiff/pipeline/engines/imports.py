@@ -12,8 +12,8 @@ from ipdiff.pipeline.grid import Cell, Grid
 
 def missing(known: Grid, cells: Iterable[Cell]) -> list[str]:
     """A line about each imported checkpoint among these cells that is not here: which file to get, and the command."""
-    absent = (cell for cell in cells if cell.given and not Path(cell.outputs[0]).exists())
-    return [_line(known, cell) for cell in absent]
+    given = {cell.directory: cell for cell in cells if cell.given}
+    return [_line(known, cell) for cell in given.values() if not Path(cell.outputs[0]).exists()]
 
 
 def require(known: Grid, cells: Iterable[Cell]) -> None:
