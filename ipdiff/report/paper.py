@@ -124,7 +124,10 @@ def match(table: PaperTable | None, result: Result, metric: str) -> Match:
     """
     if table is None:
         return Match(None, False, "no table of the paper was named")
-    sampler, dataset, model = Sampler.parse(result.sampler), *(names().get(n, n) for n in (result.dataset, result.model))
+    sampler, dataset, model = (
+        Sampler.parse(result.sampler),
+        *(names().get(n, n) for n in (result.dataset, result.model)),
+    )
     asked: tuple[tuple[Callable[[Entry], bool], str], ...] = (
         (lambda e: e.dataset == dataset, f"has no figure for the data set {labels.dataset(result.dataset)}"),
         (lambda e: e.model == model, f"has no figure for {labels.model(result.model)} on this data set"),

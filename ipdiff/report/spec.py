@@ -114,7 +114,9 @@ class Figure(Record):
         default_factory=list
     )
     steps: Annotated[
-        list[int], "training steps; each model's final step if empty, of kind monitor every checkpoint until it", Range(1)
+        list[int],
+        "training steps; each model's final step if empty, of kind monitor every checkpoint until it",
+        Range(1),
     ] = field(default_factory=list)
     until: Annotated[dict[str, int], "model: its last training step, where `steps` go further", Range(1)] = field(
         default_factory=dict
