@@ -205,8 +205,9 @@ class Sampler(Record):
                         check(allowed.holds(value), f"{key} is {value:g}; use {allowed.text()}")
                     scale = EpsScale(float(found["k"] or 0), float(found["b"])) if found["b"] else None
                     images = int(found["images"]) if found["images"] else None
-                    grid = found.get("grid", "")
-                    return Sampler(kind, int(found["steps"]), grid, options, scale, found["precision"], images)
+                    precision = next((one for one in get_args(Precision) if one == found["precision"]), None)
+                    steps, grid = int(found["steps"]), found.get("grid", "")
+                    return Sampler(kind, steps, grid, options, scale, precision, images)
                 except ValueError as error:
                     raise ValueError(f"sampler {text!r}: {error}") from None
         ways = ", ".join(row.written for row in SAMPLERS.values())
@@ -225,7 +226,8 @@ class Sampler(Record):
         """Its one name: numbers without superfluous zeros."""
         numbers = {key: plain(value) for key, value in self.options}
         chain = self.row.name.format(steps=self.steps, grid=self.grid, **numbers)
-        scale, images = self.eps_scale and self.eps_scale.name, self.images and f"n{self.images}"
+        scale = self.eps_scale.name if self.eps_scale else ""
+        images = f"n{self.images}" if self.images else ""
         return "-".join(filter(None, (chain, scale, self.precision, images)))
 
     @property
@@ -246,7 +248,8 @@ class Sampler(Record):
         grid = f" ({self.grid})" if self.grid else ""
         numbers = {key: f"{value:g}" for key, value in self.options}
         text = template.format(steps=self.steps, grid=grid, **numbers)
-        scale, images = self.eps_scale and self.eps_scale.label(), self.images and f"N = {self.images:,}"
+        scale = self.eps_scale.label() if self.eps_scale else ""
+        images = f"N = {self.images:,}" if self.images else ""
         return ", ".join(filter(None, (text, scale, self.precision, images)))
 
 

@@ -91,6 +91,9 @@ RULES = [
     Rule("python -m benchmarks", None, "minutes"),
     Rule("snakemake --profile", None, "it needs a cluster; test_profiles.py has a stand-in for one"),
     Rule("snakemake tables/paper/", None, "days on a GPU", dry=True),
+    Rule(
+        "snakemake --cores all tables/official/", None, "it needs the authors' files; test_official.py has their like"
+    ),
     Rule("snakemake", "digits", dry=True),
     Rule("dvc repro studies/mini/dvc.yaml", "mini"),
     Rule("dvc repro", "digits"),
@@ -99,6 +102,7 @@ RULES = [
     Rule("ipdiff doctor", "project", codes=(0, 2)),  # 2: what it asks for is lacking here
     Rule("ipdiff export cifar10/", "mini", replaced=MINI),
     Rule("ipdiff grid", "project"),
+    Rule("ipdiff import ADM_IP_015.pt", None, "the authors' file; test_official.py imports its like"),
     Rule("ipdiff import", "mini", replaced=MINI),
     Rule("ipdiff plan", "project"),
     Rule("ipdiff pull", "digits_clone"),

@@ -29,7 +29,7 @@ def run(name: str, figure: Figure, inputs: list[Path], out: Path, recipes: Seque
     Args:
         name: the figure's key in params.yaml, for messages.
         figure: what was asked for.
-        inputs: metrics files (kinds lines and monitor) or samples.npz files in the order of their rows (kind samples), as
+        inputs: metrics files (lines, monitor) or samples.npz files in the order of their rows (kind samples), as
             samples/{dataset}/{model}/s{seed}/{step}/{sampler}/samples.npz.
         out: directory to write into.
         recipes: of every artifact behind the metrics, where a figure of the paper is named (see `table.run`).
