@@ -73,4 +73,4 @@ graph: install
 
 ## make clean      drop artifacts and work in progress, keep .venv and DVC's cache
 clean:
-	rm -rf data features reference neighbours runs states samples metrics analysis tables figures report code work logs receipts
+	rm -rf data features reference neighbours halves runs states samples metrics analysis tables figures report code work logs receipts

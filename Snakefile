@@ -1,7 +1,16 @@
+import os
+
 # Snakemake looks here first. A bare include would leave no default target; a module keeps it.
+if os.path.exists("config/config.yaml"):
+
+    configfile: "config/config.yaml"
+
+
 module ipdiff:
     snakefile:
         "workflow/Snakefile"
+    config:
+        config
 
 
 use rule * from ipdiff

@@ -1,8 +1,9 @@
 """One command measures everything: `python -m benchmarks [--quick] [--only PART] [--gpu-tests] [--json FILE]`.
 
 Prints tables: the speed of training and sampling (what, ours, arithmetic, limit measured in the same run, ratio), what
-measuring costs and how long commands take to start (what, ours, limit or goal, ratio), and how the cost grows; and
-writes them all as JSON with the machine they were measured on. Where a GPU is, the paper's networks are measured there.
+measuring costs and how long commands take to start (what, ours, limit or goal, ratio), how the cost grows, and how
+nearly the steps of other code bases are ours; and writes them all as JSON with the machine they were measured on. Where
+a GPU is, the paper's networks are measured there.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import configurations, metrics, scaling, startup
+from benchmarks import agreement, configurations, metrics, scaling, startup
 from benchmarks.rows import Row, as_json, describe
 from ipdiff.errors import UserError
 from ipdiff.pipeline.commands.study import bench
 from ipdiff.pipeline.commands.study.bench import Measured
 from ipdiff.pipeline.store import receipts
 
-PARTS = ("speed", "metrics", "startup", "scaling")
+PARTS = ("speed", "metrics", "startup", "scaling", "agreement")
 
 
 def machine(threads: int) -> dict[str, object]:
@@ -103,6 +104,10 @@ def main() -> None:
         rows = scaling.table(seconds / 10, args.quick)
         found["scaling"] = rows
         print(scaling.describe(rows))
+    if "agreement" in parts and not args.quick:  # nothing there is a matter of speed
+        compared = agreement.table()
+        found["agreement"] = agreement.as_json(compared)
+        print(agreement.describe(compared))
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(found, indent=1) + "\n")
     print(f"wrote {args.json}")

@@ -1,7 +1,8 @@
-"""What the two engines cost on a study where everything is made: `python benchmarks/grid.py [STUDY]`.
+"""What the two engines cost on a large study: `python benchmarks/grid.py [STUDY]` or `--growth`.
 
 A copy of the project is filled with stand-ins: every cell of the study has its files (a few bytes each) and true
-recipes. Then recording, `dvc status` and `snakemake -n` are timed. Nothing is computed.
+recipes. Then recording, `dvc status` and `snakemake -n` are timed. Nothing is computed. With `--growth` nothing is
+filled: the paper's study is given 1, 4, 10 and 20 seeds, and CPU time and memory of what reads the grid are printed.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from ipdiff.pipeline import grid
+import yaml
+
+from ipdiff.pipeline import config, grid
 from ipdiff.pipeline.engines import dvc_files
 from ipdiff.pipeline.store import artifact
 
@@ -47,8 +52,46 @@ def seconds(*command: str) -> float:
     return time.perf_counter() - start
 
 
-def main(study: str) -> None:
-    """Print a table."""
+SEEDS = (1, 4, 10, 20)
+"""Of every model, in a study that grows."""
+READERS = {
+    "ipdiff grid": ("ipdiff", "grid", "--study", "paper"),
+    "ipdiff plan": ("ipdiff", "plan", "paper", "--device", "h100"),
+    "snakemake -n": ("snakemake", "--cores", "2", "--dry-run", "--quiet", "all", "--", "paper"),
+}
+"""What reads every cell of a study of which nothing is made."""
+
+
+def used(*command: str) -> tuple[float, float, str]:
+    """CPU seconds and peak GiB of a command that succeeds, and what it prints."""
+    with tempfile.TemporaryFile("w+") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise subprocess.CalledProcessError(os.waitstatus_to_exitcode(status), command)
+        out.seek(0)
+        return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20, out.read()
+
+
+def growth() -> None:
+    """Print how CPU time and memory grow with the cells of a study."""
+    path = config.path_of("paper")
+    with project():
+        text = path.read_text()
+        for seeds in SEEDS:
+            data = yaml.safe_load(text)
+            data["seeds"] = {"default": list(range(seeds))}
+            path.write_text(yaml.safe_dump(data, sort_keys=False))
+            count = len(used(*READERS["ipdiff grid"])[2].splitlines())
+            for name, command in READERS.items():
+                cpu, memory, _ = used(*command)
+                each = f"{1000 * cpu / count:5.2f} ms a cell"
+                print(f"{count:6} cells: {name:13} {cpu:6.2f} s of CPU, {each}, {memory:.2f} GiB")
+
+
+@contextmanager
+def project() -> Iterator[None]:
+    """A copy of the project as the present directory, committed, with the copy's own package."""
     with tempfile.TemporaryDirectory() as folder:
         listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         for name in filter(None, listed.split("\0")):
@@ -61,6 +104,12 @@ def main(study: str) -> None:
         seconds("git", "init", "--quiet")
         seconds("git", "add", ".")
         seconds("git", "-c", "user.name=x", "-c", "user.email=x@example.org", "commit", "--quiet", "-m", "x")
+        yield
+
+
+def main(study: str) -> None:
+    """Print a table."""
+    with project():
         count = fill(study)
         print(f"{study}: {count} cells")
         recording = seconds("ipdiff", "sync")
@@ -75,4 +124,4 @@ def main(study: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "paper")
+    growth() if sys.argv[1:] == ["--growth"] else main(sys.argv[1] if len(sys.argv) > 1 else "paper")

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -212,6 +213,28 @@ def given(name: str, noise: Tensor | None) -> Tensor:
     if noise is None:
         raise ValueError(f"{name} is None but needed here; give standard normal noise of the images' shape")
     return noise
+
+
+def checked_penalty(gp_weight: float, gamma: float) -> float:
+    """The gradient penalty's weight; ValueError where it is below 0 or not finite, or inputs are perturbed as well."""
+    if not 0 <= gp_weight < math.inf:
+        raise ValueError(f"gp_weight={gp_weight}: expected a finite value >= 0")
+    if gp_weight > 0 and gamma > 0:
+        raise ValueError(
+            f"gp_weight={gp_weight} with gamma up to {gamma:g}: the penalty is defined at the unperturbed x_t; set one "
+            "of the two to 0"
+        )
+    return gp_weight
+
+
+def said_by(output: Any) -> Tensor:
+    """What a network returned, or its attribute `sample` (diffusers); ValueError where neither is a tensor."""
+    said = output if isinstance(output, Tensor) else getattr(output, "sample", None)
+    if not isinstance(said, Tensor):
+        raise ValueError(
+            f"the network returned a {type(output).__name__}; expected a tensor, or an object with `sample`"
+        )
+    return said
 
 
 def checked_table(name: str, values: npt.ArrayLike, size: int, least: float = 0.0) -> FloatArray:

@@ -9,10 +9,9 @@ chain 0..num_steps-1, and step i shows the network the original t = timesteps[i]
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,18 +25,23 @@ from ipdiff.coefficients import (
     check_index,
     checked_betas,
     checked_choice,
+    checked_penalty,
     checked_table,
     checked_timesteps,
     given,
     image_mean,
     on_device,
     per_image,
+    said_by,
     vjp,
 )
+from ipdiff.parameters import resolve
 from ipdiff.schedule import FloatArray, IntArray
 
-Model = Callable[[Tensor, Tensor], Tensor]
-"""model(x [N,C,H,W], t [N] int64) -> [N,C,H,W], or [N,2C,H,W] with learned sigma."""
+Model = Callable[[Tensor, Tensor], Any]
+"""model(x [N,C,H,W], t [N] int64) -> [N,C,H,W], or [N,2C,H,W] with learned sigma; or an object whose `sample` it is."""
+Clip = bool | None
+"""Clamp the predicted x0 to [-1, 1]; None: as the process says."""
 
 
 class Target(NamedTuple):
@@ -97,13 +101,14 @@ class GaussianDiffusion:
         min_snr: k > 0: the squared error (and the penalty) of each t is weighted so that that of the x0 which follows
             counts min(SNR, k) times, SNR = alpha-bar / (1 - alpha-bar); for eps that is min(SNR, k) / SNR. None: all
             weights are 1.
+        clip_denoised: reverse steps clamp the predicted x0 to [-1, 1], where they are not told otherwise.
 
     Attributes:
         T: number of train steps.
         num_steps: number of steps K of the sampling chain.
         timesteps: [K] int64, the original t of each step.
         gamma: [T] float64.
-        chain: coefficients of the sampling chain.
+        full, chain: coefficients of the full chain and of the sampling chain.
 
     Raises:
         ValueError: an argument outside the range given above.
@@ -124,22 +129,25 @@ class GaussianDiffusion:
         loss_reduction: Literal["mean", "sum"] = "mean",
         gp_weight: float = 0.0,
         min_snr: float | None = None,
+        clip_denoised: bool = True,
     ) -> None:
         betas = checked_betas(betas)
         self.T = len(betas)
-        self.timesteps = checked_timesteps(timesteps, self.T)
-        self.num_steps = len(self.timesteps)
-        self.learn_sigma = learn_sigma
+        self.learn_sigma, self.clip_denoised = learn_sigma, clip_denoised
         self.gamma = checked_table("gamma", gamma, self.T)
         self.target = checked_choice("target", target, tuple(TARGETS))
         self.fixed_variance = checked_choice("fixed_variance", fixed_variance, ("small", "large"))
         self.loss_reduction = checked_choice("loss_reduction", loss_reduction, ("mean", "sum"))
-        self.gp_weight = self._checked_gp_weight(gp_weight)
-        self._full = Coefficients.build(betas, np.cumprod(1 - betas, dtype=np.float64))
-        self.chain = self._full.respaced(self.timesteps)
-        self._eps_scale = np.ones(self.num_steps)
+        self.gp_weight = checked_penalty(gp_weight, self.gamma.max())
+        self.full = Coefficients.build(betas, np.cumprod(1 - betas, dtype=np.float64))
+        self._keep(timesteps)
         self.min_snr = min_snr
         self._loss_weights = None if min_snr is None else self._min_snr_weights(min_snr)
+
+    @classmethod
+    def from_scheduler(cls, scheduler: Any, gamma: npt.ArrayLike = 0.0, **options: Any) -> GaussianDiffusion:
+        """As a scheduler of diffusers says, see `ipdiff.interop.schedulers.arguments`; `options`: of the class."""
+        return cls(**{**resolve("ipdiff.interop.schedulers:arguments")(scheduler), "gamma": gamma, **options})
 
     @property
     def needs_xi(self) -> bool:
@@ -150,6 +158,12 @@ class GaussianDiffusion:
     def needs_probe(self) -> bool:
         """Whether the training loss holds the gradient penalty: a direction to look in, and second derivatives."""
         return self.gp_weight > 0
+
+    def respaced(self, timesteps: Sequence[int] | IntArray | None) -> GaussianDiffusion:
+        """The same process, whose sampling chain keeps these steps, without epsilon scaling; see the class."""
+        shorter = copy(self)
+        shorter._keep(timesteps)
+        return shorter
 
     def with_eps_scale(self, eps_scale: npt.ArrayLike) -> GaussianDiffusion:
         """The same process, whose reverse steps divide the predicted eps by a number (epsilon scaling).
@@ -184,16 +198,13 @@ class GaussianDiffusion:
         Source: arXiv:2301.11706 Eq. 4.
         """
         check_index(t, self.T, x0)
-        return self._full.diffuse(x0, t, eps)
+        return self.full.diffuse(x0, t, eps)
 
     def perturbed(self, x0: Tensor, t: Index, eps: Tensor, xi: Tensor | None = None) -> Tensor:
         """Diffuse images to train step t with perturbed noise: the network's input while training.
 
-        Args:
-            x0: [N,C,H,W] float, in [-1, 1].
-            t: int or [N] int64, in 0..T-1.
-            eps: [N,C,H,W] float, standard normal.
-            xi: [N,C,H,W] float, standard normal, independent of eps; may be None unless `needs_xi`.
+        Arguments as `q_sample`, and xi: [N,C,H,W] float, standard normal, independent of eps; may be None unless
+        `needs_xi`.
 
         Returns:
             y_t: [N,C,H,W], dtype of x0; exactly `q_sample(x0, t, eps)` where gamma = 0.
@@ -204,7 +215,7 @@ class GaussianDiffusion:
         Source: arXiv:2301.11706 Eq. 6.
         """
         check_index(t, self.T, x0)
-        return self._full.diffuse(x0, t, self._perturbed_noise(self._gamma_at(t, eps), eps, xi))
+        return self.full.diffuse(x0, t, self._perturbed_noise(self._gamma_at(t, eps), eps, xi))
 
     def training_losses(
         self,
@@ -252,18 +263,18 @@ class GaussianDiffusion:
         check_index(t, self.T, x0)
         gamma = self._gamma_at(t, eps) if gamma is None else gamma
         noise = self._perturbed_noise(gamma, eps, xi)
-        y_t = self._full.diffuse(x0, t, noise)
+        y_t = self.full.diffuse(x0, t, noise)
         if probe is not None:
             y_t = y_t.detach().requires_grad_()
         said, v = self._split(model(y_t, t), y_t)
         target = TARGETS[self.target]
-        terms = {"mse": self._reduce((target.of(self._full, x0, t, eps, gamma, noise) - said).square())}
-        output = _Output(target.eps(self._full, y_t, t, said), v)
+        terms = {"mse": self._reduce((target.of(self.full, x0, t, eps, gamma, noise) - said).square())}
+        output = _Output(target.eps(self.full, y_t, t, said), v)
         loss = self._weighted(terms["mse"], t)
         if output.v is not None:
             # arXiv:2102.09672 section 3.1: the bound trains the variance only; T/1000 is the code's scale
-            p = self._reverse(self._full, _Output(output.eps.detach(), v), y_t.detach(), t, clip_denoised=False)
-            bound = self._full.variational_bound(p["mean"], p["log_variance"], x0, y_t.detach(), t)
+            p = self._reverse(self.full, _Output(output.eps.detach(), v), y_t.detach(), t, clip_denoised=False)
+            bound = self.full.variational_bound(p["mean"], p["log_variance"], x0, y_t.detach(), t)
             terms["vb"] = bound * (self.T / 1000)
             loss = loss + terms["vb"]
         if probe is not None:
@@ -273,14 +284,14 @@ class GaussianDiffusion:
             loss = loss + self.gp_weight * self._weighted(gp, t) if self.needs_probe else loss
         return {**terms, "loss": loss}
 
-    def p_mean_variance(self, model: Model, x_t: Tensor, i: Index, clip_denoised: bool = True) -> dict[str, Tensor]:
+    def p_mean_variance(self, model: Model, x_t: Tensor, i: Index, clip_denoised: Clip = None) -> dict[str, Tensor]:
         """Compute the reverse distribution p(x_{i-1} | x_i).
 
         Args:
             model: called once with x_t and the original timestep of i.
             x_t: [N,C,H,W] float, any range.
             i: int or [N] int64, in 0..num_steps-1: step of the respaced chain.
-            clip_denoised: clamp the predicted x0 to [-1, 1].
+            clip_denoised: clamp the predicted x0 to [-1, 1]; as the process says if None.
 
         Returns:
             dict of [N,C,H,W], dtype of x_t: "mean", "log_variance" (natural logarithm) and "pred_x0".
@@ -293,29 +304,24 @@ class GaussianDiffusion:
         """
         return self._reverse(self.chain, self._predict(model, x_t, i), x_t, i, clip_denoised)
 
-    def prediction(self, model: Model, x_t: Tensor, i: Index, clip_denoised: bool = True) -> tuple[Tensor, Tensor]:
+    def prediction(self, model: Model, x_t: Tensor, i: Index, clip_denoised: Clip = None) -> tuple[Tensor, Tensor]:
         """The predicted x0 and eps, each [N,C,H,W]; arguments and errors as `p_mean_variance`.
 
         Where x0 is clipped, eps is derived anew from it, as guided-diffusion does.
         """
         eps = self._predict(model, x_t, i).eps
         x0 = self.chain.x0_from_eps(x_t, i, eps)
-        if clip_denoised:
+        if self._clips(clip_denoised):
             x0 = x0.clamp(-1, 1)
             eps = self.chain.eps_from_x0(x_t, i, x0)
         return x0, eps
 
     def ancestral_step(
-        self, model: Model, x_t: Tensor, i: Index, noise: Tensor | None, clip_denoised: bool = True
+        self, model: Model, x_t: Tensor, i: Index, noise: Tensor | None, clip_denoised: Clip = None
     ) -> Tensor:
         """Draw x_{i-1} from p(x_{i-1} | x_i); the last step (i = 0) returns the mean, without noise.
 
-        Args:
-            model: called once with x_t and the original timestep of i.
-            x_t: [N,C,H,W] float, any range.
-            i: int or [N] int64, in 0..num_steps-1: step of the respaced chain.
-            noise: [N,C,H,W] float, standard normal; may be None for the int i = 0.
-            clip_denoised: clamp the predicted x0 to [-1, 1].
+        Arguments as `p_mean_variance`, and noise: [N,C,H,W] float, standard normal; may be None for the int i = 0.
 
         Returns:
             x_{i-1}: [N,C,H,W], dtype of x_t.
@@ -339,18 +345,13 @@ class GaussianDiffusion:
         i: Index,
         noise: Tensor | None,
         eta: float = 0.0,
-        clip_denoised: bool = True,
+        clip_denoised: Clip = None,
     ) -> Tensor:
         """Take one DDIM step to x_{i-1}; the last step (i = 0) returns the predicted x0.
 
-        Args:
-            model: called once with x_t and the original timestep of i.
-            x_t: [N,C,H,W] float, any range.
-            i: int or [N] int64, in 0..num_steps-1: step of the respaced chain.
-            noise: [N,C,H,W] float, standard normal; may be None where eta = 0, and for the int i = 0.
-            eta: in [0, 1]: 0 is deterministic, 1 has the ancestral sampler's small variance.
-            clip_denoised: clamp the predicted x0 to [-1, 1] and derive eps anew from it (guided-diffusion);
-                False is the DDIM code base's step.
+        Arguments as `p_mean_variance`; noise as `ancestral_step`, may be None where eta = 0; eta: in [0, 1], 0 is
+        deterministic, 1 has the ancestral sampler's small variance. Where x0 is clamped, eps is derived anew from it
+        (guided-diffusion); without clamping it is the DDIM code base's step.
 
         Returns:
             x_{i-1}: [N,C,H,W], dtype of x_t.
@@ -374,20 +375,19 @@ class GaussianDiffusion:
             return mean
         return mean + at(np.sqrt(variance), i, x_t) * given("noise", noise)
 
-    def _checked_gp_weight(self, gp_weight: float) -> float:
-        if not 0 <= gp_weight < math.inf:
-            raise ValueError(f"gp_weight={gp_weight}: expected a finite value >= 0")
-        if gp_weight > 0 and self.needs_xi:
-            raise ValueError(
-                f"gp_weight={gp_weight} with gamma up to {self.gamma.max():g}: the penalty is defined at the "
-                "unperturbed x_t; set one of the two to 0"
-            )
-        return gp_weight
+    def _keep(self, timesteps: Sequence[int] | IntArray | None) -> None:
+        self.timesteps = checked_timesteps(timesteps, self.T)
+        self.num_steps = len(self.timesteps)
+        self.chain = self.full.respaced(self.timesteps)
+        self._eps_scale = np.ones(self.num_steps)
+
+    def _clips(self, asked: Clip) -> bool:
+        return self.clip_denoised if asked is None else asked
 
     def _min_snr_weights(self, k: float) -> FloatArray:
         one = torch.ones((self.T, 1, 1, 1), dtype=torch.float64)
-        eps = TARGETS[self.target].eps(self._full, 0 * one, torch.arange(self.T), one)  # by what is said: it is linear
-        return self._full.min_snr_weights(k) * eps.flatten().square().numpy()
+        eps = TARGETS[self.target].eps(self.full, 0 * one, torch.arange(self.T), one)  # by what is said: it is linear
+        return self.full.min_snr_weights(k) * eps.flatten().square().numpy()
 
     def _weighted(self, squared: Tensor, t: Tensor) -> Tensor:
         return squared if self._loss_weights is None else at(self._loss_weights, t, squared) * squared
@@ -405,8 +405,8 @@ class GaussianDiffusion:
     def _reduce(self, squared: Tensor) -> Tensor:
         return squared.flatten(1).sum(1) if self.loss_reduction == "sum" else image_mean(squared)
 
-    def _split(self, output: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
-        channels = x_t.shape[1]
+    def _split(self, output: Any, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
+        output, channels = said_by(output), x_t.shape[1]
         expected = (x_t.shape[0], channels * (2 if self.learn_sigma else 1), *x_t.shape[2:])
         if output.shape != expected:
             raise ValueError(
@@ -431,10 +431,10 @@ class GaussianDiffusion:
         return _Output(eps, v)
 
     def _reverse(
-        self, chain: Coefficients, output: _Output, x_t: Tensor, i: Index, clip_denoised: bool
+        self, chain: Coefficients, output: _Output, x_t: Tensor, i: Index, clip_denoised: Clip
     ) -> dict[str, Tensor]:
         x0 = chain.x0_from_eps(x_t, i, output.eps)
-        x0 = x0.clamp(-1, 1) if clip_denoised else x0
+        x0 = x0.clamp(-1, 1) if self._clips(clip_denoised) else x0
         mean = chain.posterior_mean(x0, x_t, i)
         return {"mean": mean, "log_variance": self._log_variance(chain, output.v, x_t, i), "pred_x0": x0}
 

@@ -13,6 +13,10 @@ class ConfigError(UserError):
     """A parameter file that cannot be used: printed as one line, exit code 2."""
 
 
+class Unavailable(UserError):
+    """What may be there later or elsewhere, such as a server or a device: exit code 2, but worth another try."""
+
+
 class IntegrityError(Exception):
     """A file whose bytes are not the recorded ones: printed as one line, exit code 3."""
 

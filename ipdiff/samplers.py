@@ -100,7 +100,7 @@ def ancestral(
     noise: Noise,
     memory: Memory,
     *,
-    clip_denoised: bool = True,
+    clip_denoised: bool | None = None,
 ) -> tuple[Tensor, Memory]:
     """Draw from p(x_{i-1} | x_i) step by step. Source: arXiv:2301.11706 Alg. 2."""
     z = None if _last(i) else noise(i)
@@ -117,7 +117,7 @@ def ddim(
     memory: Memory,
     *,
     eta: float = 0.0,
-    clip_denoised: bool = True,
+    clip_denoised: bool | None = None,
 ) -> tuple[Tensor, Memory]:
     """DDIM: eta = 0 is deterministic, 1 has the ancestral sampler's small variance. Source: arXiv:2010.02502 Eq. 12."""
     z = noise(i) if eta > 0 and not _last(i) else None
@@ -133,7 +133,7 @@ def dpmpp2m(
     noise: Noise,
     memory: Memory,
     *,
-    clip_denoised: bool = True,
+    clip_denoised: bool | None = None,
 ) -> tuple[Tensor, Memory]:
     """DPM-Solver++(2M): deterministic, of second order; remembers the x0 of the step before.
 
@@ -154,7 +154,7 @@ def unipc(
     noise: Noise,
     memory: Memory,
     *,
-    clip_denoised: bool = True,
+    clip_denoised: bool | None = None,
 ) -> tuple[Tensor, Memory]:
     """UniPC-2: what the network says at x corrects x itself before the next step; no call more than DPM-Solver++(2M).
 

@@ -7,6 +7,7 @@ field is its documentation in config/README.md.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -287,6 +288,11 @@ class RunSpec(Record):
         if self.objective.min_snr is None:
             del data["objective"]["min_snr"]
         return data
+
+    def metadata(self, **names: str | int) -> dict[str, str]:
+        """What a file of the run's weights says of itself, as safetensors' metadata: one key, for two have no order."""
+        run = self.to_json()
+        return {"ipdiff": json.dumps({**names, "gamma": run["objective"]["gamma"], "run": run}, sort_keys=True)}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> RunSpec:

@@ -14,6 +14,9 @@ hypothesis.settings.register_profile("searching", deadline=None)
 hypothesis.settings.load_profile("same")
 """The same examples each time: no test fails by chance. `pytest --hypothesis-profile searching` looks for new ones."""
 
+os.environ["IPDIFF_CACHE"] = ""  # no test reads or fills the user's own
+os.environ["IPDIFF_QUIET"] = "1"  # what a stage says when it takes long is not said by chance, where a machine is busy
+
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
     """Bytes have their parameter's name: a gzip file's would differ from one collection to the next."""

@@ -1,6 +1,6 @@
 """The command line: one verb a stage, and the verbs that look after the project.
 
-Exit codes: 0 done, 2 bad input, 3 integrity, 75 preempted (run me again).
+Exit codes: 0 done, 2 bad input, 3 integrity, 75 preempted (run me again), 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return say(error, 75)
     except BrokenPipeError:
         return 0
+    except KeyboardInterrupt:
+        return say("interrupted", 130)
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise

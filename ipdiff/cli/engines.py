@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 
 from ipdiff.cli.verbs import arg, flag, say, verb
 from ipdiff.errors import UserError
@@ -44,8 +43,4 @@ def _warm(args: argparse.Namespace) -> int:
         return 0
     if not args.command:
         raise UserError("warm needs a command to run, such as: ipdiff warm dvc repro")
-    with fork_server.server():
-        try:
-            return subprocess.run(args.command, check=False).returncode
-        except OSError as error:
-            raise UserError(f"{args.command[0]}: cannot be run: {error.strerror}") from None
+    return fork_server.command(args.command)

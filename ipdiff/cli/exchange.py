@@ -39,10 +39,19 @@ def _import(args: argparse.Namespace) -> None:
         "a checkpoint's folder or DATASET/MODEL[/sSEED[/STEP]] (default: seed 0, the final step)",
         metavar="CHECKPOINT",
     ),
-    arg("--format", "diffusers: a folder for UNet2DModel", required=True, choices=EXPORT_FORMATS),
+    arg(
+        "--format",
+        "diffusers: a folder for DDPMPipeline or DDIMPipeline, with a model card",
+        required=True,
+        choices=EXPORT_FORMATS,
+    ),
     arg("--to", "the file or folder to write; it must not exist", type=Path, required=True),
+    arg("--push", "also to this repository of the Hugging Face Hub (needs huggingface_hub)", metavar="ORG/NAME"),
 )
 def _export(args: argparse.Namespace) -> None:
     from ipdiff.pipeline.commands.exchange import export
 
-    print(export.export_checkpoint(args.source, args.format, args.to, lambda line: print(line, file=sys.stderr)))
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    print(export.export_checkpoint(args.source, args.format, args.to, tell, args.push))

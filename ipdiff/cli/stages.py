@@ -14,10 +14,12 @@ from ipdiff.work import launch
 def make(args: argparse.Namespace) -> int:
     """Make the cell that a stage's verb names."""
     from ipdiff.pipeline import grid, jobs
+    from ipdiff.pipeline.engines import failures
     from ipdiff.work import signals
 
     names = {name: getattr(args, name) for name in STAGES[args.verb].wildcards}
-    cell = grid.load().cell(args.verb, **names)
+    known = grid.load()
+    cell = known.cell(args.verb, **names)
     if args.verb == "sample" and (args.index is not None or args.out is not None):
         if args.index is None:
             raise UserError("ipdiff sample: --out goes with --index")
@@ -26,11 +28,14 @@ def make(args: argparse.Namespace) -> int:
         print(path)
         return 0
     count = launch.wanted(shared=STAGES[args.verb].shared)
-    if count > 1:
-        return jobs.make_with(count, cell, [args.verb, *(f"--{name}={value}" for name, value in names.items())])
-    launch.follow_starter()
-    with signals.immediate():
-        jobs.make(cell)
+    with failures.remembered(cell, known) as failure:
+        if failure is not None:
+            return say(str(failure), failure.code)
+        if count > 1:
+            return jobs.make_with(count, cell, [args.verb, *(f"--{name}={value}" for name, value in names.items())])
+        launch.follow_starter()
+        with signals.immediate():
+            jobs.make(cell)
     print(cell.directory)
     return 0
 
@@ -38,16 +43,25 @@ def make(args: argparse.Namespace) -> int:
 def add_files(sub: argparse.ArgumentParser) -> None:
     """The second form of `evaluate`: any two files."""
     names = " ".join(f"--{name} {name.upper()}" for name in STAGES["evaluate"].wildcards)
-    sub.usage = f"%(prog)s {names}\n       %(prog)s SAMPLES --reference FILE [--features F] [--metrics M] [--json]"
+    sub.usage = (
+        f"%(prog)s {names}\n       %(prog)s SAMPLES --reference FILE [--size N] [--features F] [--metrics M] [--json]"
+    )
     files = sub.add_argument_group("files from outside the pipeline")
     text = "npz with arr_0 (uint8 NHWC) or mu, sigma, mu_s, sigma_s (used as they are); npy, folder or zip of images"
     files.add_argument("samples", nargs="?", metavar="SAMPLES", type=Path, help=text)
     files.add_argument("--reference", metavar="FILE", type=Path, help="the real images: a file of the same kinds")
+    files.add_argument(
+        "--size", type=int, help="resize images to NxN: halved, bicubic, the centre cut out, as `prepare` does"
+    )
     text = "inception (default) or the path of its file, a classifier.safetensors, or a .json of a TorchScript network"
     files.add_argument("--features", help=text)
     files.add_argument("--metrics", help="comma-separated (default: all that the files permit)")
     files.add_argument("--device", choices=["cpu", "cuda"], help="where to compute (default: cpu)")
     files.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    files.add_argument(
+        "--save-statistics", metavar="NPZ", type=Path, help="write the reference's, for a later --reference"
+    )
+    files.add_argument("--no-cache", action="store_true", help="leave the user's cache of features alone")
     files.add_argument("--json", action="store_true", help="print JSON")
     sub.set_defaults(work=_evaluate)
 
@@ -56,8 +70,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     """Either form of `evaluate`: one or the other, and whole. Raises UserError."""
     wildcards = STAGES["evaluate"].wildcards
     names = [f"--{name}" for name in wildcards if getattr(args, name) is not None]
-    options = ("reference", "features", "metrics", "device", "threads")
-    files = [f"--{name}" for name in options if getattr(args, name) is not None] + ["--json"] * args.json
+    options = ("reference", "size", "features", "metrics", "device", "threads", "save_statistics", "no_cache", "json")
+    files = [f"--{name.replace('_', '-')}" for name in options if getattr(args, name) not in (None, False)]
     if args.samples is None:
         if files:
             raise UserError(f"ipdiff evaluate: {files[0]} goes with a file of samples: SAMPLES --reference FILE")
@@ -77,10 +91,13 @@ def _compare(args: argparse.Namespace) -> int:
     metrics = args.metrics.split(",") if args.metrics else []
     if unknown := [name for name in metrics if name not in METRICS]:
         raise UserError(f"--metrics: no metric '{unknown[0]}'; known: {', '.join(METRICS)}")
-    from ipdiff.metrics.compare import compare, compute_of
+    from ipdiff.metrics.outside.compare import compare, compute_of
+    from ipdiff.pipeline.progress.reporter import reporting
 
-    compute = compute_of(args.device or "cpu", args.threads)
-    compared = compare(args.samples, args.reference, args.features or "inception", compute, metrics)
+    compute, features = compute_of(args.device or "cpu", args.threads), args.features or "inception"
+    more = {"size": args.size, "cache": not args.no_cache, "save": args.save_statistics}
+    with reporting(str(args.samples)):
+        compared = compare(args.samples, args.reference, features, compute, metrics, **more)
     for warning in compared.warnings:
         say(f"warning: {warning}")
     said = {name: "unknown" if value is None else value for name, value in compared.values.items()}

@@ -9,12 +9,15 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ipdiff.data.formats import filekind
 from ipdiff.data.spec import Archive
-from ipdiff.errors import IntegrityError, UserError, brief
+from ipdiff.errors import IntegrityError, Unavailable, UserError, brief
+from ipdiff.work import progress
 from ipdiff.work.locks import locked
 
 if TYPE_CHECKING:
@@ -33,24 +36,25 @@ def place(archive: Archive) -> Path:
     return next(filter(Path.exists, places), places[0])
 
 
-def obtain(archive: Archive) -> Path:
+def obtain(archive: Archive, path: Path | None = None) -> Path:
     """The path of a published file that is there and is the right one.
 
     Args:
         archive: its name, size, digest and source.
+        path: where it lies, or is put; `place(archive)` if None.
 
     Returns:
-        `place(archive)`; the file was downloaded if it was missing and has a url.
+        That path; the file was downloaded if it was missing and has a url.
 
     Raises:
         UserError: it is missing and cannot be downloaded, or a web page or a pointer stands in its place.
         IntegrityError: its size or digest is another.
     """
-    path = place(archive)
+    path = path or place(archive)
     if not path.exists():
         if archive.url is None:
             _ask_for(archive, path)
-        _download(archive, archive.url, path)
+        _download_from([archive.url, *archive.mirrors], archive, path)
     else:
         check(archive, path)
     return path
@@ -89,6 +93,17 @@ def check(archive: Archive, path: Path, name: str = "") -> None:
                 raise IntegrityError(name, f"sha256 {archive.sha256}", f"sha256 {digest}")
 
 
+def _download_from(urls: Sequence[str], archive: Archive, path: Path) -> None:
+    """From the first place that has it. What failed before is said on stderr, and the last failure raised."""
+    for url, following in zip(urls, [*urls[1:], None], strict=True):
+        try:
+            return _download(archive, url, path)
+        except (UserError, IntegrityError) as error:
+            if following is None:
+                raise
+            print(f"ipdiff: {error}; now from {following}", file=sys.stderr, flush=True)
+
+
 def _download(archive: Archive, url: str, path: Path) -> None:
     """Download to PATH.part, going on from what is there, then check it and give it its name."""
     try:
@@ -102,7 +117,7 @@ def _download(archive: Archive, url: str, path: Path) -> None:
             except (IntegrityError, UserError) as error:
                 have = part.stat().st_size
                 if more and isinstance(error, IntegrityError) and archive.size is not None and have < archive.size:
-                    raise UserError(
+                    raise Unavailable(
                         f"{archive.file}: ended early at {have} of {archive.size} bytes; run again to go on"
                     ) from None
                 part.unlink()
@@ -120,7 +135,6 @@ def _fetch(archive: Archive, url: str, part: Path) -> bool:
     """
     try:
         import requests
-        from tqdm import tqdm
         from urllib3.exceptions import HTTPError
     except ImportError as error:
         raise UserError(f"downloading {url} needs {error.name}; pip install 'ipdiff[data]'") from error
@@ -138,13 +152,13 @@ def _fetch(archive: Archive, url: str, part: Path) -> bool:
                 if answer.status_code == 200:  # the whole file, even where only the rest was asked for
                     _check_offer(archive, part, answer)
                     have = file.truncate(0)
-                bar = tqdm(total=archive.size, initial=have, unit="B", unit_scale=True, leave=False, disable=None)
-                with bar:
-                    for chunk in answer.iter_content(1 << 20):
-                        bar.update(file.write(chunk))
+                progress.begin("bytes", archive.size, have)
+                for chunk in answer.iter_content(1 << 20):
+                    have += file.write(chunk)
+                    progress.tell(have)
                 return True
         except (requests.RequestException, HTTPError) as error:  # requests lets some of urllib3's through
-            raise UserError(
+            raise Unavailable(
                 f"{archive.file}: cannot be downloaded: {brief(error, 80)}; run again to go on, or get it on "
                 f"another machine and put it at {part.with_suffix('')} (or name its directory in {VARIABLE})"
             ) from error
@@ -153,7 +167,7 @@ def _fetch(archive: Archive, url: str, part: Path) -> bool:
 def _check_room(archive: Archive, part: Path, have: int) -> None:
     free = shutil.disk_usage(part.parent).free
     if archive.size is not None and archive.size - have > free:
-        raise UserError(f"{part}: needs {archive.size - have} bytes more, {free} are free")
+        raise Unavailable(f"{part}: needs {archive.size - have} bytes more, {free} are free")
 
 
 def _check_offer(archive: Archive, part: Path, answer: Response) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,16 @@ from ipdiff.data.npy import npy_rows
 from ipdiff.data.readers import read
 from ipdiff.data.spec import Source
 from ipdiff.errors import UserError
+from ipdiff.work import progress
 
 
-def run(
-    source: Source, out: Path, raw: Sequence[Path] = (), progress: Callable[[int], None] = lambda done: None
-) -> dict[str, Any]:
+def run(source: Source, out: Path, raw: Sequence[Path] = ()) -> dict[str, Any]:
     """Read a data set and write it as arrays, block by block.
 
     Args:
         source: what the data is and what its images are.
         out: existing directory; gets images.npy ([N, H, W, C] uint8) and labels.npy ([N] int64, -1: none).
         raw: the raw files: `source.raw` or those of `source.archives`; none for embedded data.
-        progress: is told how many images are written.
 
     Returns:
         what there is to record of a user's own files: how many were read, passed over and converted, and the labels'
@@ -39,6 +37,7 @@ def run(
     labels = [np.zeros(0, np.int64)]
     notes: dict[str, Any] = {}
     count = 0
+    progress.begin("images", source.expected_images)
     with (
         tempfile.TemporaryDirectory(dir=out, prefix="scratch-") as scratch,
         npy_rows(out / "images.npy", row, np.uint8) as append,
@@ -49,7 +48,7 @@ def run(
             append(images[:keep])
             labels.append(its_labels[:keep])
             count += keep
-            progress(count)
+            progress.tell(count)
             if count == source.limit:
                 break
     where = ", ".join(map(str, raw))

@@ -25,6 +25,7 @@ class ReaderKind:
         preprocessings: what it can make of an image of another size, its default first.
         files: raw files it reads: 0 for embedded data, 1, or None for as many as there are.
         own: whether its images are a user's own, in any mode and layout.
+        labelled: whether its images can have labels.
     """
 
     read: str
@@ -33,6 +34,7 @@ class ReaderKind:
     preprocessings: tuple[str, ...] = ("none",)
     files: int | None = 1
     own: bool = False
+    labelled: bool = True
 
 
 READERS = {
@@ -40,9 +42,11 @@ READERS = {
     "folder": ReaderKind("ipdiff.data.readers.images:read_folder", preprocessings=("none", "center-crop"), own=True),
     "cifar10": ReaderKind("ipdiff.data.readers.cifar10:read", 32, 3),
     "imagenet32": ReaderKind("ipdiff.data.readers.imagenet32:read", 32, 3),
-    "lsun": ReaderKind("ipdiff.data.readers.lsun:read", None, 3, ("box-crop",)),
-    "celeba": ReaderKind("ipdiff.data.readers.images:read_celeba", None, 3, ("resize", "crop128", "center-crop")),
-    "ffhq": ReaderKind("ipdiff.data.readers.images:read_ffhq", None, 3),
+    "lsun": ReaderKind("ipdiff.data.readers.lsun:read", None, 3, ("box-crop",), labelled=False),
+    "celeba": ReaderKind(
+        "ipdiff.data.readers.images:read_celeba", None, 3, ("resize", "crop128", "center-crop"), labelled=False
+    ),
+    "ffhq": ReaderKind("ipdiff.data.readers.images:read_ffhq", None, 3, labelled=False),
     "fashion_mnist": ReaderKind("ipdiff.data.readers.fashion_mnist:read", 28, 1, files=None),
 }
 """Kinds of raw data by name; a new one is a row here and its function."""
@@ -60,7 +64,14 @@ class Download(Record):
     __pydantic_config__: ClassVar = FORBID
     size: Annotated[int | None, "its size in bytes", Range(1)] = None
     url: Annotated[str | None, "where it may be downloaded from without asking anybody"] = None
+    mirrors: Annotated[list[str], "other places of the same file, tried in turn where the one before fails"] = field(
+        default_factory=list
+    )
     how: Annotated[str, "a sentence that says how to get it, where there is no url"] = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.url is not None or not self.mirrors, "mirrors are given, but no url; give the first of them as url")
 
 
 @dataclass(frozen=True, kw_only=True)

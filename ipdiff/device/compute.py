@@ -9,7 +9,7 @@ import sys
 import torch
 
 from ipdiff.device.spec import Compute
-from ipdiff.errors import UserError
+from ipdiff.errors import Unavailable, UserError
 
 
 def configure(compute: Compute) -> torch.device:
@@ -22,7 +22,7 @@ def configure(compute: Compute) -> torch.device:
         UserError: cuda is asked for and absent, or bfloat16 on a CPU without instructions for it.
     """
     if compute.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("compute.device is cuda, but torch finds no CUDA device here; use cpu")
+        raise Unavailable("compute.device is cuda, but torch finds no CUDA device here; use cpu")
     if compute.precision == "bfloat16" and compute.device == "cpu" and not has_bfloat16():
         raise UserError(
             "the precision is bfloat16, but this CPU has no bfloat16 instructions (avx512_bf16, AMX); use float32"

@@ -247,16 +247,6 @@ def _group_free(root: Path, name: str) -> list[int]:
     return found
 
 
-def require_host(need: int, what: str) -> None:
-    """Refuse what the host's memory is certain not to hold: `need` bytes for `what`.
-
-    Raises:
-        UserError: so much is not free.
-    """
-    if (free := host_free()) is not None and need > free:
-        raise UserError(f"{what} needs {_gib(need)} of this machine's memory, {_gib(free)} are free; ask for more")
-
-
 def release() -> None:
     """Give back to the GPU what passes held that are over."""
     if torch.cuda.is_available():

@@ -17,15 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ipdiff.errors import UserError
+from ipdiff.interop import schedulers
+from ipdiff.interop.schedulers import WRITTEN_FOR
 from ipdiff.spec import ADMNetwork, DDPMNetwork, RunSpec
 
-WRITTEN_FOR = "0.42.1"
-"""The version of diffusers that the tests load these folders with."""
-
-_PIPELINES = {"DDPMScheduler": "DDPMPipeline", "DDIMScheduler": "DDIMPipeline"}
+PIPELINES = {"DDPMScheduler": "DDPMPipeline", "DDIMScheduler": "DDIMPipeline"}
 
 
-def write(folder: Path, tensors: Mapping[str, Tensor], spec: RunSpec, *, clip_denoised: bool) -> None:
+def write(folder: Path, tensors: Mapping[str, Tensor], spec: RunSpec, *, clip_denoised: bool) -> str:
     """Write a folder that `UNet2DModel`, the scheduler and the pipeline of diffusers load by `from_pretrained`.
 
     Args:
@@ -34,14 +33,17 @@ def write(folder: Path, tensors: Mapping[str, Tensor], spec: RunSpec, *, clip_de
         spec: the run.
         clip_denoised: clamp the predicted x0 while sampling.
 
+    Returns:
+        The pipeline's class.
+
     Raises:
         UserError: the architecture has no equal in `UNet2DModel`; the line says why.
     """
-    unet, scheduler = unet_config(spec), scheduler_config(spec, clip_denoised)
+    unet, scheduler = unet_config(spec), schedulers.config(spec, clip_denoised)
     renamed = rename(tensors, spec)
     kind = scheduler["_class_name"]
     index = {
-        "_class_name": _PIPELINES[kind],
+        "_class_name": PIPELINES[kind],
         "_diffusers_version": WRITTEN_FOR,
         "scheduler": ["diffusers", kind],
         "unet": ["diffusers", "UNet2DModel"],
@@ -49,6 +51,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], spec: RunSpec, *, clip_de
     save_file(renamed, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
     for name, config in (("config", unet), ("scheduler_config", scheduler), ("model_index", index)):
         (folder / f"{name}.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return PIPELINES[kind]
 
 
 # Configuration
@@ -119,57 +122,6 @@ _DDPM_CONFIG = {
     "norm_eps": 1e-6,
     "resnet_time_scale_shift": "default",
 }
-
-
-_PREDICTIONS = {"eps": "epsilon", "eps_prime": "epsilon", "v": "v_prediction"}
-"""The schedulers' word for what a network says, by the run's target."""
-
-
-def scheduler_config(spec: RunSpec, clip_denoised: bool) -> dict[str, Any]:
-    """The run's noise schedule and reverse process: DDPM with ADM's spacing of steps, or DDIM with the DDIM code's.
-
-    A step is ours where it starts from the same timestep; the spacing of shorter chains may differ from ADM's by one
-    timestep in places (never for T' = 60, 80, 100, 200, 300, 1000 of 1000). See `unsaid` for what has no word there.
-
-    Raises:
-        UserError: they have no word for what the network was trained to say.
-    """
-    if spec.objective.target not in _PREDICTIONS:
-        raise UserError(f"format diffusers has no word for target {spec.objective.target}; use safetensors")
-    diffusion = spec.diffusion
-    schedule = (
-        {"beta_schedule": "squaredcos_cap_v2"}
-        if diffusion.schedule == "cosine"
-        else {"beta_schedule": "linear", "beta_start": 0.1 / diffusion.T, "beta_end": 20 / diffusion.T}
-    )
-    common = schedule | {
-        "_diffusers_version": WRITTEN_FOR,
-        "clip_sample": clip_denoised,
-        "clip_sample_range": 1.0,
-        "num_train_timesteps": diffusion.T,
-        "prediction_type": _PREDICTIONS[spec.objective.target],
-    }
-    if spec.family == "ddpm":
-        more = {"set_alpha_to_one": True, "steps_offset": 0, "timestep_spacing": "leading"}
-        return common | more | {"_class_name": "DDIMScheduler"}
-    variance = "learned_range" if diffusion.learn_sigma else f"fixed_{diffusion.fixed_variance}"
-    return common | {"_class_name": "DDPMScheduler", "variance_type": variance, "timestep_spacing": "linspace"}
-
-
-def unsaid(spec: RunSpec, clip_denoised: bool) -> list[str]:
-    """What of the run's sampling these files cannot say, a line each."""
-    lines = []
-    if spec.objective.target == "eps_prime":
-        lines.append(
-            "the network predicts eps', the noise of its perturbed input scaled to unit variance (target: eps_prime); "
-            "diffusers knows no such prediction: `epsilon` is written, which gives the steps of this project's samplers"
-        )
-    if spec.family == "ddpm" and clip_denoised:
-        lines.append(
-            "x0 is clamped and eps derived anew from it; diffusers has no key for that: call step with "
-            "use_clipped_model_output=True"
-        )
-    return lines
 
 
 # Names

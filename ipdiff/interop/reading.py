@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 import zipfile
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -53,12 +55,23 @@ def read(path: Path) -> Found:
     kind = filekind.look(path)
     if kind.name == "safetensors":
         try:
-            return Found(_unwrapped(load_file(path)), kind.name)
+            return Found(_unwrapped(load_file(path)), kind.name, _said_step(path))
         except Exception as error:  # on damaged bytes it raises several kinds
             raise UserError(f"{path}: damaged or truncated safetensors: {brief(error)}") from None
     if kind.name not in ("torch", "pickle"):
         raise UserError(f"{path}: is {kind.words}; expected a .pt or .pth file of torch.save, or safetensors")
     return _weights(path, _load(path, zipped=kind.name == "torch"))
+
+
+def _said_step(path: Path) -> int | None:
+    """The step that safetensors of this project name; None where they name none."""
+    with safe_open(path, framework="pt") as file:
+        said = (file.metadata() or {}).get("ipdiff", "")
+    try:
+        step = json.loads(said)["step"]
+    except (ValueError, KeyError, TypeError):  # somebody else's word
+        return None
+    return step if type(step) is int and step >= 0 else None
 
 
 def _load(path: Path, *, zipped: bool) -> Any:

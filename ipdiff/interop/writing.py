@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,9 +13,9 @@ from ipdiff.errors import UserError
 from ipdiff.spec import ADMNetwork, RunSpec
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], spec: RunSpec) -> None:
-    """Write safetensors with one metadata key, `ipdiff`: the run as JSON (two keys would have no fixed order)."""
-    save_file(dict(tensors), path, metadata={"ipdiff": json.dumps(spec.to_json(), sort_keys=True)})
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], spec: RunSpec, names: Mapping[str, str | int]) -> None:
+    """Write safetensors that say what they are (see `RunSpec.metadata`); `names`: what the run is called."""
+    save_file(dict(tensors), path, metadata=spec.metadata(**names))
 
 
 def write_guided_diffusion(path: Path, tensors: Mapping[str, Tensor], spec: RunSpec) -> None:

@@ -6,12 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ipdiff.metrics.compare import fid, kid
+    from ipdiff.metrics.outside.compare import fid, kid, save_statistics
     from ipdiff.metrics.scores.frechet import frechet_distance
 
-__all__ = ["fid", "frechet_distance", "kid"]
+__all__ = ["fid", "frechet_distance", "kid", "save_statistics"]
 
-_HOME = {"fid": "compare", "frechet_distance": "scores.frechet", "kid": "compare"}
+_OUTSIDE = "outside.compare"
+_HOME = {"fid": _OUTSIDE, "frechet_distance": "scores.frechet", "kid": _OUTSIDE, "save_statistics": _OUTSIDE}
 """Names that are imported when they are asked for: params.yaml is read without scipy."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,11 @@ from ipdiff.data.images import check_images
 from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError
 from ipdiff.metrics.features.extractors import Extractor, Network, show
+from ipdiff.metrics.halves import Half
 from ipdiff.metrics.sets import measure, published_neighbours
-from ipdiff.metrics.spec import METRICS, Measured
+from ipdiff.metrics.spec import METRICS, Measured, rounded
 from ipdiff.parameters import resolve
 from ipdiff.work.shards import Shards
-
-DIGITS = 10
-"""Significant digits of a published metric; what follows is rounding noise of the linear algebra."""
 
 
 def run(
@@ -36,21 +33,26 @@ def run(
     metrics: Collection[str] = (),
     settings: Mapping[str, Any] | None = None,
     neighbours: Path | None = None,
+    halves: Path | None = None,
     shards: Shards | None = None,
-) -> None:
-    """Measure a sample set.
+) -> dict[str, dict[str, str]]:
+    """Measure a sample set, and write the numbers.
 
     Args:
         network: computes the features.
         compute: device and threads.
         samples: npz with arr_0, [N, H, W, C] uint8, N >= 2.
         reference: stats.npz of the stage `reference`.
-        about: what the metrics are of (data set, model, seed, ...): JSON values, written beside them.
+        about: what the metrics are of (data set, model, seed, ...): numbers are written beside them.
         out: existing directory; gets metrics.json.
         metrics: those to measure besides the ones that always are.
         settings: of the metrics that have some, by their key; defaults where it is not there.
         neighbours: directory of the stage `neighbours`; None: no metric that needs it.
+        halves: halves.npz of the stage `halves`; None: nothing is held against a half of the real images.
         shards: see `ipdiff.metrics.features.extractors.show`; process 0 alone writes.
+
+    Returns:
+        What the recipe adds: as `measured` what there is in words, that the numbers mean nothing without.
 
     Raises:
         UserError: a file is not what it should be, fewer than 2 images, or images of another shape or statistics of
@@ -68,12 +70,16 @@ def run(
     near = (None, None) if neighbours is None else published_neighbours(neighbours)
     if shards is not None and not shards.first:
         show(extractor, images, shards=shards)
-        return
-    found, real = measure(extractor, images, pooled=neighbours is not None, shards=shards), Measured(stats, None, *near)
+        return {}
+    half = None if halves is None else Half(halves, str(stats["features"]), len(images))
+    more = [] if half is None else [half.samples]
+    found = measure(extractor, images, *more, pooled=neighbours is not None, shards=shards)
+    real = Measured(stats, None, *near)
     wanted = [name for name, kind in METRICS.items() if kind.always or name in metrics]
     got = values(found, real, possible(wanted, found, real), compute, settings)
     measured = {
         **got,
+        **({} if half is None else half.values()),
         "dimensions": dimensions(got, real),
         "n": len(images),
         "reference_n": int(stats["n"]),
@@ -82,8 +88,11 @@ def run(
     }
     if measured.keys() & about.keys():
         raise ValueError(f"about holds {sorted(measured.keys() & about.keys())}, which are measured here")
-    text = json.dumps({**about, **measured}, indent=1, sort_keys=True, allow_nan=False)
-    (out / "metrics.json").write_text(text + "\n")
+    both = {**about, **measured}
+    words = {name: value for name, value in both.items() if isinstance(value, str)}
+    numbers = {name: value for name, value in both.items() if name not in words}
+    (out / "metrics.json").write_text(json.dumps(numbers, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    return {"measured": words}
 
 
 def values(
@@ -156,13 +165,6 @@ def possible(names: Collection[str], ours: Measured, theirs: Measured) -> list[s
             METRICS[name].needs, all({*METRICS[name].moments} <= side.statistics.keys() for side in (ours, theirs))
         )
     ]
-
-
-def rounded(value: float) -> float:
-    """A metric as it is published: ten significant digits. Raises UserError where it is not finite."""
-    if not math.isfinite(value):
-        raise UserError(f"a metric came out as {value}: features or statistics are too large, or not finite")
-    return float(f"{value:.{DIGITS}g}")
 
 
 def load_samples(path: Path) -> NDArray[np.uint8]:

@@ -17,11 +17,15 @@ from ipdiff.work.shards import Shards
 
 
 def measure(
-    extractor: Extractor, images: NDArray[np.uint8], *, pooled: bool = False, shards: Shards | None = None
+    extractor: Extractor,
+    images: NDArray[np.uint8],
+    *more: Observer,
+    pooled: bool = False,
+    shards: Shards | None = None,
 ) -> Measured:
-    """Look at images once: [N, H, W, C] uint8, N >= 2; `pooled`: keep their pooled features; `shards`: see `show`."""
+    """Look at images once, [N, H, W, C] uint8, N >= 2, with `more` observers; `pooled`: keep their pooled features."""
     moments, score, kept = Statistics(), InceptionScore(), Pooled(len(images))
-    observers: list[Observer] = [moments, score, *([kept] if pooled else [])]
+    observers: list[Observer] = [moments, score, *more, *([kept] if pooled else [])]
     show(extractor, images, *observers, shards=shards)
     return Measured(moments.arrays(extractor, images.shape[1:]), score.value, kept.array() if pooled else None)
 

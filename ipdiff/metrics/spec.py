@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ipdiff.errors import UserError
 from ipdiff.parameters import FORBID, SEED, Range, Record, check
 
 
@@ -155,6 +157,12 @@ FEATURES = {
         labels={"fid": "FD", "kid": "KD", "kid_se": "KD standard error"},
         width="width",
     ),
+    "pixels": FeatureKind(
+        "ipdiff.metrics.features.pixel_features:PixelFeatures",
+        spatial=False,
+        labels={"fid": "FD", "kid": "KD", "kid_se": "KD standard error"},
+        width=3072,  # of 32x32 pixels in colour: the most there are
+    ),
 }
 """Feature networks by name; a new one is a row here and what opens it."""
 
@@ -269,6 +277,17 @@ if TYPE_CHECKING:
     Metric = str
 else:
     Metric = Literal[tuple(METRICS)]
+
+
+DIGITS = 10
+"""Significant digits of a published metric; what follows is rounding noise of the linear algebra."""
+
+
+def rounded(value: float) -> float:
+    """A metric as it is published: ten significant digits. Raises UserError where it is not finite."""
+    if not math.isfinite(value):
+        raise UserError(f"a metric came out as {value}: features or statistics are too large, or not finite")
+    return float(f"{value:.{DIGITS}g}")
 
 
 @dataclass(frozen=True)

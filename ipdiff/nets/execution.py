@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ipdiff.device.compute import dtype
 from ipdiff.device.spec import Compute
@@ -34,3 +35,16 @@ def compiled(function: _Function, compute: Compute) -> _Function:
         return function
     Dropout.keep_out_of_graphs()
     return cast(_Function, torch.compile(function))
+
+
+@contextmanager
+def evaluating(model: object) -> Iterator[None]:
+    """A `torch.nn.Module` and all in it in evaluation mode, and each as it was afterwards; anything else is left."""
+    modes = {part: part.training for part in model.modules()} if isinstance(model, nn.Module) else {}
+    for part in modes:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode

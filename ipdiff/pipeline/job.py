@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,11 +112,11 @@ class Job:
             if wrong := spec.unlike(there):
                 raise UserError(f"{self.start} is of another network than params.yaml has now: {wrong}; make it again")
         selfcheck.trust(spec.family, spec.compute)
-        progress, images = progress_bar(int(self.names["step"]), "updates"), self.path("images.npy")
         work, asked = self.params.work, self.params.family(self.names["dataset"], self.names["model"]).training
         if work.micro_batch is None and asked.reduction == "fast":
             work = dataclasses.replace(work, micro_batch=asked.micro_batch)
-        return Setup(spec, images, self.states(spec), work, self.start, *launch.place(), progress)
+        names = {name: self.names[name] for name in ("dataset", "model")}
+        return Setup(spec, self.path("images.npy"), self.states(spec), work, self.start, *launch.place(), names)
 
     def run_spec(self) -> RunSpec:
         """The training run of the cell's names."""
@@ -177,15 +176,3 @@ class Job:
 
 def _digest(*deciding: Any) -> str:
     return md5(json.dumps(deciding, sort_keys=True).encode())
-
-
-def progress_bar(total: int, unit: str) -> Callable[[int], None]:
-    """A progress bar on stderr, silent when that is no terminal."""
-    from tqdm import tqdm
-
-    bar = tqdm(total=total, unit=f" {unit}", smoothing=0.1, disable=None)
-
-    def show(done: int) -> None:
-        bar.update(done - bar.n)
-
-    return show

@@ -6,20 +6,24 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ipdiff.errors import UserError
+from ipdiff.errors import Preempted, UserError
+from ipdiff.metrics.spec import METRICS
 from ipdiff.pipeline import config, selfcheck
 from ipdiff.pipeline.grid import Cell
-from ipdiff.pipeline.job import Job, progress_bar
-from ipdiff.pipeline.stages import IMPORT, STAGES
+from ipdiff.pipeline.job import Job
+from ipdiff.pipeline.progress import reporter, sinks, status
+from ipdiff.pipeline.progress.curve import Curve
+from ipdiff.pipeline.progress.status import Status
+from ipdiff.pipeline.stages import CURVE, IMPORT, MEASURED, STAGES
 from ipdiff.pipeline.store import artifact
 from ipdiff.pipeline.store.artifact import Publication
 from ipdiff.sample_sets.spec import Sampler
 from ipdiff.spec import RunSpec
-from ipdiff.work import launch
+from ipdiff.work import launch, progress
 from ipdiff.work.locks import locked
 from ipdiff.work.recipes import RECIPE
 from ipdiff.work.shards import Shards, unit_of
@@ -37,10 +41,31 @@ def _prepare(job: Job, made: Publication) -> None:
 
     source = job.dataset.source
     raw = [Path(source.raw)] if source.raw else [obtain(archive) for archive in job.params.archives(source)]
-    notes = prepare.run(source, made.staging, raw, progress=progress_bar(source.expected_images or 0, "images"))
+    notes = prepare.run(source, made.staging, raw)
     if notes:
         made.extra = {"read": notes}
         print(f"ipdiff: {raw[0]}: {prepare.summary(notes)}", file=sys.stderr, flush=True)
+    if source.reader == "ffhq" and source.archives:
+        print(f"ipdiff: {raw[0]}: {_faces(made.staging / 'images.npy')}", file=sys.stderr, flush=True)
+
+
+def _faces(images: Path) -> str:
+    """What is known of FFHQ, of which no archive is published: its pixels, and whether the published list has them.
+
+    Raises:
+        IntegrityError: an image is another, or the list is.
+    """
+    from ipdiff.data.download import place
+    from ipdiff.data.formats import ffhq_list
+    from ipdiff.data.images import load_images
+    from ipdiff.data.spec import Archive
+
+    pixels, published = load_images(images), place(Archive(file=ffhq_list.NAME))
+    said = f"{len(pixels)} images, sha256 of their pixels {ffhq_list.digest(pixels)}"
+    if not published.exists():
+        return f"{said}; none was held against its published digest: {published} is not here"
+    ffhq_list.check(pixels, published)
+    return f"{said}; each is as {published} says"
 
 
 def _classifier(job: Job, made: Publication) -> None:
@@ -61,6 +86,12 @@ def _neighbours(job: Job, made: Publication) -> None:
     from ipdiff.metrics import neighbours
 
     neighbours.run(*_real_images(job, made))
+
+
+def _halves(job: Job, made: Publication) -> None:
+    from ipdiff.metrics import halves
+
+    halves.run(*_real_images(job, made), count=int(job.names["samples"]))
 
 
 def _real_images(job: Job, made: Publication) -> tuple[Reference, Network, Compute, Path, Path, Shards]:
@@ -94,7 +125,9 @@ def _train(job: Job, made: Publication) -> None:
         if previous:
             published = STAGES["resume"].outputs[0].format(**{**job.names, "step": previous[0]})  # if made or pulled
             setup.states.take(Path(published), *previous)
-    with setup.states.in_use():
+    batch, wanted = spec.training.batch_size, job.params.work.sinks if setup.rank == 0 else []
+    curve = Curve(Path(job.cell.fill(CURVE)), batch, wanted)
+    with setup.states.in_use(), closing(curve), progress.listening(curve) if setup.rank == 0 else nullcontext():
         made.extra = segment.run(setup, made.staging, int(job.names["step"]), previous)
         made.execution = made.extra.pop("execution")
 
@@ -132,8 +165,7 @@ def _sample(job: Job, made: Publication) -> None:
     from ipdiff.sample_sets import sample
 
     draw, sampling = _image_sampler(job), job.dataset.sampling
-    progress = progress_bar(sampling.count(draw.sampler), "images")
-    made.extra = sample.run(draw, sampling, made.staging, job.shared(made), progress)
+    made.extra = sample.run(draw, sampling, made.staging, job.shared(made))
 
 
 def draw_one(cell: Cell, index: int, path: Path) -> None:
@@ -165,7 +197,7 @@ def _evaluate(job: Job, made: Publication) -> None:
         "nfe": job.recipe()["nfe"],
         "reference_digest": job.inputs[str(job.path("stats.npz"))],
     }
-    evaluate.run(
+    made.extra = evaluate.run(
         job.network(),
         job.dataset.compute,
         job.path("samples.npz"),
@@ -175,8 +207,13 @@ def _evaluate(job: Job, made: Publication) -> None:
         metrics=job.dataset.metrics,
         settings=job.dataset.metric_settings,
         neighbours=job.path("features.npy").parent if job.dataset.reference.neighbours else None,
+        halves=job.path("halves.npz"),
         shards=job.shared(made),
     )
+    if launch.place()[0] == 0 and "tensorboard" in job.params.work.sinks:
+        found = json.loads((made.staging / "metrics.json").read_text())
+        shown = {name: found[name] for name in METRICS if name in found}
+        sinks.measured(Path(job.cell.fill(MEASURED)), int(job.names["step"]), job.names["sampler"], shown)
     _say_rising(job.cell, made.staging)
 
 
@@ -200,40 +237,45 @@ def _say_rising(cell: Cell, made: Path) -> None:
 def _drift(job: Job, made: Publication) -> None:
     from ipdiff.sample_sets import drift
 
-    progress = progress_bar(job.analysis.images, "images")
-    drift.run(_image_sampler(job), job.path("images.npy"), job.analysis, made.staging, progress)
+    drift.run(_image_sampler(job), job.path("images.npy"), job.analysis, made.staging)
 
 
 def _analyse(job: Job, made: Publication) -> None:
     from ipdiff.sample_sets import prediction_error
 
-    settings, spec = job.analysis, job.checkpoint_spec()
+    spec = job.checkpoint_spec()
     selfcheck.trust(spec.family, job.dataset.compute)
     prediction_error.run(
         spec,
         job.path("ema.safetensors"),
         job.path("images.npy"),
-        settings,
+        job.analysis,
         job.about,
         made.staging,
         compute=job.dataset.compute,
-        progress=progress_bar(len(prediction_error.timesteps(settings, spec.diffusion.T)), "timesteps"),
     )
 
 
 def _table(job: Job, made: Publication) -> None:
     from ipdiff.report.tables import table
 
-    name = job.names["table"]
-    table.run(name, job.params.table(name), job.paths("metrics.json"), made.staging, job.recipes())
+    name, asked = job.names["table"], job.params.table(job.names["table"])
+    gammas = config.gammas(job.params, asked)
+    table.run(name, asked, job.paths("metrics.json"), made.staging, job.recipes(), gammas)
+
+
+def _summary(job: Job, made: Publication) -> None:
+    from ipdiff.report.tables import summary
+
+    summary.run(job.paths("table.csv"), made.staging)
 
 
 def _figure(job: Job, made: Publication) -> None:
     from ipdiff.report.figures import figure
 
-    name = job.names["figure"]
+    name, asked = job.names["figure"], job.params.figure(job.names["figure"])
     shown = [Path(path) for path in job.inputs if not path.endswith(f"/{RECIPE}")]
-    figure.run(name, job.params.figure(name), shown, made.staging, job.recipes())
+    figure.run(name, asked, shown, made.staging, job.recipes(), config.gammas(job.params, asked))
 
 
 def _report(job: Job, made: Publication) -> None:
@@ -248,6 +290,7 @@ def _report(job: Job, made: Publication) -> None:
         {figure: Path("figures") / name / figure for figure in study.figures},
         job.recipes(),
         made.staging,
+        config.unperturbed(params),
     )
 
 
@@ -256,6 +299,7 @@ RUN: dict[str, Callable[[Job, Publication], None]] = {
     "classifier": _classifier,
     "reference": _reference,
     "neighbours": _neighbours,
+    "halves": _halves,
     "train": _train,
     "resume": _resume,
     "sample": _sample,
@@ -263,6 +307,7 @@ RUN: dict[str, Callable[[Job, Publication], None]] = {
     "analyse": _analyse,
     "drift": _drift,
     "table": _table,
+    "summary": _summary,
     "figure": _figure,
     "report": _report,
 }
@@ -276,19 +321,21 @@ def make(cell: Cell) -> None:
     """
     directory = Path(cell.directory)
     rank, count = launch.place()
-    job = _job(cell)
     if rank:
-        _help(job)
+        _help(_job(cell))
         return
-    held = launch.started_here()  # by whoever started this process
-    with nullcontext() if held else locked(artifact.lock_of(directory), _say_waiting(cell)) as lock:
-        if lock is not None and lock.waited:
-            job = _job(cell)  # its inputs may be others by now
-            if count == 1 and artifact.is_published(directory, job.begun()):
-                return
-        with artifact.publishing(directory, cell.stage.files, job.begun()) as made:
-            RUN[cell.stage.verb](job, made)
-        made.afterwards()
+    with reporter.job(cell.directory, count) as report:
+        job = _job(cell)
+        held = launch.started_here()  # by whoever started this process
+        with nullcontext() if held else locked(artifact.lock_of(directory), _say_waiting(cell)) as lock:
+            if lock is not None and lock.waited:
+                job = _job(cell)  # its inputs may be others by now
+                if count == 1 and artifact.is_published(directory, job.begun()):
+                    return
+            report.keep_status(Status(cell.directory, processes=count))
+            with artifact.publishing(directory, cell.stage.files, job.begun()) as made:
+                RUN[cell.stage.verb](job, made)
+            made.afterwards()
 
 
 def _job(cell: Cell) -> Job:
@@ -311,7 +358,14 @@ def _help(job: Job) -> None:
 def make_with(count: int, cell: Cell, argv: Sequence[str]) -> int:
     """Make one cell with `count` processes that run `ipdiff argv`; returns the exit code."""
     with locked(artifact.lock_of(Path(cell.directory)), _say_waiting(cell)) as lock:
-        return launch.run(argv, count, keep=[lock.handle])
+        try:
+            code = launch.run(argv, count, keep=[lock.handle])
+        except Preempted as error:
+            status.ended(cell.directory, "stopped", str(error))
+            raise
+    if code:
+        status.ended(cell.directory, "stopped" if code == launch.PREEMPTED else "failed", f"exit code {code}")
+    return code
 
 
 def _say_waiting(cell: Cell) -> Callable[[str], None]:

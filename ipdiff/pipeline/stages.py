@@ -27,7 +27,7 @@ class Stage:
         wildcards: the names that tell its cells apart: its flags.
         inputs: templates of the files it reads.
         params: templates of the keys of params.yaml that decide its bytes.
-        metrics: those of `files` that DVC shows as metrics.
+        metrics: those of `files` that DVC shows as metrics, of the study in the root.
         runs: registries whose functions it runs, of the row that a cell names: their code counts.
         shared: whether several processes can share its work.
         network: whether it runs a network, for which a job gets threads and GPUs.
@@ -95,6 +95,7 @@ class Stage:
 
 WILDCARDS = {
     "dataset": "a data set of any study",
+    "samples": "images of the sample sets that are held against a half",
     "model": "a model of its study",
     "seed": "training seed",
     "step": "optimiser updates of the checkpoint",
@@ -110,7 +111,12 @@ DATA = "data/{dataset}"
 IMAGES = f"{DATA}/images.npy"
 REFERENCE = "reference/{dataset}"
 NEIGHBOURS = "neighbours/{dataset}"
+HALVES = "halves/{dataset}/{samples}"
 RUN = "runs/{dataset}/{model}/s{seed}"
+CURVE = f"logs/{RUN}"
+"""Folder of a run's loss curve while it trains, and of what its sinks write."""
+MEASURED = "logs/metrics/{dataset}/{model}/s{seed}"
+"""Folder of what sinks write of a run's metrics."""
 START = "runs/{start_dataset}/{start_model}/s{start_seed}/{start_step}"
 """The checkpoint that a run is trained on from."""
 SAMPLES = "samples/{dataset}/{model}/s{seed}/{step}/{sampler}"
@@ -174,6 +180,19 @@ STAGES = {
             network=True,
         ),
         Stage(
+            verb="halves",
+            module="ipdiff.metrics.halves",
+            help="how far halves of the real images are from each other",
+            directory=HALVES,
+            files=("halves.npz",),
+            wildcards=("dataset", "samples"),
+            inputs=(IMAGES,),
+            params=_FLOAT32,
+            runs=("ipdiff.metrics.spec.FEATURES",),
+            shared=True,
+            network=True,
+        ),
+        Stage(
             verb="train",
             module="ipdiff.training.segment",
             help="train one segment of a run and publish its checkpoint",
@@ -229,9 +248,8 @@ STAGES = {
             directory="metrics/{dataset}/{model}/s{seed}/{step}/{sampler}",
             files=("metrics.json",),
             wildcards=(*_OF_RUN, "sampler"),
-            inputs=(f"{SAMPLES}/samples.npz", f"{SAMPLES}/{RECIPE}", f"{REFERENCE}/stats.npz"),
+            inputs=(f"{SAMPLES}/samples.npz", f"{SAMPLES}/{RECIPE}", f"{REFERENCE}/stats.npz", f"{HALVES}/halves.npz"),
             params=_FLOAT32,
-            metrics=("metrics.json",),
             runs=("ipdiff.metrics.spec.FEATURES", "ipdiff.metrics.spec.METRICS"),
             shared=True,
             network=True,
@@ -280,6 +298,16 @@ STAGES = {
             published=("table.md", "table.csv"),
         ),
         Stage(
+            verb="summary",
+            module="ipdiff.report.tables.summary",
+            help="the numbers of a study that experiments are compared by",
+            directory="tables/{study}",
+            files=("summary.json",),
+            wildcards=("study",),
+            metrics=("summary.json",),
+            kind="result",
+        ),
+        Stage(
             verb="figure",
             module="ipdiff.report.figures.figure",
             help="make one figure of a study",
@@ -297,7 +325,7 @@ STAGES = {
             directory="report/{study}",
             files=("index.html", "cards.html"),
             wildcards=("study",),
-            params=("title", "seeds", "tables"),
+            params=("title", "seeds", "tables", "models"),
             kind="result",
         ),
     )

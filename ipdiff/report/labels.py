@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ipdiff.metrics.spec import METRICS
 from ipdiff.metrics.spec import label as metric_label
+from ipdiff.report.spec import Gamma
 from ipdiff.sample_sets.spec import Sampler
 
 
@@ -53,6 +54,43 @@ def model(name: str) -> str:
         return name
     key = max(known, key=len)
     return MODELS[key].label + (f" ({name[len(key) + 1 :]})" if name != key else "")
+
+
+def models(gammas: Iterable[tuple[str, Gamma]]) -> dict[str, str]:
+    """How a view names its models: by their gamma, as `ADM-IP, gamma 0.1`; no two of them alike.
+
+    Args:
+        gammas: models and their strength of input perturbation; a model that has several of them is named without one.
+    """
+    found: dict[str, set[Gamma]] = {}
+    for name, strength in gammas:
+        found.setdefault(name, set()).add(strength)
+    known = {name: strengths.pop() if len(strengths) == 1 else () for name, strengths in found.items()}
+    short = {name: _by_gamma(_without_gamma(name, strength), strength) for name, strength in known.items()}
+    alike = list(short.values())
+    return {
+        name: text if alike.count(text) == 1 else _by_gamma(model(name), known[name]) for name, text in short.items()
+    }
+
+
+def _by_gamma(text: str, strength: Gamma) -> str:
+    return f"{text}, gamma {gamma(strength)}" if max(strength, default=0) > 0 else text
+
+
+def _without_gamma(name: str, strength: Gamma) -> str:
+    """A paper's model without a suffix that says its gamma: ADM-IP for adm-ip-g01 of gamma 0.1."""
+    kind, _, suffix = name.rpartition("-g")
+    digits = f"0.{suffix[1:]}" if suffix.startswith("0") else suffix
+    said = kind in MODELS and suffix.isdecimal() and strength == (float(digits),)
+    return model(kind if said else name)
+
+
+def gamma(strength: Gamma) -> str:
+    """A strength: `0.1`; `0 to 0.1` where it changes over training or over t."""
+    if len(strength) < 2:
+        return "".join(f"{value:g}" for value in strength)
+    first, last = strength if len(strength) == 2 else (min(strength), max(strength))
+    return f"{first:g} to {last:g}"
 
 
 def dataset(name: str) -> str:

@@ -15,8 +15,10 @@ from typing import Any, TypeVar
 
 from ipdiff.errors import UserError
 from ipdiff.metrics.spec import METRICS, short
-from ipdiff.report.spec import Point
+from ipdiff.report.spec import Gamma, Point
 from ipdiff.sample_sets.spec import Sampler
+from ipdiff.work import recipes
+from ipdiff.work.recipes import RECIPE
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -43,6 +45,21 @@ class Protocol:
 
 
 @dataclass(frozen=True)
+class Halves:
+    """FID against one half of the real images: of the other half, and of as many samples (`ipdiff.metrics.halves`).
+
+    Attributes:
+        n: images of a half.
+        real: FID of the other half.
+        samples: FID of the samples, for each seed.
+    """
+
+    n: int
+    real: float
+    samples: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Result:
     """One point (data set, model, training step, sampler), measured for one or more training seeds.
 
@@ -51,6 +68,8 @@ class Result:
         metrics: metric -> one value for each seed, in the order of `seeds`.
         files: the metrics file of each seed.
         dimensions: metric -> how many features of an image it compares, as far as the files say it.
+        halves: how far real images and samples are from a half of the real images; None where the files do not say it.
+        gamma: strength of the model's input perturbation; empty where it was not said.
         made_with: what each seed's recipes say (see `ipdiff.report.origin.attach`); empty where they were not asked.
     """
 
@@ -64,6 +83,8 @@ class Result:
     metrics: dict[str, tuple[float, ...]]
     files: tuple[str, ...]
     dimensions: Mapping[str, int] = field(default_factory=dict)
+    halves: Halves | None = None
+    gamma: Gamma = ()
     made_with: tuple[Mapping[str, Any], ...] = ()
 
     def values(self, metric: str) -> dict[int, float]:
@@ -120,19 +141,22 @@ def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     return groups
 
 
-def load(paths: Iterable[Path]) -> list[Result]:
+def load(paths: Iterable[Path], gammas: Mapping[tuple[str, str], Gamma] | None = None) -> list[Result]:
     """Read metrics files.
 
     Args:
         paths: metrics.json files, in any order.
+        gammas: by data set and model, how strong its input perturbation is; no result says it where it is not there.
 
     Returns:
         One result of one seed for each file, in the order given.
 
     Raises:
         UserError: a file is unreadable, lacks a key or holds a value of the wrong kind.
+        IntegrityError: the recipe beside one is damaged.
     """
-    return [_read(Path(path)) for path in paths]
+    found = [_read(Path(path)) for path in paths]
+    return [replace(one, gamma=gammas.get((one.dataset, one.model), ())) for one in found] if gammas else found
 
 
 def aggregate(found: Iterable[Result]) -> list[Result]:
@@ -165,12 +189,17 @@ def _joined(group: list[Result]) -> Result:
     shared = [name for name in METRICS if all(name in one.metrics for one in group)]
     values = {name: tuple(value for one in group for value in one.metrics[name]) for name in shared}
     made = tuple(made for one in group for made in one.made_with)
-    return replace(first, seeds=seeds, metrics=values, files=files, made_with=made)
+    halves = [one.halves for one in group if one.halves]
+    if len({(one.n, one.real) for one in halves}) == 1 and len(halves) == len(group):
+        of_all = replace(halves[0], samples=tuple(value for one in halves for value in one.samples))
+    else:
+        of_all = None
+    return replace(first, seeds=seeds, metrics=values, files=files, halves=of_all, made_with=made)
 
 
 POINT = {"dataset": str, "model": str, "step": int, "sampler": str, "nfe": int}
 PROTOCOL = {"features": str, "features_digest": str, "n": int, "reference_n": int, "reference_digest": str}
-"""Keys of a metrics file, besides the seed and the metrics, and what each holds."""
+"""Keys of a metrics file and of the recipe beside it, besides the seed and the metrics, and what each holds."""
 
 
 def _read(path: Path) -> Result:
@@ -180,6 +209,7 @@ def _read(path: Path) -> Result:
         raise UserError(f"{path}: expected a metrics file (JSON), found {error}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(data).__name__}")
+    data = with_words(data, path)
     said = {"features_digest": "", "reference_digest": "", **{k: v for k, v in data.items() if v is not None}}
     for key, kind in (POINT | PROTOCOL | {"seed": int}).items():
         if key not in said:
@@ -202,8 +232,26 @@ def _read(path: Path) -> Result:
         seeds=(said["seed"],),
         metrics={name: (float(value),) for name, value in metrics.items()},
         files=(str(path),),
+        halves=_halves(path, said),
         dimensions={name: size for name, size in _sizes(path, said).items() if name in METRICS},
     )
+
+
+def with_words(numbers: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The numbers of a metrics file, and what they are of and were measured with, which its recipe says in words."""
+    beside = path.with_name(RECIPE)
+    words = recipes.read(beside).get("measured", {}) if beside.exists() else {}
+    return {**words, **numbers}
+
+
+def _halves(path: Path, said: Mapping[str, Any]) -> Halves | None:
+    kinds = {"half_n": (int,), "half_fid_real": (int, float), "half_fid": (int, float)}
+    if not kinds.keys() & said.keys():
+        return None
+    for key, kind in kinds.items():
+        if type(said.get(key)) not in kind or not 0 <= said[key] <= sys.float_info.max:
+            raise UserError(f"{path}: '{key}' is {said.get(key)!r:.40}, expected a number of 0 or more")
+    return Halves(said["half_n"], float(said["half_fid_real"]), (float(said["half_fid"]),))
 
 
 def _sizes(path: Path, said: Mapping[str, Any]) -> Mapping[str, int]:

@@ -13,6 +13,10 @@ Axis = Literal["dataset", "model", "step", "sampler", "method", "sample_steps", 
 """`method` is the sampler without T', `sample_steps` T' alone: the two together are `sampler`."""
 
 
+Gamma = tuple[float, ...]
+"""Strength of a model's input perturbation: a constant, several over t, or the first and last of training."""
+
+
 @dataclass(frozen=True)
 class Point(Record):
     """One measured point: a checkpoint of a model and a sampler; every seed of the model is measured there."""

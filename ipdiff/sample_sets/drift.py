@@ -9,7 +9,6 @@ x_t_distribution_consecutive_sampling.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from ipdiff.rng import Purpose
 from ipdiff.sample_sets.prediction_error import write_csv
 from ipdiff.sample_sets.sample import ImageSampler
 from ipdiff.sample_sets.spec import Analysis
+from ipdiff.work import progress
 from ipdiff.work.shards import cut
 
 COLUMNS = ("t", "eps_chain", "eps_chain_se", "eps_data", "eps_data_se", "delta", "delta_floor")
@@ -62,13 +62,7 @@ class _Step:
 
 
 @torch.inference_mode()
-def run(
-    draw: ImageSampler,
-    images: Path,
-    settings: Analysis,
-    out: Path,
-    progress: Callable[[int], None] = lambda done: None,
-) -> None:
+def run(draw: ImageSampler, images: Path, settings: Analysis, out: Path) -> None:
     """Write drift.csv into `out`.
 
     Args:
@@ -76,7 +70,6 @@ def run(
         images: images.npy, uint8 NHWC: n of them at random, all where there are fewer than `settings.images`.
         settings: n and the images of a network call.
         out: existing directory.
-        progress: called with the number of images done.
     """
     data, seed = load_images(images), draw.spec.seed
     order = np.sort(rng.permutation(seed, Purpose.ANALYSIS_ORDER, len(data))[: settings.images])
@@ -87,6 +80,7 @@ def run(
     def predicted(x: Tensor, i: int) -> Tensor:
         return process.prediction(draw.model, x, i, clip_denoised=False)[1]
 
+    progress.begin("images", len(order))
     for index in cut(len(order), settings.batch_size):
         x0 = to_network(data[order[index.start : index.stop]]).to(draw.device)
 
@@ -98,7 +92,7 @@ def run(
             found[i].add(x, {"chain": predicted(x, i), "data": predicted(x_t, i)})
 
         draw.walk(index, seen)
-        progress(index.stop)
+        progress.tell(index.stop)
     alphas_cumprod, spread = process.chain.alphas_cumprod, pixels.var(0)
     rows = (
         found[i].row(int(draw.timesteps[i]), alphas_cumprod[i] * spread + 1 - alphas_cumprod[i])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from ipdiff.nets import build
 from ipdiff.rng import Purpose
 from ipdiff.sample_sets.spec import Analysis
 from ipdiff.spec import RunSpec
+from ipdiff.work import progress
 
 SHOWN = (0.3, 0.6, 0.9)
 """Histograms are kept at the t nearest to these shares of T (the paper's Figure 6: t = 300, 600, 900 of 1000)."""
@@ -97,7 +98,6 @@ def run(
     out: Path,
     *,
     compute: Compute,
-    progress: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Write errors.csv (one row a t), histogram.csv and analysis.json.
 
@@ -109,7 +109,6 @@ def run(
         about: what was analysed (data set, model, seed, step), written beside the numbers.
         out: existing directory.
         compute: device and threads.
-        progress: called with the number of timesteps done.
     """
     device = configure(compute)
     data = load_images(images)
@@ -132,11 +131,12 @@ def run(
             errors[index.start : index.stop] = (predicted - x0).flatten(1).float().cpu().numpy()
         return errors
 
-    found = []
-    for done, t in enumerate(timesteps(settings, spec.diffusion.T), 1):
+    found, looked_at = [], timesteps(settings, spec.diffusion.T)
+    progress.begin("timesteps", len(looked_at))
+    for done, t in enumerate(looked_at, 1):
         pick = rng.permutation(spec.seed, Purpose.ANALYSIS_PICK, len(order), epoch=t)
         found.append(summarise(t, errors_at(t), settings, pick))
-        progress(done)
+        progress.tell(done)
     _write(found, spec.diffusion.T, len(order), settings, about, out)
 
 

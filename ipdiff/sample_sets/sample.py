@@ -130,13 +130,7 @@ class ImageSampler:
         return self.diffusion.q_sample(x0, t, self._noise(Purpose.EXPOSURE_EPS, index))
 
 
-def run(
-    draw: ImageSampler,
-    sampling: Sampling,
-    out: Path,
-    shards: Shards,
-    progress: Callable[[int], None] = lambda done: None,
-) -> dict[str, int]:
+def run(draw: ImageSampler, sampling: Sampling, out: Path, shards: Shards) -> dict[str, int]:
     """Draw the set and write samples.npz (`arr_0` uint8 NHWC, as the ADM evaluator reads it).
 
     Every network call is saved when it is done: a restart, or another process, draws only what is missing.
@@ -146,7 +140,6 @@ def run(
         sampling: how many images, and how many a network call.
         out: staging directory; process 0 alone writes there.
         shards: where finished network calls are saved, and which process this is.
-        progress: called with the number of images finished.
 
     Returns:
         What the recipe adds: number of images and network evaluations an image.
@@ -157,7 +150,7 @@ def run(
     n = sampling.count(draw.sampler)
     units = cut(n, sampling.batch_size)
     with signals.deferred() as stop:
-        shards.complete(units, lambda unit: {"images": draw.draw(unit, stop.check)}, progress)
+        shards.complete(units, lambda unit: {"images": draw.draw(unit, stop.check)})
     if shards.first:
         channels, *size = draw.shape
         parts = (part["images"] for part in shards.parts(units))

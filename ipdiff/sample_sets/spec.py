@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ipdiff.device.spec import Precision
 from ipdiff.parameters import FORBID, Range, Record, check
-from ipdiff.schedule import IntArray, respace
+from ipdiff.schedule import FloatArray, IntArray, respace
 from ipdiff.spec import Diffusion
 
 
@@ -259,17 +259,22 @@ def plain(value: float) -> str:
 
 
 def kept(sampler: Sampler, process: Diffusion, of: str = "") -> IntArray:
-    """The timesteps of a chain that a sampler's own chain keeps, ascending.
+    """See `kept_of`."""
+    return kept_of(sampler, process.alphas_cumprod(), of)
+
+
+def kept_of(sampler: Sampler, alphas_cumprod: FloatArray, of: str = "") -> IntArray:
+    """The timesteps of a chain, given by alpha-bar of its T steps, that a sampler's own chain keeps, ascending.
 
     Raises:
         ValueError: more steps than T, or a grid that this chain does not have; `of` says whose chain it is.
     """
-    T = process.T
+    T = len(alphas_cumprod)
     if sampler.steps > T:
         raise ValueError(f"sampler {sampler.name} asks for T' = {sampler.steps}, more than T = {T}{of}; use 1..{T}")
     if sampler.row.from_images:
         return np.arange(T)
-    return respace(T, f"{sampler.grid}{sampler.steps}", process.alphas_cumprod())
+    return respace(T, f"{sampler.grid}{sampler.steps}", alphas_cumprod)
 
 
 def nfe(sampler: Sampler, process: Diffusion) -> int:

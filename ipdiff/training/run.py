@@ -33,6 +33,8 @@ from ipdiff.rng import Purpose
 from ipdiff.spec import Ramp, RunSpec
 from ipdiff.training import optimizer
 from ipdiff.training.timesteps import TIMESTEPS
+from ipdiff.work import progress
+from ipdiff.work.train_states import Tensors
 
 
 class Diverged(UserError):
@@ -245,12 +247,13 @@ class Run:
         Args:
             losses: [B], of each image.
             mean: the mean loss.
-            norm: of the gradient.
+            norm: of the gradient, times the loss scale of float16.
 
         Raises:
             Diverged: it could not be left out, or the loss scale has fallen too far; nothing is noted.
         """
         done = math.isfinite(mean) and math.isfinite(norm)
+        norm /= 1.0 if self.scale is None else self.scale.factor
         if self.scale is not None:
             log2 = self.scale.after(done)
             if log2 < 0:
@@ -259,7 +262,9 @@ class Run:
         elif not done:
             raise Diverged(self._not_finite(np.isfinite(losses), mean, norm))
         self._losses.append(mean)
+        rate = optimizer.learning_rate(self.spec.training, self.step)
         self.step += 1
+        progress.tell(self.step, loss=mean, gradient_norm=norm, learning_rate=rate)
 
     def _not_finite(self, finite: NDArray[np.bool_], mean: float, norm: float) -> str:
         indices = self.indices(self.step)
@@ -270,21 +275,20 @@ class Run:
             "lower the learning rate, or go on from the last checkpoint with other settings"
         )
 
-    def state(self) -> dict[str, NDArray[Any]]:
-        """Everything the run needs to go on, as arrays; on the CPU they are the live weights, not copies."""
+    def state(self) -> Tensors:
+        """Everything the run needs to go on; on the CPU the live weights, elsewhere copied when an array is read."""
         moments = self.optimizer.moments
-        tensors: dict[str, NDArray[Any]] = {"loss": self.losses, "step": np.array(self.step, dtype=np.int64)}
+        tensors: dict[str, Any] = {"loss": self.losses, "step": np.array(self.step, dtype=np.int64)}
         for i, name in enumerate(self.names):
-            tensors[f"model.{name}"] = _array(self.weights[i])
-            tensors[f"ema.{name}"] = _array(self.ema[i])
+            tensors[f"model.{name}"], tensors[f"ema.{name}"] = self.weights[i], self.ema[i]
             for key, value in moments.get(i, {}).items():
-                tensors[f"optimizer.{key}.{name}"] = _array(value)
+                tensors[f"optimizer.{key}.{name}"] = value
         if self.scale is not None:
             tensors["loss_scale.log2"] = np.array(self.scale.log2)
         tensors.update({f"timesteps.{key}": value for key, value in self.timesteps.state().items()})
-        return tensors
+        return Tensors(tensors)
 
-    def load(self, tensors: dict[str, NDArray[Any]]) -> None:
+    def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """The inverse of `state`; to be done before a feeder is made of the run."""
         self.step, self._losses = int(tensors["step"]), array("f", tensors["loss"].tolist())
         if self.scale is not None:

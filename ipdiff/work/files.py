@@ -12,8 +12,8 @@ from typing import NoReturn
 
 from ipdiff.errors import UserError
 
-_REPOSITORIES = (".git", ".hg", ".dvc")
-"""What DVC passes over in a directory, wherever it lies."""
+_PASSED_OVER = (".git", ".hg", ".dvc", "__pycache__")
+"""What DVC passes over in a directory, wherever it lies: repositories, and what the project's .dvcignore adds."""
 
 
 def md5(data: bytes) -> str:
@@ -28,7 +28,7 @@ def md5_of(path: Path) -> str:
 
 
 def files_under(folder: Path) -> Iterator[Path]:
-    """The files of a directory as DVC sees them: linked files count, linked directories and repositories do not.
+    """The files of a directory as DVC sees them: linked files count, linked directories and `_PASSED_OVER` do not.
 
     Raises:
         OSError: a directory cannot be listed.
@@ -39,7 +39,7 @@ def files_under(folder: Path) -> Iterator[Path]:
         raise error
 
     for place, names, leaves in os.walk(folder, onerror=refuse):
-        names[:] = [name for name in names if name not in _REPOSITORIES]
+        names[:] = [name for name in names if name not in _PASSED_OVER]
         for path in (Path(place, leaf) for leaf in leaves if leaf != ".git"):
             if not _is_utf8(path):
                 raise UserError(f"{path}: the name is not UTF-8, so DVC cannot record it; rename the file")

@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import numpy as safe
 
 from ipdiff.errors import UserError
+from ipdiff.work import progress
 from ipdiff.work.files import md5, write_whole
 from ipdiff.work.locks import locked, locked_if_free
 
@@ -42,12 +43,7 @@ class Shards:
         """Whether this process puts the set together; the others only help."""
         return self.rank == 0
 
-    def complete(
-        self,
-        units: Sequence[range],
-        compute: Callable[[range], Arrays],
-        progress: Callable[[int], None] = lambda done: None,
-    ) -> None:
+    def complete(self, units: Sequence[range], compute: Callable[[range], Arrays]) -> None:
         """Compute every unit that is missing.
 
         Process 0 returns when all are there, whoever computed them; the others when nothing is left to begin.
@@ -55,10 +51,10 @@ class Shards:
         Args:
             units: the fixed cut of the set.
             compute: the arrays of a unit, by name.
-            progress: called with the number of items known to be finished.
         """
         with self.in_use():
-            self._complete(units, compute, progress)
+            progress.begin("images", sum(map(len, units)), self._finished(units))
+            self._complete(units, compute)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -66,24 +62,25 @@ class Shards:
         with locked(self.directory / IN_USE, shared=True):
             yield
 
-    def _complete(
-        self, units: Sequence[range], compute: Callable[[range], Arrays], progress: Callable[[int], None]
-    ) -> None:
+    def _complete(self, units: Sequence[range], compute: Callable[[range], Arrays]) -> None:
         mine = range(self.rank, len(units), self.count)
         order = [*(units[n] for n in mine), *(unit for n, unit in enumerate(units) if n not in mine)]
-        done, left = 0, list[range]()
+        left = list[range]()
         for unit in order:
             if self.has(unit) or self._try(unit, compute):
-                done += len(unit)
-                progress(done)
+                progress.tell(self._finished(units))
             else:
                 left.append(unit)
         for unit in left if self.first else []:
             with locked(self._lock(unit)):
                 if not self.has(unit):
                     self._put(unit, compute(unit))
-            done += len(unit)
-            progress(done)
+            progress.tell(self._finished(units))
+
+    def _finished(self, units: Sequence[range]) -> int:
+        """Items whose parts are there by name, whoever computed them."""
+        there = {path.name.rpartition("-")[0] for path in self.directory.glob("[0-9]*.safetensors")}
+        return sum(len(unit) for unit in units if _name(unit) in there)
 
     def _try(self, unit: range, compute: Callable[[range], Arrays]) -> bool:
         with locked_if_free(self._lock(unit)) as free:

@@ -15,6 +15,7 @@ from ipdiff import cli
 from ipdiff.pipeline import grid
 from ipdiff.pipeline.engines import dvc_files
 from ipdiff.pipeline.grid.freshness import Freshness, State
+from ipdiff.report.results import with_words
 
 METRICS = ("fid", "sfid", "pixel_fd", "inception_score", "precision", "recall")
 
@@ -53,7 +54,7 @@ def project(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.usefixtures("project")
 def test_every_metric_is_measured_and_shown() -> None:
     (path,) = Path("metrics").rglob("metrics.json")
-    found = json.loads(path.read_text())
+    found = with_words(json.loads(path.read_text()), path)
     assert (found["features"], found["n"], found["reference_n"]) == ("other inception", 32, 48)
     assert set(METRICS) <= found.keys()
     with Path("tables/small/table3/table.csv").open(newline="") as stream:
@@ -73,7 +74,7 @@ def test_another_network_makes_what_measures_stale_and_nothing_else() -> None:
     before = path.read_bytes()
     assert changed() == set()
     write_inception(path, seed=8)
-    assert changed() == {"reference", "neighbours", "evaluate"}
+    assert changed() == {"reference", "neighbours", "halves", "evaluate"}
     path.write_bytes(before)
     assert changed() == set()
 
@@ -83,4 +84,4 @@ def test_dvc_watches_the_network() -> None:
     text = dvc_files.render(grid.load(), "small")
     assert "  reference_subset_raw_inception:\n" in text
     assert "  evaluate_neighbours_raw_inception:\n" in text
-    assert text.count("- ${item.raw}") == 3
+    assert text.count("- ${item.raw}") == 4

@@ -26,7 +26,7 @@ from unit.tiny import flip_bit
 from ipdiff import cli
 from ipdiff.pipeline import grid
 from ipdiff.pipeline.grid import Cell
-from ipdiff.pipeline.stages import STAGES
+from ipdiff.pipeline.stages import CURVE, STAGES
 from ipdiff.report import origin, results
 
 ROOT = Path(__file__).parents[2]
@@ -127,9 +127,11 @@ def test_every_recipe_tells_the_truth():
 @pytest.mark.usefixtures("project")
 def test_nothing_else_is_left_behind():
     listed = {str(path) for path in Path().rglob("*") if path.is_file()}
-    own = {path for path in listed if path.partition("/")[0] not in ("work", "receipts", "studies")}
+    own = {path for path in listed if path.partition("/")[0] not in ("work", "receipts", "studies", "logs")}
     assert own == {path for cell in CELLS for path in cell.outputs}
-    assert not list(Path("work/staging").iterdir())
+    trained = {cell.fill(f"{CURVE}/train.jsonl") for cell in CELLS if cell.stage.verb == "train"}
+    assert {path for path in listed if path.startswith("logs/")} == trained
+    assert not [*Path("work/staging").iterdir(), *Path("work/progress").iterdir()]
 
 
 @pytest.mark.parametrize("states", ["kept", "lost"])

@@ -20,13 +20,14 @@ from safetensors.numpy import load_file
 from unit.tiny import files
 
 from ipdiff import cli
+from ipdiff.training import segment
 from ipdiff.work import recipes
 
 ROOT = Path(__file__).parents[2]
 MINI = Path("studies/mini/params.yaml")
 RUN = "--dataset digits_mini --model adm-ip --seed 0 --step 8"
 TRAIN, SAMPLE = f"train {RUN}", f"sample {RUN} --sampler ancestral-5"
-MEASURING = ("classifier", "reference", "neighbours")
+MEASURING = ("classifier", "reference", "neighbours", "halves --samples 47")
 EVALUATE = f"evaluate {RUN} --sampler ancestral-5"
 DIRECTORY = "runs/digits_mini/adm-ip/s0/8"
 MADE = {TRAIN: "runs", SAMPLE: "samples"}
@@ -53,6 +54,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_params(project)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
+        patch.setattr(segment, "PAUSE", 0)  # as in the workers
         assert cli.main(["prepare", "--dataset", "digits_mini"]) == 0
         shutil.copytree(project / "data", project / "before" / "data")
         shutil.copytree("studies", "before/studies")
@@ -246,12 +248,12 @@ def test_processes_measure_what_one_does(alone: Path, fresh: Crew) -> None:
         for command in (*(f"{verb} --dataset digits_mini" for verb in MEASURING), EVALUATE):
             job = launch(fresh, command, count)
             assert (job.wait(timeout=PATIENCE_S), job.communicate()[1]) == (0, "")
-        made = [fresh.project / name for name in ("reference", "neighbours", "metrics")]
+        made = [fresh.project / name for name in ("reference", "neighbours", "halves", "metrics")]
         found.append([files(folder) for folder in made])
         for folder in made:
             shutil.rmtree(folder)
     assert found[0] == found[1]
-    assert [len(folder) for folder in found[0]] == [2, 3, 2]
+    assert [len(folder) for folder in found[0]] == [2, 3, 2, 2]
 
 
 @pytest.mark.parametrize("count", ["0", "two", "-1", ""])

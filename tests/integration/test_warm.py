@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 import tempfile
+import termios
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from patience import PATIENCE_S, wait_until
@@ -105,6 +110,7 @@ def test_a_forked_stage_has_everything_imported_already() -> None:
         f"train {run}",
         "classifier --dataset tiny",
         "reference --dataset tiny",
+        "halves --dataset tiny --samples 64",
         f"sample {run} --sampler ancestral-5",
         f"evaluate {run} --sampler ancestral-5",
     ]
@@ -153,6 +159,31 @@ def test_a_signal_reaches_the_stage_and_its_exit_code_comes_back(project: Path) 
     out, err = client.communicate(timeout=PATIENCE_S)
     assert client.returncode == 75, (out, err)
     assert "run me again" in err
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("served")
+def test_what_a_stage_says_of_itself_arrives_while_it_runs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("IPDIFF_QUIET")
+    params = project / "studies/small/params.yaml"
+    params.write_text(params.read_text().replace("default: 8", "default: 1000000"))  # the study needs that checkpoint
+    client = train_for_long()
+    assert client.stderr is not None
+    assert " runs/tiny/adm/s0/1000000: " in (line := client.stderr.readline())
+    assert "/1000000 updates, loss 0." in line
+    (running,) = watched()["running"]
+    assert running["cell"] == "runs/tiny/adm/s0/1000000"
+    assert running["pid"] in workers(project)
+    assert running["done"] > 8
+    client.send_signal(signal.SIGTERM)
+    client.communicate(timeout=PATIENCE_S)
+    (stopped,) = watched()["stopped"]
+    assert "run me again" in stopped["reason"]
+
+
+def watched() -> dict[str, Any]:
+    command = [sys.executable, "-m", "ipdiff", "watch", "small", "--json"]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
 
 @pytest.mark.usefixtures("served")
@@ -220,3 +251,87 @@ def parent(pid: int) -> int:
 
 def state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+# Signals to the command that `ipdiff warm` runs
+
+TALLY = """
+import signal, sys, time
+got = []
+for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"):
+    signal.signal(getattr(signal, name), lambda number, frame: got.append(number))
+print("ready", flush=True)
+while not got:
+    time.sleep(0.01)
+time.sleep(0.5)  # a second one would come meanwhile
+print(len(got), got[0], flush=True)
+sys.exit(7)
+"""
+WAIT = "print('ready', flush=True); import time; time.sleep(3600)"
+
+
+def warm(script: str, **options: Any) -> subprocess.Popen[bytes]:
+    """`ipdiff warm` of a script that has said that it is ready."""
+    command = [sys.executable, "-m", "ipdiff", "warm", sys.executable, "-c", script]
+    process = subprocess.Popen(command, **{"stdout": subprocess.PIPE, "start_new_session": True, **options})
+    if process.stdout is not None:
+        assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+def with_terminal(terminal: int) -> None:
+    """Make a terminal the one that the process is run from."""
+    os.setsid()
+    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
+def test_a_signal_to_warm_reaches_its_command_once_and_the_command_says_how_it_ends(name: str) -> None:
+    number = getattr(signal, name)
+    process = warm(TALLY)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=PATIENCE_S)
+    assert out.split() == [b"1", str(int(number)).encode()]
+    assert process.returncode == 7
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_command_that_a_signal_ends_leaves_nothing_behind(name: str) -> None:
+    number = getattr(signal, name)
+    process = warm(WAIT)
+    (command,) = [pid for pid in children(process.pid) if b"--serve" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    process.send_signal(number)
+    process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 128 + number
+    assert not Path(f"/proc/{command}").exists()
+
+
+def test_ctrl_c_is_said_to_the_command_once() -> None:
+    ours, terminal = pty.openpty()
+    try:
+        process = warm(
+            TALLY, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=False,
+            preexec_fn=lambda: with_terminal(terminal),
+        )  # fmt: skip
+        os.close(terminal)
+        said = b""
+        while b"ready" not in said:
+            said += os.read(ours, 1000)
+        os.write(ours, b"\x03")
+        process.wait(timeout=PATIENCE_S)
+        said = os.read(ours, 1000)
+    finally:
+        os.close(ours)
+    assert said.replace(b"^C", b"").split() == [b"1", b"2"], said
+    assert process.returncode == 7
+
+
+def children(pid: int) -> list[int]:
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*") if _parent_or_none(int(path.name)) == pid]
+
+
+def _parent_or_none(pid: int) -> int | None:
+    try:
+        return parent(pid)
+    except OSError:
+        return None

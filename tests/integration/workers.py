@@ -157,8 +157,10 @@ def _main(
 def _write_down(log: Path, at: dict[str, int]) -> None:
     """Note every update and every network call of sampling just before it, and send signals where asked to."""
     from ipdiff.sample_sets.sample import ImageSampler
+    from ipdiff.training import segment
     from ipdiff.training.host_feeder import HostFeeder
 
+    segment.PAUSE = 0  # updates of tiny networks are so quick that a state would seldom be due
     handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     advance, draw = HostFeeder.advance, ImageSampler.draw
 

@@ -107,6 +107,7 @@ RUN = "--dataset tiny --model adm --seed 0 --step 8"
         ("table --study small --table table3", "metrics/tiny/adm/s0/8/ancestral-5/metrics.json is missing: make it"),
         ("prepare --dataset photos", "raw/photos.zip is missing: "),
         ("grid --check", "not what params.yaml asks for; run `ipdiff grid --write`"),
+        ("watch smol", "study 'smol' is not here, there is no studies/smol/params.yaml; did you mean 'small'?"),
         ("trein --dataset tiny", "invalid choice: 'trein'"),
         ("", "the following arguments are required: VERB; see ipdiff --help"),
         ("prepare --dataset tiny --gama 3", "unrecognized arguments: --gama 3"),
@@ -116,7 +117,8 @@ RUN = "--dataset tiny --model adm --seed 0 --step 8"
 )
 def test_bad_input_ends_with_2_and_one_line(run: Run, tmp_path: Path, command: str, said: str) -> None:
     refused(run(*command.split()), 2, said)
-    assert [path.name for path in tmp_path.iterdir()] == ["studies"]
+    written = {path.relative_to(tmp_path).parts[:2] for path in tmp_path.rglob("*") if path.is_file()}
+    assert written <= {("studies", "small"), ("work", "progress")}  # the second: what `ipdiff watch` says of it
 
 
 def test_raw_data_is_not_something_to_make(run: Run) -> None:

@@ -85,7 +85,8 @@ with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
     dag_api.execute_workflow(executor="dryrun")
     dag = workflow._workflow.dag
     jobs = [
-        {"command": job.shellcmd, "inputs": sorted(map(str, job.input)), "outputs": sorted(map(str, job.output)),
+        {"command": job.shellcmd.partition("ATTEMPT=1 ")[2].partition(" > ")[0],
+         "inputs": sorted(map(str, job.input)), "outputs": sorted(map(str, job.output)),
          "params": json.loads(job.params.values), "code": job.params.code}
         for job in dag.jobs if job.output
     ]

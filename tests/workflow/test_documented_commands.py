@@ -54,6 +54,7 @@ PLACEHOLDERS = {
     "--study NAME": "--study digits",
     "--to PATH": "--to work/exported",
     "publish STUDY": "publish digits",
+    "watch STUDY": "watch digits",
 }
 """What a reader has to fill in, and what is filled in here."""
 
@@ -91,6 +92,7 @@ RULES = [
     Rule("python -m benchmarks", None, "minutes"),
     Rule("snakemake --profile", None, "it needs a cluster; test_profiles.py has a stand-in for one"),
     Rule("snakemake tables/paper/", None, "days on a GPU", dry=True),
+    Rule("snakemake --report", "digits"),
     Rule(
         "snakemake --cores all tables/official/", None, "it needs the authors' files; test_official.py has their like"
     ),
@@ -98,12 +100,16 @@ RULES = [
     Rule("dvc repro studies/mini/dvc.yaml", "mini"),
     Rule("dvc repro", "digits"),
     Rule("dvc exp", "mini"),
+    Rule("dvc dag", "mini"),
+    Rule("dvc metrics show", "mini"),
     Rule("ipdiff bench --dataset", None, "minutes on a CPU; test_bench.py measures a small network"),
     Rule("ipdiff doctor", "project", codes=(0, 2)),  # 2: what it asks for is lacking here
+    Rule("ipdiff evaluate samples/ --reference photos/", None, "the reader's images; test_library.py has some"),
     Rule("ipdiff export cifar10/", "mini", replaced=MINI),
     Rule("ipdiff grid", "project"),
     Rule("ipdiff import ADM_IP_015.pt", None, "the authors' file; test_official.py imports its like"),
     Rule("ipdiff import", "mini", replaced=MINI),
+    Rule("ipdiff new", None, "minutes, on pictures of the reader's; test_new.py runs it"),
     Rule("ipdiff plan", "project"),
     Rule("ipdiff pull", "digits_clone"),
     Rule("ipdiff", "digits"),
@@ -232,7 +238,7 @@ def of_snakemake(words: list[str]) -> None:
 def of_dvc(words: list[str]) -> None:
     args = parsed(dvc.cli.parser.get_main_parser(), words)
     for target in getattr(args, "targets", None) or []:
-        assert (ROOT / target).exists(), f"no file {target}"
+        assert (ROOT / target).exists() or GRID.maker(target), f"no file {target}"
     for setting in getattr(args, "set_param", None) or []:
         file, colon, keys = setting.partition("=")[0].rpartition(":")
         at = yaml.safe_load((ROOT / (file if colon else "params.yaml")).read_text())

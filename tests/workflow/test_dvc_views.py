@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 from workflow.engines import MINI, run
+
+from ipdiff.pipeline import grid
+from ipdiff.spec import RunSpec
 
 pytestmark = pytest.mark.workflow
 
@@ -18,11 +23,42 @@ def fid(project: Path, path: str = METRICS) -> float:
     return json.loads((project / path).read_text())["fid"]
 
 
-def test_metrics_show_reads_every_metrics_file(by_snakemake: Path) -> None:
-    shown = json.loads(run(by_snakemake, "dvc", "metrics", "show", "--json").stdout)[""]["data"]
-    assert {path: shown[path]["data"]["fid"] for path in (METRICS, OTHER)} == {
-        path: fid(by_snakemake, path) for path in (METRICS, OTHER)
-    }
+SUMMARY = "tables/mini/summary.json"
+
+
+def leaves(data: object) -> list[object]:
+    return [leaf for value in data.values() for leaf in leaves(value)] if isinstance(data, dict) else [data]
+
+
+def test_metrics_show_names_the_root_and_reads_what_is_named(by_snakemake: Path) -> None:
+    def shown(*files: str) -> dict:
+        return json.loads(run(by_snakemake, "dvc", "metrics", "show", "--json", *files).stdout)[""]["data"]
+
+    assert list(shown()) == ["tables/digits/summary.json"]
+    found = shown(SUMMARY, METRICS)
+    assert found[SUMMARY]["data"]["fid"]["adm-ip/ancestral-5"] == fid(by_snakemake)
+    assert found[METRICS]["data"]["fid"] == fid(by_snakemake)
+    for file in (SUMMARY, METRICS):
+        numbers = leaves(found[file]["data"])
+        assert 1 <= len(numbers) <= 30
+        assert all(type(number) in (int, float) for number in numbers)
+
+
+def test_bytecode_beside_the_sources_makes_nothing_stale(by_snakemake: Path, copy: Callable[[Path], Path]) -> None:
+    project = copy(by_snakemake)
+    (project / "ipdiff/data/__pycache__").mkdir(exist_ok=True)
+    (project / "ipdiff/data/__pycache__/probe.pyc").write_bytes(b"probe")
+    assert "up to date" in run(project, "dvc", "status", MINI).stdout
+    assert run(project, "ipdiff", "sync").stdout.startswith("recorded 0 cells")
+
+
+def test_a_checkpoint_that_is_fetched_alone_says_what_it_is(origin: Path, tmp_path: Path) -> None:
+    checkpoint = "runs/digits_mini/adm-ip/s0/8/ema.safetensors"
+    run(origin, "dvc", "get", str(origin), checkpoint, "-o", str(tmp_path / "a.safetensors"))
+    with safe_open(tmp_path / "a.safetensors", "np") as file:
+        said = json.loads(file.metadata()["ipdiff"])
+    assert (said["dataset"], said["model"], said["step"], said["gamma"]) == ("digits_mini", "adm-ip", 8, 0.1)
+    assert RunSpec.from_json(said["run"]) == grid.load(origin).studies.load("mini").run_spec("digits_mini", "adm-ip", 0)
 
 
 def test_plots_show_draws_the_line_figures_by_model(by_snakemake: Path, tmp_path: Path) -> None:
@@ -50,3 +86,6 @@ def test_an_experiment_runs_on_the_study_and_shows_its_difference(clone: Path) -
     diff = json.loads(run(clone, "dvc", "metrics", "diff", "--json", "HEAD", "stronger", "--targets", METRICS).stdout)
     assert diff[METRICS]["fid"] == {"old": before, "new": fid(clone), "diff": pytest.approx(fid(clone) - before)}
     assert "Running stage" not in run(clone, "dvc", "repro", MINI).stdout
+    run(clone, "git", "checkout", "--quiet", "studies/mini/params.yaml")
+    run(clone, "dvc", "exp", "apply", "stronger")
+    assert params.read_text() == before_edit.replace("gamma: 0.1", "gamma: 0.3")

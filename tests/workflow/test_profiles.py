@@ -10,9 +10,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from patience import PATIENCE_S
 from workflow.conftest import ROOT
 from workflow.engines import environment, run
+
+from ipdiff.pipeline import grid
+from ipdiff.pipeline.engines.workflow import memory_mb
 
 PROFILES = ROOT / "profiles"
 SUBMIT = {"slurm": "sbatch", "cluster-generic-slurm": "sbatch", "sge": "qsub", "pbs": "qsub", "lsf": "bsub"}
@@ -69,7 +73,9 @@ def test_a_training_on_two_gpus_is_submitted_with_more_memory_each_time(
     )  # fmt: skip
     asked = (programs / "asked").read_text().splitlines()
     assert len(asked) == 2, said.stderr
-    for line, mem in zip(asked, (16000, 32000), strict=True):
+    spec = grid.load(project).studies.load("mini").run_spec("digits_mini", "adm", 0)
+    one = 2 * memory_mb(spec, trains=True)
+    for line, mem in zip(asked, (one, 2 * one), strict=True):
         for part in WANTED[profile].format(mem=mem, half=mem // 2).split("|"):
             assert part in line
 
@@ -87,6 +93,50 @@ def test_a_job_without_a_network_asks_for_no_gpu_and_runs_from_the_jobscript(pro
     assert [re.findall("-N ipdiff-([a-z]+)", line) for line in asked] == [["prepare"]]
     assert all("gpu" not in line for line in asked)
     assert (project / "data/digits_mini/recipe.json").exists()
+
+
+KUBECTL = """
+case $1 in
+create)
+  cat > {0}/manifest.yaml
+  bash -c "$(grep -o 'bash, .*' {0}/manifest.yaml | tr -d ',]')" > {0}/said 2>&1
+  echo $? > {0}/code
+  echo job.batch/ipdiff-prepare-x7k2z ;;
+get) test $(cat {0}/code) = 0 && echo Complete || echo Failed ;;
+esac
+"""
+"""A cluster that runs a Job where it is created."""
+
+
+def test_kubernetes_is_given_a_job_on_the_shared_volume(project: Path, programs: Path) -> None:
+    put(programs, "kubectl", KUBECTL.format(programs))
+    run(
+        project, "snakemake", "--profile", "profiles/kubernetes", *QUICK, "data/digits_mini/images.npy",
+        **found_first(programs),
+    )  # fmt: skip
+    assert (project / "data/digits_mini/recipe.json").exists()
+    text = (programs / "manifest.yaml").read_text()
+    job = yaml.safe_load(text)
+    assert (job["kind"], job["metadata"]["generateName"]) == ("Job", "ipdiff-prepare-")
+    assert (job["spec"]["backoffLimit"], job["spec"]["activeDeadlineSeconds"]) == (0, 1800)
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["workingDir"] == str(project)
+    assert container["resources"] == {"requests": {"cpu": "1"}, "limits": {"memory": "4000M"}}
+    assert Path(container["command"][1]).is_relative_to(project)
+    assert {entry["name"]: entry["value"] for entry in container["env"]}["PYTHONPATH"] == str(project)
+    assert [mount["name"] for mount in container["volumeMounts"]] == [volume["name"] for volume in pod["volumes"]]
+
+
+def test_kubernetes_is_asked_for_gpus_where_a_job_needs_them(programs: Path) -> None:
+    put(programs, "kubectl", f"cat > {programs}/manifest.yaml; echo job.batch/ipdiff-train-1")
+    submit = [str(PROFILES / "kubernetes/submit.sh"), "train", "4", "16000", "720", "2", "/project/a & b/job.sh"]
+    assert run(ROOT, *submit, **found_first(programs)).stdout == "job.batch/ipdiff-train-1\n"
+    job = yaml.safe_load((programs / "manifest.yaml").read_text())
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"] == {"memory": "16000M", "nvidia.com/gpu": "2"}
+    assert container["command"] == ["bash", "/project/a & b/job.sh"]
+    assert job["spec"]["activeDeadlineSeconds"] == 43200
 
 
 STATUS = [
@@ -112,6 +162,12 @@ STATUS = [
     ("pbs", {"qstat": "echo '    job_state = F'; echo '    Exit_status = 271'"}, "failed"),
     ("pbs", {"qstat": "echo 'qstat: Unknown Job Id 7' >&2; exit 153"}, "failed"),
     ("pbs", {"qstat": "echo 'cannot connect to server' >&2; exit 1"}, "running"),
+    ("kubernetes", {"kubectl": "echo Complete SuccessCriteriaMet"}, "success"),
+    ("kubernetes", {"kubectl": "echo FailureTarget Failed"}, "failed"),
+    ("kubernetes", {"kubectl": "echo FailureTarget"}, "running"),
+    ("kubernetes", {"kubectl": "echo"}, "running"),
+    ("kubernetes", {"kubectl": "echo 'Error from server (NotFound): jobs.batch 7 not found' >&2; exit 1"}, "failed"),
+    ("kubernetes", {"kubectl": "echo 'Unable to connect to the server' >&2; exit 1"}, "running"),
     ("lsf", {"bjobs": "echo RUN"}, "running"),
     ("lsf", {"bjobs": "echo PEND"}, "running"),
     ("lsf", {"bjobs": "echo DONE"}, "success"),

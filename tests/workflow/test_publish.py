@@ -18,7 +18,14 @@ def test_a_study_is_published_and_compared(by_snakemake: Path, copy: Callable[[P
     folder = project / "published/mini"
     metrics = json.loads((folder / "metrics.json").read_text())
     made = [cell for cell in cells(project).values() if cell.stage.verb == "evaluate"]
-    assert metrics == {cell.directory: json.loads((project / cell.outputs[0]).read_text()) for cell in made}
+    assert metrics == {
+        cell.directory: {
+            **json.loads((project / cell.outputs[0]).read_text()),
+            **json.loads((project / cell.outputs[1]).read_text())["measured"],
+        }
+        for cell in made
+    }
+    assert all(of["model"] in ("adm", "adm-ip") and of["features"] == "classifier" for of in metrics.values())
     table = "tables/mini/table3/table.md"
     assert (folder / "tables/table3.md").read_bytes() == (project / table).read_bytes()
     assert (folder / "figures/figure3.png").exists()

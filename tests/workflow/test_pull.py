@@ -412,6 +412,7 @@ def test_a_consuming_stage_refuses_a_damaged_input(inside: Path, capsys: pytest.
         "classifier",
         "reference",
         "neighbours",
+        "halves",
         "train",
         "sample",
         "evaluate",

@@ -59,7 +59,7 @@ EDITS = {
     ),
     "one metric setting": (
         replacing("features: 16", "features: 12"),
-        "(features|reference|neighbours|metrics)/.*|tables/mini/.*|figures/mini/figure3|report/mini",
+        "(features|reference|neighbours|halves|metrics)/.*|tables/mini/.*|figures/mini/figure3|report/mini",
     ),
     "one T'": (
         replacing("- ancestral-5\n", "- ancestral-5\n    - ancestral-10\n", TABLE3),

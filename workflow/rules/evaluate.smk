@@ -5,8 +5,11 @@ rule evaluate:
         **W.outputs("evaluate"),
     log:
         W.log("evaluate"),
+    conda:
+        "../envs/ipdiff.yaml"
     threads: W.threads("evaluate")
     resources:
+        attempt=W.attempt,
         gpu=W.gpus("evaluate"),
     params:
         values=W.params("evaluate"),
@@ -22,8 +25,12 @@ rule analyse:
         **W.outputs("analyse"),
     log:
         W.log("analyse"),
+    conda:
+        "../envs/ipdiff.yaml"
     threads: W.threads("analyse")
     resources:
+        attempt=W.attempt,
+        mem_mb=W.memory("analyse"),
         gpu=W.gpus("analyse"),
     params:
         values=W.params("analyse"),
@@ -39,8 +46,12 @@ rule drift:
         **W.outputs("drift"),
     log:
         W.log("drift"),
+    conda:
+        "../envs/ipdiff.yaml"
     threads: W.threads("drift")
     resources:
+        attempt=W.attempt,
+        mem_mb=W.memory("drift"),
         gpu=W.gpus("drift"),
     params:
         values=W.params("drift"),

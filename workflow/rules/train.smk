@@ -9,8 +9,12 @@ rule train:
         dataset=W.trained,
     # The longest chains first: a training that begins last leaves the other cores idle.
     priority: 1
+    conda:
+        "../envs/ipdiff.yaml"
     threads: W.threads("train")
     resources:
+        attempt=W.attempt,
+        mem_mb=W.memory("train"),
         gpu=W.gpus("train"),
     params:
         values=W.params("train"),
@@ -28,8 +32,12 @@ rule resume:
         W.log("resume"),
     wildcard_constraints:
         dataset=W.trained,
+    conda:
+        "../envs/ipdiff.yaml"
     threads: W.threads("resume")
     resources:
+        attempt=W.attempt,
+        mem_mb=W.memory("resume"),
         gpu=W.gpus("resume"),
     params:
         values=W.params("resume"),

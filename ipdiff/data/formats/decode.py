@@ -62,6 +62,8 @@ _TURNS = {
     8: "ROTATE_90",
 }
 """EXIF orientation -> the `PIL.Image.Transpose` that undoes it."""
+_QUARTER_TURNS = (5, 6, 7, 8)
+"""Those that exchange width and height."""
 
 
 Fault = Literal["unreadable", "mode", "size"]
@@ -126,6 +128,24 @@ def own(data: bytes, source: Source) -> tuple[Pixels, str]:
             raise _another_mode(found, source)
         picture = _converted(picture, found, wanted)
     return _fitted(_turned(picture, orientation), source), found
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Width and height of one of a user's own images, turned as its EXIF data says; its pixels are not decoded.
+
+    Raises:
+        Unusable: its header cannot be read.
+    """
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            picture = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
+    except Exception as error:  # as with decoders
+        raise Unusable("is damaged", detail=brief(error)) from error
+    width, height = picture.size
+    return (height, width) if _orientation(picture) in _QUARTER_TURNS else (width, height)
 
 
 def mode(picture: Image) -> str:

@@ -60,10 +60,10 @@ def read_folder(source: Source, paths: Sequence[Path], scratch: Path, notes: dic
             many), broken (names of those skipped) and labels (their folders, in order).
     """
     with files.opened(paths[0]) as found:
-        chosen, passed_over = _sorted_out(found)
+        chosen, passed_over = sorted_out(found)
         if not chosen:
             raise UserError(f"{paths[0]}: no images; expected files ending in {', '.join(SUFFIXES)}")
-        labels, folders = _labels(paths[0], list(chosen), source)
+        labels, folders = labels_of(paths[0], list(chosen), source)
         notes |= {"images": 0, "passed_over": passed_over, "converted": {}, "broken": [], "labels": folders}
         yield from decode.blocks(_own(paths[0], chosen, labels, source, notes), source)
 
@@ -96,7 +96,7 @@ def _is_hidden(name: str) -> bool:
     return any(part[0] == "." or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
-def _sorted_out(found: files.Files) -> tuple[files.Files, dict[str, int]]:
+def sorted_out(found: files.Files) -> tuple[files.Files, dict[str, int]]:
     """The images among the files, sorted by path; how many others there are, by the end of their names."""
     chosen: files.Files = {}
     passed_over: dict[str, int] = {}
@@ -124,11 +124,11 @@ def _kind(entry: files.Entry) -> str:
         return ""
 
 
-def _labels(raw: Path, names: Sequence[str], source: Source) -> tuple[list[int], list[str]]:
+def labels_of(raw: Path, names: Sequence[str], source: Source) -> tuple[list[int], list[str]]:
     """Each image's label, and the folders that the labels stand for.
 
     Raises:
-        UserError: some images lie beside those folders.
+        UnusableImages: some images lie beside those folders.
     """
     none = [-1] * len(names)
     folders = [PurePosixPath(name).parts[:-1] for name in names]
@@ -141,10 +141,8 @@ def _labels(raw: Path, names: Sequence[str], source: Source) -> tuple[list[int],
     if strays:
         more = f" and {len(strays) - 1} more images lie" if len(strays) > 1 else " lies"
         beside = ", ".join(map(files.shown, tops[:3])) + (", ..." if len(tops) > 3 else "")
-        raise UserError(
-            f"{raw}: {files.shown(strays[0])}{more} beside the folders that are the labels ({beside}); move it into "
-            "one of them or away, or set source.labels: none"
-        )
+        found = f"{raw}: {files.shown(strays[0])}{more} beside the folders that are the labels ({beside})"
+        raise UnusableImages(found, ["move it into one of them or away, or set source.labels: none"])
     index = {top: label for label, top in enumerate(tops)}
     return [index[folder[depth]] for folder in folders], tops
 
@@ -158,7 +156,7 @@ def _own(
         if notes["images"] + len(faults) == source.limit:
             break
         try:
-            pixels, mode = decode.own(_bytes(name, entry), source)
+            pixels, mode = decode.own(bytes_of(name, entry), source)
         except decode.Unusable as fault:
             if source.skip_broken and fault.fault == "unreadable":
                 notes["broken"].append(name)
@@ -180,7 +178,8 @@ def _own(
         )
 
 
-def _bytes(name: str, entry: files.Entry) -> bytes:
+def bytes_of(name: str, entry: files.Entry) -> bytes:
+    """An image's bytes; decode.Unusable where they cannot be read, or are of a format that is not read."""
     if (suffix := _suffix(name)) in NOT_READ:
         raise decode.Unusable(f"is a {suffix[1:]} file, which is not read")
     try:

@@ -21,6 +21,7 @@ from ipdiff.errors import UserError, brief
 from ipdiff.metrics.spec import Classifier
 from ipdiff.rng import Purpose, normals, permutation
 from ipdiff.training.adam import Adam
+from ipdiff.work import progress
 
 MAP_SIZE = 16
 """Largest side of the spatial map (the ADM evaluator's is 17): larger images are averaged down to it."""
@@ -110,6 +111,7 @@ def train(
     initialise(net, spec.seed)
     net.to(device)
     optimizer = Adam(net.parameters(), weight_decay=0.01, decoupled=True)
+    progress.begin("updates", spec.steps)
     for step in range(spec.steps):
         batch = np.sort(rows[_places(spec, step, len(rows))])
         x, y = to_network(images[batch]).to(device), torch.from_numpy(labels[batch]).to(device)
@@ -117,6 +119,7 @@ def train(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step(spec.lr * 0.5 * (1 + math.cos(math.pi * step / spec.steps)))
+        progress.tell(step + 1)
     return net.eval()
 
 

@@ -16,7 +16,7 @@ from ipdiff.metrics.features.pixels import Features
 from ipdiff.metrics.scores.frechet import Moments
 from ipdiff.metrics.spec import FEATURES
 from ipdiff.parameters import resolve
-from ipdiff.work import signals
+from ipdiff.work import progress, signals
 from ipdiff.work.shards import Shards, cut
 
 NAMES = {"pool": "", "spatial": "_s", "pixel": "_pixel"}
@@ -111,8 +111,10 @@ def _batches(features: Callable[[range], Features], count: int, size: int, shard
     """The features of all batches in order; of none in a process that only helps."""
     units = cut(count, max(1, UNIT // size) * size)
     if shards is None or len(units) == 1:
-        if shards is None or shards.first:
-            yield from map(features, cut(count, size))
+        progress.begin("images", count)
+        for batch in cut(count, size) if shards is None or shards.first else ():
+            yield features(batch)
+            progress.tell(batch.stop)
         return
     with signals.deferred() as stop:
 
@@ -121,6 +123,7 @@ def _batches(features: Callable[[range], Features], count: int, size: int, shard
             for batch in cut(len(unit), size):
                 stop.check()
                 found.append(features(range(unit.start + batch.start, unit.start + batch.stop)))
+                progress.more(batch.stop)
             return {kind: np.concatenate([each[kind] for each in found]) for kind in found[0]}
 
         shards.complete(units, compute)

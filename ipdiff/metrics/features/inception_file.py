@@ -14,16 +14,24 @@ VARIABLE = "IPDIFF_INCEPTION"
 """Environment variable that may name the file."""
 
 
-def obtain(spec: Inception) -> Path:
+def obtain(spec: Inception, cache: Path | None = None) -> Path:
     """The network's file, downloaded if it is nowhere. Its digest is checked by whoever opens it.
+
+    Args:
+        spec: which file.
+        cache: a directory in which it is looked for too, and downloaded to where there is no raw/.
 
     Raises:
         UserError: it is not where it was said to be, or cannot be downloaded.
         IntegrityError: what was downloaded is another file.
     """
-    if spec.raw is None and VARIABLE not in os.environ and not download.place(_archive(spec)).exists():
-        return download.obtain(_archive(spec))
-    return find(spec)
+    place = download.place(_archive(spec))
+    if spec.raw is not None or VARIABLE in os.environ or place.exists():
+        return find(spec)
+    kept = cache and cache / spec.file
+    if kept is not None and (kept.exists() or not place.parent.is_dir()):
+        return download.obtain(_archive(spec), kept)
+    return download.obtain(_archive(spec))
 
 
 def find(spec: Inception) -> Path:

@@ -1,7 +1,19 @@
 """params.yaml, typed: read, refuse what is wrong in one line that names the key, and look values up."""
 
 from ipdiff.pipeline.config.naming import NAME, nearest, project_path, suggest
-from ipdiff.pipeline.config.params import Params, points, runs, sampler_of, shown, start_of, step_problem, value_at
+from ipdiff.pipeline.config.params import (
+    Params,
+    gammas,
+    points,
+    runs,
+    sampler_of,
+    shown,
+    start_of,
+    step_problem,
+    trained,
+    unperturbed,
+    value_at,
+)
 from ipdiff.pipeline.config.studies import DEFAULT, FOLDER, PARAMS, Studies, load, path_of
 
 __all__ = [
@@ -11,6 +23,7 @@ __all__ = [
     "PARAMS",
     "Params",
     "Studies",
+    "gammas",
     "load",
     "nearest",
     "path_of",
@@ -22,5 +35,7 @@ __all__ = [
     "start_of",
     "step_problem",
     "suggest",
+    "trained",
+    "unperturbed",
     "value_at",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,11 +13,13 @@ from ipdiff.data.spec import Archive, Download, Source
 from ipdiff.errors import ConfigError, UserError
 from ipdiff.pipeline.config.naming import suggest
 from ipdiff.pipeline.config.spec import Dataset, FamilySettings, Model, StudyParams
-from ipdiff.report.spec import Figure, Point, Table, product, wanted
+from ipdiff.report.spec import Figure, Gamma, Point, Table, product, wanted
 from ipdiff.sample_sets.spec import Sampler, kept
-from ipdiff.spec import RunSpec
+from ipdiff.spec import Diffusion, Ramp, RunSpec
 
 _V = TypeVar("_V")
+UNWRITTEN = object()
+"""Stands for the value of a key that a file does not write out: None is a value."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,17 +61,21 @@ class Params(StudyParams):
         """The values of dotted keys, as they are written, as far as they decide bytes.
 
         Raises:
-            UserError: the file does not write one out.
+            UserError: the file does not write out some of them; all are named.
         """
-        found: dict[str, Any] = {}
-        for key in keys:
-            try:
-                found[key] = _deciding(value_at(self.raw, key))
-            except (KeyError, TypeError):
-                raise UserError(
-                    f"{self.path} {key}: write this key out, even where the default is wanted; both engines compare it"
-                ) from None
-        return found
+        keys = list(keys)
+        if missing := self.unwritten(keys):
+            these, them = ("this key", "it") if len(missing) == 1 else ("these keys", "them")
+            raise UserError(
+                f"{self.path} {', '.join(missing)}: write {these} out, even where the default is wanted; both engines "
+                f"compare {them} (`ipdiff grid --fill --study {self.study}` writes the defaults)"
+            )
+        return {key: _deciding(value_at(self.raw, key)) for key in keys}
+
+    def unwritten(self, keys: Iterable[str]) -> list[str]:
+        """Those of these dotted keys that the file does not write out; none that lies within another of them."""
+        missing = [key for key in dict.fromkeys(keys) if value_at(self.raw, key) is UNWRITTEN]
+        return [key for key in missing if not any(key.startswith(f"{other}.") for other in missing)]
 
     def archives(self, source: Source) -> list[Archive]:
         """The published files a data set is read from; none if it has `raw` or is embedded."""
@@ -103,10 +110,13 @@ class Params(StudyParams):
 
 
 def value_at(raw: Mapping[str, Any], key: str) -> Any:
-    """The value of a dotted key of a params.yaml, as DVC looks it up."""
+    """The value of a dotted key of a params.yaml, as DVC looks it up; `UNWRITTEN` where the file does not have it."""
     value: Any = raw
     for part in key.split("."):
-        value = value[part]
+        try:
+            value = value[part]
+        except (KeyError, TypeError):
+            return UNWRITTEN
     return value
 
 
@@ -165,17 +175,24 @@ def sampler_of(params: Params, dataset: str, model: str, name: str) -> Sampler:
         ValueError: no such sampler, one with a grid that the chain does not have, or one whose name says again what is
             the data set's anyway, or asks for a precision that its device does not have.
     """
-    process, settings = params.family(dataset, model).diffusion, params.dataset(dataset)
-    sampler = Sampler.parse(name)
-    if sampler.name != name:
-        raise ValueError(f"sampler {name!r}: write it as '{sampler.name}' (one name, one artifact)")
+    sampler = _sampler(name, params.family(dataset, model).diffusion, f" of {dataset}/{model}")
+    settings = params.dataset(dataset)
     if sampler.precision == settings.sampling_compute.precision:
         raise ValueError(f"sampler {name!r}: {dataset} is sampled in {sampler.precision} anyway; leave it out")
     if sampler.precision == "float16" and settings.compute.device != "cuda":
         raise ValueError(f"sampler {name!r}: float16 needs cuda, and datasets.{dataset}.compute.device is cpu")
     if sampler.images and sampler.images == settings.sampling.count(dataclasses.replace(sampler, images=None)):
         raise ValueError(f"sampler {name!r}: {sampler.images} images are drawn of {dataset} anyway; leave -n out")
-    kept(sampler, process, f" of {dataset}/{model}")
+    return sampler
+
+
+@cache
+def _sampler(name: str, process: Diffusion, of: str) -> Sampler:
+    """Each once: a chain is respaced to see that it can be."""
+    sampler = Sampler.parse(name)
+    if sampler.name != name:
+        raise ValueError(f"sampler {name!r}: write it as '{sampler.name}' (one name, one artifact)")
+    kept(sampler, process, of)
     return sampler
 
 
@@ -214,3 +231,39 @@ def runs(params: Params, figure: Figure) -> list[tuple[str, str, int]]:
         for model in figure.models
         for step in (wanted(figure.steps, figure.until, model) or [params.dataset(dataset).last_step(model)])
     ]
+
+
+def trained(view: Table | Figure) -> list[tuple[str, str]]:
+    """The data sets and models that a table or figure shows."""
+    if isinstance(view, Table) and view.points:
+        return list(dict.fromkeys((point.dataset, point.model) for point in view.points))
+    return [(dataset, model) for dataset in view.datasets for model in view.models]
+
+
+def gammas(params: Params, view: Table | Figure) -> dict[tuple[str, str], Gamma]:
+    """By data set and model, how strong the input perturbation is of what a table or figure shows."""
+    found: dict[tuple[str, str], Gamma] = {}
+    for dataset, model in trained(view):
+        strength = params.model(model).objective(params.dataset(dataset).strengths).gamma
+        if isinstance(strength, Ramp):
+            strength = [strength.start, strength.end]
+        found[dataset, model] = tuple(strength) if isinstance(strength, list) else (strength,)
+    return found
+
+
+def unperturbed(params: Params) -> dict[str, str]:
+    """By model with input perturbation, the one without that shows what it is worth.
+
+    That is the baseline of a table which compares the two, of the same family and target; or else the first model that
+    is equal but for gamma.
+    """
+    plain = {name: model for name, model in params.models.items() if model.gamma == 0}
+    compared = [pair for table in params.tables.values() for pair in table.compare.items()]
+    found: dict[str, str] = {}
+    for name, model in params.models.items():
+        named = [other for perturbed, other in compared if perturbed == name and other in plain]
+        named = [other for other in named if (plain[other].family, plain[other].target) == (model.family, model.target)]
+        equal = [other for other, of in plain.items() if dataclasses.replace(model, gamma=0.0) == of]
+        if name not in plain and (named or equal):
+            found[name] = (named or equal)[0]
+    return found

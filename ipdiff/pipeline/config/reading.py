@@ -194,7 +194,8 @@ def _explain(path: Path, raw: dict[str, Any], error: ValidationError) -> str:
     if location[-1:] == ["[key]"]:
         return f"{path} {'.'.join(location[:-1])}: a name must be text; write it in quotes"
     if first["type"] in ("missing", "missing_argument"):
-        return f"{where}: missing key"
+        keys = dict.fromkeys(".".join(map(str, e["loc"])) for e in errors if e["type"] == first["type"])
+        return f"{path} {', '.join(keys)}: missing key{'s' if len(keys) > 1 else ''}"
     tag = next((n for n, part in enumerate(location) if _UNION_TAG.fullmatch(part)), None)
     if tag is not None:
         choices = dict.fromkeys(str(e["loc"][tag]) for e in errors if e["loc"][:tag] == first["loc"][:tag])

@@ -30,7 +30,10 @@ Layout and comments survive DVC, which rewrites the file in `dvc exp run`, as lo
 
 Snakemake and DVC compare the keys of a cell as they are written, so every key that decides an artifact's bytes
 must be written out, even where it has its default: `source`, `classifier`, `compute`, `sampling`, each
-family's `network`, `diffusion`, `training`, `clip_denoised` and `quantise`.
+family's `network`, `diffusion`, `training`, `clip_denoised` and `quantise`. `ipdiff grid --fill --study NAME` adds
+those that are missing and have a default, and leaves layout and comments as they are.
+
+What Snakemake is told besides, in `config/config.yaml` or by `--config`: [docs/snakemake.md](../docs/snakemake.md).
 """
 
 

@@ -141,13 +141,17 @@ def _plots(grid: Grid, study: str) -> list[dict[str, Any]]:
 
 
 def settings(cells: Sequence[Cell], study: str) -> dict[str, Any]:
-    """The stage on whose files the cells depend instead of naming code and parameters; see `grid.cache_keys`."""
+    """The stage on whose files the cells depend instead of naming code and parameters; see `grid.cache_keys`.
+
+    It reads the rooms, as a whole, of which any code counts: DVC asks it anew after an edit there, and what comes out
+    decides about the cells.
+    """
     root, keys = Path(__file__).parents[3], cache_keys.keys(cells)
     codes = {(cell.stage.module, cell.rows, cell.stage.runs) for cell in cells}
-    files = {path for code in codes for path in code_files(*code)}
+    files = {path.relative_to(root) for code in codes for path in code_files(*code)}
     return {
         "cmd": f"ipdiff settings --study {study}",
-        "deps": sorted(path.relative_to(root).as_posix() for path in files),
+        "deps": sorted({Path(*file.parts[:2]).as_posix() for file in files}),
         "params": keys if study == config.DEFAULT else [{config.path_of(study).as_posix(): keys}],
         "outs": sorted({cache_keys.path_of(cell, study) for cell in cells}),
     }
@@ -156,7 +160,8 @@ def settings(cells: Sequence[Cell], study: str) -> dict[str, Any]:
 def _body(stage: Stage, study: str, fill: Any, exact: Sequence[str] = ()) -> dict[str, Any]:
     body: dict[str, Any] = {"cmd": fill(stage.command)}
     body["deps"] = [*map(fill, stage.inputs), *exact, fill(cache_keys.template(stage, study))]
-    metrics = [f"{stage.directory}/{name}" for name in stage.metrics]
+    # DVC looks for the metrics of every dvc.yaml, and calls those of studies that were never made faulty.
+    metrics = [f"{stage.directory}/{name}" for name in stage.metrics if study == config.DEFAULT]
     body["outs"] = [fill(path) for path in stage.outputs if path not in metrics]
     if metrics:
         body["metrics"] = [fill(path) for path in metrics]

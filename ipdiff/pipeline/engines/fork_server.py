@@ -38,6 +38,8 @@ READ_AT_IMPORT = ("OMP_", "MKL_", "ONEDNN_", "DNNL_", "ATEN_", "NPY_", "OPENBLAS
 JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 """Schedulers' names for a job: what runs in one must not do its work outside, beyond its limits and its devices."""
 FORWARDED = (*signals.WARNINGS, signal.SIGINT)
+FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP)
+"""What a terminal sends to every process in its foreground."""
 _LONGEST = 80
 """Bytes of a directory in which a socket's path fits: the kernel takes 107, of which the names in it need 23."""
 _WITHOUT = "there is no process with torch imported for all stages, so each imports it itself"
@@ -140,11 +142,63 @@ def _launch(path: str) -> subprocess.Popen[bytes]:
             [sys.executable, "-m", "ipdiff", "warm", "--serve", str(listener.fileno())],
             stdin=subprocess.DEVNULL,
             pass_fds=[listener.fileno()],
+            start_new_session=True,  # Ctrl-C reaches the clients, which hand it on: not twice, and never the server
         )
 
 
+def command(argv: Sequence[str]) -> int:
+    """Run a command beside a server; its exit code, 128 + n where signal n ended it.
+
+    Signals that come to this process alone are handed on to it, so that it is not left behind. What a terminal sends
+    (Ctrl-C, its end) has reached the command as well, and is not said twice.
+
+    Raises:
+        UserError: there is no such command, or it is none.
+    """
+    with server():
+        early: list[int] = []
+        started: list[subprocess.Popen[bytes]] = []
+
+        def forward(number: int, frame: FrameType | None) -> None:
+            if number in FROM_TERMINAL and _in_foreground():
+                return
+            if not started:
+                early.append(number)
+            elif started[0].poll() is None:
+                started[0].send_signal(number)
+
+        with signals.handled_by(forward, (*signals.WARNINGS, *FROM_TERMINAL)):
+            try:
+                started.append(subprocess.Popen(argv))
+            except OSError as error:
+                raise UserError(f"{argv[0]}: cannot be run: {error.strerror}") from None
+            for number in early:
+                started[0].send_signal(number)
+            code = started[0].wait()
+    return code if code >= 0 else 128 - code
+
+
+def _in_foreground() -> bool:
+    """Whether a terminal's signals go to this process and what it has started."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
+    except OSError:  # there is none
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
+
+
 def start() -> None:
-    """A server until this process ends: torch is imported once for all stages that it starts on its own machine."""
+    """A server until this process ends: torch is imported once for all stages that it starts on its own machine.
+
+    None where IPDIFF_WARM is there and empty: each stage is a process of its own then.
+    """
+    if os.environ.get(VARIABLE) == "":
+        return
     stack = ExitStack()
     stack.enter_context(server())
     atexit.register(stack.close)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ipdiff.pipeline import grid
+from ipdiff.pipeline.engines import failures
 from ipdiff.pipeline.grid import Cell
 from ipdiff.pipeline.grid.freshness import Freshness, State
 from ipdiff.pipeline.stages import STAGES
@@ -45,8 +46,17 @@ def params_text(cell: Cell, known: grid.Grid) -> str:
 
 
 def shell_command(verb: str) -> str:
-    """The command of a verb's rule, with Snakemake's wildcards; messages go to the log."""
-    return re.sub(r"\{(\w+)\}", r"{wildcards.\1}", STAGES[verb].command) + " > {log} 2>&1"
+    """The command of a verb's rule, with Snakemake's wildcards; messages go to the log.
+
+    The job's process is ipdiff itself: a shell in between would die of the signal by which a scheduler warns it.
+    """
+    command = re.sub(r"\{(\w+)\}", r"{wildcards.\1}", STAGES[verb].command)
+    return f"exec env {failures.ATTEMPT}={{resources.attempt}} {command} > {{log}} 2>&1"
+
+
+def benchmark_of(verb: str) -> str:
+    """The template of the file in which Snakemake writes a job's time and memory: beside its log."""
+    return STAGES[verb].log.removesuffix(".log") + ".tsv"
 
 
 def adopt(cells: Iterable[Cell], fresh: Freshness) -> list[str]:
@@ -93,7 +103,9 @@ def _time(path: str) -> int:
 
 def _raise_times(cell: Cell, floor: int) -> bool:
     """Make no output older than the newest input; True if one was."""
-    old = [path for path in cell.outputs if _time(path) < floor]
+    measured = cell.fill(benchmark_of(cell.stage.verb))  # Snakemake takes its time for an output's
+    files = [*cell.outputs, measured] if os.path.lexists(measured) else cell.outputs
+    old = [path for path in files if _time(path) < floor]
     for path in old:
         os.utime(path, ns=(floor, floor), follow_symlinks=False)
     return bool(old)

@@ -44,22 +44,22 @@ class Cell:
         """A template of its stage with its names."""
         return template.format(**self.bindings)
 
-    @property
+    @cached_property
     def directory(self) -> str:
         """Where its files are published; also the cell's name."""
         return self.fill(self.stage.directory)
 
-    @property
+    @cached_property
     def outputs(self) -> tuple[str, ...]:
         """Paths of its outputs, the recipe last."""
         return tuple(map(self.fill, self.stage.outputs))
 
-    @property
+    @cached_property
     def inputs(self) -> tuple[str, ...]:
         """Paths it reads."""
         return (*map(self.fill, self.stage.inputs), *self.exact_inputs)
 
-    @property
+    @cached_property
     def params(self) -> tuple[str, ...]:
         """Keys of params.yaml that decide its bytes."""
         return tuple(map(self.fill, self.stage.params))
@@ -87,14 +87,23 @@ class Grid:
         """Cells of these studies; a study's file is read when a cell of it is asked for."""
         self.studies = studies
         self.maker = cache(self._maker)
+        self._cells: dict[tuple[str, ...], Cell] = {}
+        self._behind_report = cache(lambda study: self.needed(self.cell("report", study=study)))
 
     def of(self, cell: Cell) -> Params:
         """The parameters that a cell is made with: its study's."""
         return self.studies.of(cell.bindings)
 
     def param_values(self, cell: Cell) -> dict[str, Any]:
-        """The cell's parameters as they are written: what both engines compare."""
-        return self.of(cell).values(cell.params)
+        """The cell's parameters as they are written: what both engines compare.
+
+        Raises:
+            UserError: the file does not write out some key; all are named that its study needs.
+        """
+        params = self.of(cell)
+        if params.unwritten(cell.params):
+            params.values(key for one in (cell, *self.study(params.study)) for key in one.params)
+        return params.values(cell.params)
 
     def cell(self, verb: str, **wildcards: str) -> Cell:
         """The cell of a verb.
@@ -104,6 +113,12 @@ class Grid:
         """
         stage = IMPORT if verb == IMPORT.verb else STAGES[verb]
         names = {name: str(wildcards[name]) for name in stage.wildcards}
+        key = (verb, *names.values())
+        if key not in self._cells:
+            self._cells[key] = self._made(stage, names)
+        return self._cells[key]
+
+    def _made(self, stage: Stage, names: dict[str, str]) -> Cell:
         params = self.studies.of(names)
         if "step" in names:
             self._check_step(names)
@@ -117,8 +132,8 @@ class Grid:
             except ValueError as error:
                 raise ConfigError(str(error)) from None
         filled = names | {name: _DERIVED[name](params, names) for name in _DERIVED if name in stage.derived}
-        view = verb in ("table", "figure", "report")
-        cell = self._view_cell(stage, filled) if view else getattr(self, f"_{verb}", _cell)(stage, filled)
+        view = stage.verb in ("table", "figure", "report")
+        cell = self._view_cell(stage, filled) if view else getattr(self, f"_{stage.verb}", _cell)(stage, filled)
         return dataclasses.replace(cell, rows=rows_of(params, names))
 
     def _dataset(self, names: dict[str, str]) -> Dataset:
@@ -135,6 +150,12 @@ class Grid:
         if not self._dataset(names).reference.neighbours:
             key = f"datasets.{names['dataset']}.reference.neighbours"
             raise ConfigError(f"{self.studies.of(names).path} {key}: not true, so there are none to measure")
+        return self._measuring(self._of_subset(stage, names), names)
+
+    def _halves(self, stage: Stage, names: dict[str, str]) -> Cell:
+        _check_whole("samples", names["samples"])
+        if int(names["samples"]) < 2:
+            raise ConfigError(f"samples is {names['samples']}; use 2 or more")
         return self._measuring(self._of_subset(stage, names), names)
 
     def _of_subset(self, stage: Stage, names: dict[str, str]) -> Stage:
@@ -186,6 +207,7 @@ class Grid:
         return _cell(stage.reading("expose", (IMAGES,)) if exposed else stage, names)
 
     def _evaluate(self, stage: Stage, names: dict[str, str]) -> Cell:
+        names = names | {"samples": str(self._dataset(names).sampling.count(Sampler.parse(names["sampler"])))}
         if self._dataset(names).reference.neighbours:
             near = tuple(f"{NEIGHBOURS}/{name}" for name in ("features.npy", "radii.npy"))
             stage = stage.reading("evaluate_neighbours", near)
@@ -202,6 +224,12 @@ class Grid:
 
     _drift = _analyse
 
+    def _summary(self, stage: Stage, names: dict[str, str]) -> Cell:
+        tables = self.studies.load(names["study"]).tables
+        return _cell(
+            stage, names, tuple(self.cell("table", study=names["study"], table=name).outputs[0] for name in tables)
+        )
+
     def _view_cell(self, stage: Stage, names: dict[str, str]) -> Cell:
         study = self.studies.load(names["study"])
         if stage.verb == "report":
@@ -211,6 +239,7 @@ class Grid:
             stage = stage.reading(stage.name, params=tuple(key for key in ("note", "figures") if key in study.raw))
             return _cell(stage, names, exact=(*drawn, *self._recipes_behind(cells)))
         view = study.table(names["table"]) if stage.verb == "table" else study.figure(names["figure"])
+        stage = stage.reading(stage.name, params=_strengths(study, view))
         return _cell(stage, names, exact=tuple(dict.fromkeys(self._view_inputs(study, view))))
 
     def _view_inputs(self, study: Params, view: Table | Figure) -> Iterator[str]:
@@ -224,10 +253,13 @@ class Grid:
             return
         for point in config.points(study, view):
             for seed in view.seeds or study.seeds_of(point.model):
-                yield self._point_cell(verb, point, seed).outputs[0]
+                shown = self._point_cell(verb, point, seed)
+                yield shown.outputs[0]
+                if verb == "evaluate":  # what the numbers are of, in words
+                    yield shown.outputs[-1]
                 if view.paper is not None:  # how it was measured, drawn, trained, and what with: held against the paper
                     made = "import" if self.is_imported(point.dataset, point.model) else "train"
-                    for behind in ("evaluate", "sample", made, "reference", "prepare"):
+                    for behind in ("sample", made, "reference", "prepare"):
                         yield self._point_cell(behind, point, seed).outputs[-1]
 
     def _point_cell(self, verb: str, point: Point, seed: int) -> Cell:
@@ -244,9 +276,7 @@ class Grid:
     def _check_step(self, names: dict[str, str]) -> None:
         self.studies.of(names).family(names["dataset"], names["model"])
         for name in ("seed", "step"):
-            if not re.fullmatch("0|[1-9][0-9]{0,19}", names[name]):
-                found = repr(brief(names[name], 40))
-                raise ConfigError(f"{name} is {found}; expected a whole number, without leading zeros")
+            _check_whole(name, names[name])
         if int(names["seed"]) >= 2**64:
             raise ConfigError(f"seed is {names['seed']}; use 0..2**64-1")
         params = self.studies.of(names)
@@ -255,16 +285,16 @@ class Grid:
 
     def study(self, name: str) -> list[Cell]:
         """Every cell of a study that an engine makes, makers before users, without repeats."""
-        return [cell for cell in self.needed(self.cell("report", study=name)) if not cell.given]
+        return [cell for cell in self._behind_report(name) if not cell.given]
 
     def imports(self, study: str) -> list[Cell]:
         """The imported checkpoints a study reads."""
-        return [cell for cell in self.needed(self.cell("report", study=study)) if cell.given]
+        return [cell for cell in self._behind_report(study) if cell.given]
 
-    def needed(self, target: Cell) -> list[Cell]:
-        """`target` and every cell it needs, makers before users; runs close with their `resume` cell.
+    def needed(self, *targets: Cell) -> list[Cell]:
+        """The targets and every cell they need, makers before users; imported checkpoints are among them.
 
-        Imported checkpoints are among them.
+        A report brings the last states of its runs and the summary of its tables.
         """
         found: dict[str, Cell] = {}
 
@@ -277,12 +307,15 @@ class Grid:
                     visit(maker)
             found[cell.directory] = cell
 
-        visit(target)
-        if target.stage.verb == "report":
+        for target in targets:
+            visit(target)
+        for report in (target for target in targets if target.stage.verb == "report"):
             trained = [cell for cell in found.values() if cell.stage.verb == "train"]
             last = {cell.directory.rpartition("/")[0]: cell for cell in trained}  # segments come in their order
             for cell in last.values():
                 visit(self.cell("resume", **cell.bindings))
+            if self.studies.load(report.bindings["study"]).tables:
+                visit(self.cell("summary", **report.bindings))
         return list(found.values())
 
     def is_imported(self, dataset: str, model: str) -> bool:
@@ -301,8 +334,21 @@ class Grid:
         return None
 
     def targets(self, study: str) -> list[str]:
-        """Files that stand for a whole study: its report and its runs' last states."""
-        return [cell.outputs[0] for cell in self.study(study) if cell.stage.verb in ("report", "resume")]
+        """Files that stand for a whole study: its report, its summary and its runs' last states."""
+        return [cell.outputs[0] for cell in self.study(study) if cell.stage.verb in ("report", "summary", "resume")]
+
+
+def _strengths(study: Params, view: Table | Figure) -> tuple[str, ...]:
+    """Keys of params.yaml that say the gammas of what a view shows: it names the models by them."""
+    trained = config.trained(view)
+    own = [f"models.{model}" for _, model in trained]
+    borrowing = [dataset for dataset, model in trained if study.model(model).gamma == "dataset"]
+    return tuple(dict.fromkeys((*own, *(f"datasets.{dataset}.strengths.gamma" for dataset in borrowing))))
+
+
+def _check_whole(name: str, text: str) -> None:
+    if not re.fullmatch("0|[1-9][0-9]{0,19}", text):
+        raise ConfigError(f"{name} is {brief(text, 40)!r}; expected a whole number, without leading zeros")
 
 
 _DERIVED: dict[str, Callable[[Params, Mapping[str, str]], str]] = {

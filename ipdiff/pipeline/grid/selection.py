@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from ipdiff.errors import UserError
 from ipdiff.pipeline import config
 from ipdiff.pipeline.grid import Cell, Grid
+from ipdiff.pipeline.stages import STAGES
 from ipdiff.work.recipes import RECIPE
 
 
@@ -50,14 +51,19 @@ def _select_one(known: Grid, target: str, study: str | None) -> dict[str, Cell]:
     path = config.project_path(target or os.curdir)
     if cell := known.maker(path):
         return dict.fromkeys((path, cell.outputs[-1]), cell)
-    if cell := known.maker(f"{path}/{RECIPE}"):
+    if (cell := known.maker(f"{path}/{RECIPE}")) and not _holds_others(cell):
         return _outputs([cell])
     cells = _cells(known, known.studies.readable() if study is None else [study])
     if path == os.curdir:
         return _outputs(cells)
-    if inside := [cell for cell in cells if cell.directory.startswith(f"{path}/")]:
+    if inside := [cell for cell in cells if f"{cell.directory}/".startswith(f"{path}/")]:
         return _outputs(inside)
     raise UserError(_unknown(known, target, cells))
+
+
+def _holds_others(cell: Cell) -> bool:
+    """Whether artifacts of another stage lie in the cell's folder."""
+    return any(stage.directory.startswith(f"{cell.stage.directory}/") for stage in STAGES.values())
 
 
 def _cells(known: Grid, studies: Iterable[str]) -> list[Cell]:

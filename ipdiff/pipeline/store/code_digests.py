@@ -73,7 +73,7 @@ def code_digest(module: str, rows: Rows = (), runs: tuple[str, ...] = ()) -> str
         digest.update(f"{path.relative_to(PACKAGE).as_posix()}\n".encode() + path.read_bytes())
     for (module, name), nodes in sorted(reached.definitions.items()):
         for node in nodes:
-            digest.update(f"{module}.{name}\n{_canonical(node)}\n".encode())
+            digest.update(f"{module}.{name}\n{_text_of(node)}\n".encode())
     return digest.hexdigest()
 
 
@@ -107,7 +107,8 @@ def _reached(start: str, rows: Rows, runs: tuple[str, ...]) -> _Reached:
                 todo += [(parent, None) for parent in _parents(module)]
                 todo += _imports(_path(module).read_bytes(), _path(module))
         elif (module, name) not in reached.definitions:
-            source = _Definitions(_path(module))
+            path = _path(module)
+            source = _definitions(path, path.read_bytes())
             nodes = source.nodes(name, chosen.get(f"{module}.{name}"))
             reached.definitions[module, name] = nodes
             todo += [(parent, None) for parent in _parents(module)]
@@ -138,6 +139,7 @@ def _text(source: bytes) -> str:
     return _canonical(_parsed(source))
 
 
+@cache
 def _imports(source: bytes, path: Path) -> list[tuple[str, str | None]]:
     """What a whole file imports of this package, at its top or inside a function, or names as `module:function`."""
     return [found for node in _walked(source) for found in _imported(node, path)]
@@ -184,9 +186,9 @@ def _imported(node: ast.AST, path: Path) -> Iterator[tuple[str, str | None]]:
                 raise ValueError(f"{path} line {node.lineno}: import what is used from {inner} by name")
             if module_file(inner):
                 yield inner, None
+            elif alias.name in _handed_out(str(node.module)):
+                raise ValueError(f"{path} line {node.lineno}: import {alias.name} from where it is defined")
             elif node.module != "ipdiff":
-                if alias.name in _handed_out(str(node.module)):
-                    raise ValueError(f"{path} line {node.lineno}: import {alias.name} from where it is defined")
                 yield _target(str(node.module), alias.name)
 
 
@@ -202,6 +204,11 @@ def _handed_out(module: str) -> set[str]:
     return {str(item.value) for node in named for item in ast.walk(node.value) if isinstance(item, ast.Constant)}
 
 
+@cache
+def _definitions(path: Path, source: bytes) -> _Definitions:
+    return _Definitions(path, source)
+
+
 def _target(module: str, name: str) -> tuple[str, str | None]:
     return (module, name) if BY_DEFINITION.fullmatch(module) else (module, None)
 
@@ -209,11 +216,12 @@ def _target(module: str, name: str) -> tuple[str, str | None]:
 class _Definitions:
     """The top level of a module that counts by definition."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, source: bytes) -> None:
         self.path = path
+        self._needs: dict[tuple[ast.AST, bool], list[tuple[str, str | None]]] = {}
         self.known: dict[str, ast.stmt] = {}
         self.imports: dict[str, ast.Import | ast.ImportFrom] = {}
-        for node in _parsed(path.read_bytes()).body:
+        for node in _parsed(source).body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef):
                 self.known[node.name] = node
             elif isinstance(node, ast.Assign):
@@ -233,8 +241,13 @@ class _Definitions:
         rows = {key.value: row for key, row in pairs if isinstance(key, ast.Constant)}
         return [part for key in sorted(keys) if key in rows for part in (ast.Constant(key), rows[key])]
 
-    def needs(self, module: str, node: ast.AST, *, runs: bool) -> Iterator[tuple[str, str | None]]:
+    def needs(self, module: str, node: ast.AST, *, runs: bool) -> list[tuple[str, str | None]]:
         """What a definition names: others of its module, what that imports, and if it `runs`, functions as text."""
+        if (node, runs) not in self._needs:
+            self._needs[node, runs] = list(self._found(module, node, runs))
+        return self._needs[node, runs]
+
+    def _found(self, module: str, node: ast.AST, runs: bool) -> Iterator[tuple[str, str | None]]:
         for part in ast.walk(node):
             if isinstance(part, ast.Name) and part.id in self.known:
                 yield module, part.id
@@ -260,6 +273,12 @@ class _Definitions:
 
 _IGNORED = {"ctx", "kind", "type_comment", "type_ignores", "annotation", "returns", "type_params"}
 """Fields of a syntax tree that decide no number."""
+
+
+@cache
+def _text_of(node: ast.AST) -> str:
+    """`_canonical` of a node of a parsed file, once."""
+    return _canonical(node)
 
 
 def _canonical(node: object) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,15 +93,17 @@ class Run:
     rows: tuple[Row, ...]
 
 
-def draw(name: str, inputs: list[Path], out: Path) -> None:
+def draw(name: str, inputs: list[Path], out: Path, named: Mapping[str, str]) -> None:
     """Write out/figure.png and out/figure.csv from files of a kind.
+
+    `named` says how models are called; others go by `labels.model`.
 
     Raises:
         UserError: a file is malformed.
     """
     kind = KINDS[name]
     runs = [read(path, kind) for path in inputs]
-    canvas.save(_draw(kind, runs), out)
+    canvas.save(_draw(kind, runs, named), out)
     identity = ["dataset", "model", "seed", "step", *(["sampler"] if "SAMPLER" in kind.path else [])]
     rows = [
         [*(getattr(run.of, key) for key in identity), f"{row['t']:g}", *(f"{row[key]:.9g}" for key in kind.columns[1:])]
@@ -125,7 +127,7 @@ def read(path: Path, kind: Curves) -> Run:
     return Run(of, rows)
 
 
-def _draw(kind: Curves, runs: list[Run]) -> Canvas:
+def _draw(kind: Curves, runs: list[Run], named: Mapping[str, str]) -> Canvas:
     datasets = list(dict.fromkeys(run.of.dataset for run in runs))
     styles = list(dict.fromkeys((run.of.step, run.of.sampler) for run in runs))
     sheet = canvas.new(8.6, 3.2 * len(datasets) + 0.5, layout="constrained")
@@ -139,7 +141,7 @@ def _draw(kind: Curves, runs: list[Run]) -> Canvas:
         style = canvas.dash(styles.index((step, sampler)))
         handles += axes[0][0].plot([], [], color=canvas.colour(model), linewidth=2, linestyle=style)
         how = f", {labels.sampler(sampler)}" if sampler else ""
-        names.append(f"{labels.model(model)}{how}, {step:,} training steps")
+        names.append(f"{named.get(model) or labels.model(model)}{how}, {step:,} training steps")
     sheet.legend(handles, names, loc="outside lower center", ncols=canvas.legend_columns(names, 8.6), fontsize=8)
     return sheet
 

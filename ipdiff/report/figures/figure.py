@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,20 @@ from ipdiff.report import labels, origin, paper
 from ipdiff.report.figures import canvas, curves, samples
 from ipdiff.report.origin import Recipe
 from ipdiff.report.results import Result, Results, grouped, load
-from ipdiff.report.spec import Figure, Point, product
-from ipdiff.report.tables.entries import Entry, value, write_csv
+from ipdiff.report.spec import Figure, Gamma, Point, product
+from ipdiff.report.tables.entries import Entry, names, value, write_csv
+from ipdiff.report.tables.table import by_gamma
 from ipdiff.sample_sets.spec import Sampler
 
 
-def run(name: str, figure: Figure, inputs: list[Path], out: Path, recipes: Sequence[Recipe] = ()) -> None:
+def run(
+    name: str,
+    figure: Figure,
+    inputs: list[Path],
+    out: Path,
+    recipes: Sequence[Recipe] = (),
+    gammas: Mapping[tuple[str, str], Gamma] | None = None,
+) -> None:
     """Write out/figure.png and out/figure.csv.
 
     Args:
@@ -33,21 +41,24 @@ def run(name: str, figure: Figure, inputs: list[Path], out: Path, recipes: Seque
             samples/{dataset}/{model}/s{seed}/{step}/{sampler}/samples.npz.
         out: directory to write into.
         recipes: of every artifact behind the metrics, where a figure of the paper is named (see `table.run`).
+        gammas: by data set and model, how strong its input perturbation is: models are named by it.
 
     Raises:
         UserError: a point that was asked for has no record, a file is malformed, or figures that were
             measured in different ways would share a panel.
     """
     out.mkdir(parents=True, exist_ok=True)
+    named = labels.models((model, strength) for (_, model), strength in (gammas or {}).items())
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(canvas.STYLE)
         if figure.is_curve:
-            _lines(name, figure, origin.attach(load(inputs), recipes), out)
+            found = load(inputs, gammas)
+            _lines(name, figure, found if figure.paper is None else origin.attach(found, recipes), out)
         elif figure.kind == "samples":
-            samples.draw(inputs, figure.images, out)
+            samples.draw(inputs, figure.images, out, named)
         else:
-            curves.draw(figure.kind, inputs, out)
+            curves.draw(figure.kind, inputs, out, named)
 
 
 def _lines(name: str, figure: Figure, found: list[Result], out: Path) -> None:
@@ -55,7 +66,7 @@ def _lines(name: str, figure: Figure, found: list[Result], out: Path) -> None:
     theirs = paper.select(figure.paper)
     every = [Point(one.dataset, one.model, one.sampler, one.step) for one in found]  # of a watch, what was measured
     points = dict.fromkeys(every if figure.kind == "monitor" else product(figure))
-    made = [value(results.get(point), figure.metric, theirs) for point in points]
+    made = [value(results.get(point), figure.metric, theirs) for point in by_gamma(results, list(points))]
     _check_panels(name, made)
     canvas.save(_draw(figure, made, theirs), out)
     write_csv(made, out / "figure.csv")
@@ -82,7 +93,7 @@ def _draw(figure: Figure, made: list[Entry], theirs: paper.PaperTable | None) ->
     axes = sheet.subplots(rows, columns, squeeze=False).flat
     for axis, entries in zip_longest(axes, panels):
         if entries:
-            _panel(axis, figure, entries, theirs)
+            _panel(axis, figure, entries, theirs, names(made))
         else:
             axis.set_visible(False)
     handles: dict[str, Any] = {}
@@ -99,14 +110,16 @@ def _draw(figure: Figure, made: list[Entry], theirs: paper.PaperTable | None) ->
     return sheet
 
 
-def _panel(axis: Axes, figure: Figure, made: list[Entry], theirs: paper.PaperTable | None) -> None:
+def _panel(
+    axis: Axes, figure: Figure, made: list[Entry], theirs: paper.PaperTable | None, named: Mapping[str, str]
+) -> None:
     lines = grouped(made, lambda entry: (entry.model, _part(figure, entry)))
     parts = list(dict.fromkeys(part for _, part in lines))
     several = any(entry.sd is not None for entry in made)
     unequal = len({entry.seeds for entry in made}) > 1
     for (model, part), entries in lines.items():
         entries.sort(key=lambda entry: _x(figure, entry))
-        name = labels.model(model) + (f", {part}" if len(parts) > 1 else "") + (_seeds(entries) if unequal else "")
+        name = named[model] + (f", {part}" if len(parts) > 1 else "") + (_seeds(entries) if unequal else "")
         _line(axis, [_x(figure, entry) for entry in entries], entries, canvas.dash(parts.index(part)), name)
         _paper_line(axis, figure, entries, theirs)
     axis.set_title(labels.dataset(made[0].dataset), loc="left", pad=16)

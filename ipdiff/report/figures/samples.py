@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +21,17 @@ IMAGE_PIXELS = 64
 COLUMNS = ("row", "dataset", "model", "seed", "step", "sampler", "first", "last", "source")
 
 
-def draw(inputs: list[Path], images: int, out: Path) -> None:
+def draw(inputs: list[Path], images: int, out: Path, named: Mapping[str, str]) -> None:
     """Write out/figure.png and out/figure.csv from samples.npz files, a row of so many `images` each.
+
+    `named` says how models are called; others go by `labels.model`.
 
     Raises:
         UserError: a file is no sample set or holds too few images.
     """
     found = [identify(path, "samples/DATASET/MODEL/sSEED/STEP/SAMPLER/samples.npz") for path in inputs]
     blocks = [_tile(_images(path, images)) for path in inputs]
-    canvas.save(_compose(blocks, [_row_label(item, found) for item in found]), out)
+    canvas.save(_compose(blocks, [_row_label(item, found, named) for item in found]), out)
     rows = [
         [row, one.dataset, one.model, one.seed, one.step, one.sampler, 0, images - 1, one.source]
         for row, one in enumerate(found)
@@ -85,7 +87,7 @@ def _compose(blocks: Sequence[NDArray[np.uint8]], names: Sequence[tuple[str, str
     return sheet
 
 
-def _row_label(item: Place, found: Sequence[Place]) -> tuple[str, str]:
+def _row_label(item: Place, found: Sequence[Place], named: Mapping[str, str]) -> tuple[str, str]:
     """The model, and below it the sampler and whatever else differs between the rows."""
     differs = {
         labels.dataset(item.dataset): {one.dataset for one in found},
@@ -93,4 +95,4 @@ def _row_label(item: Place, found: Sequence[Place]) -> tuple[str, str]:
         f"seed {item.seed}": {one.seed for one in found},
     }
     tail = [labels.sampler(item.sampler), *(text for text, values in differs.items() if len(values) > 1)]
-    return labels.model(item.model), ", ".join(tail)
+    return named.get(item.model) or labels.model(item.model), ", ".join(tail)

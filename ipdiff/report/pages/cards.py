@@ -15,7 +15,7 @@ from ipdiff.report import origin
 from ipdiff.report.origin import CHAIN, Link, Recipe
 from ipdiff.report.pages import page
 from ipdiff.report.results import grouped
-from ipdiff.report.tables.entries import Entry
+from ipdiff.report.tables.entries import Entry, names
 
 LINKS = ("metrics", *CHAIN, "reference")
 
@@ -43,12 +43,12 @@ def run(title: str, entries: Iterable[Entry], recipes: Iterable[Recipe], out: Pa
     Raises:
         UserError: the recipe of a number, or of what it was made from, was not given.
     """
+    entries = list(entries)
     read = origin.by_cell(recipes)
     points = grouped((entry for entry in entries if entry.kind == "value"), lambda entry: entry.card)
     cards = {at: list({entry.metric: entry for entry in group}.values()) for at, group in points.items()}
-    page.write(
-        "cards", out, {"title": title, "points": cards, "names": LINKS, "seeds": lambda entry: _made(entry, read)}
-    )
+    context = {"title": title, "points": cards, "names": names(entries), "links": LINKS}
+    page.write("cards", out, {**context, "seeds": lambda entry: _made(entry, read)})
 
 
 def _made(entry: Entry, recipes: Mapping[str, Recipe]) -> Iterator[Made]:

@@ -10,11 +10,11 @@ from typing import Any
 from ipdiff.errors import UserError
 from ipdiff.report import labels
 from ipdiff.report.figures import monitor
-from ipdiff.report.pages import cards, page
+from ipdiff.report.pages import answer, cards, page
 from ipdiff.report.pages.outcome import pairs
 from ipdiff.report.spec import Study
 from ipdiff.report.tables import table
-from ipdiff.report.tables.entries import read_csv
+from ipdiff.report.tables.entries import names, read_csv
 
 
 def run(
@@ -24,6 +24,7 @@ def run(
     figures: dict[str, Path],
     recipes: Iterable[Mapping[str, Any]],
     out: Path,
+    unperturbed: Mapping[str, str] | None = None,
 ) -> None:
     """Write out/index.html from finished tables and figures, and out/cards.html: where each number comes from.
 
@@ -34,6 +35,7 @@ def run(
         figures: directory of each figure, with figure.png and figure.csv.
         recipes: recipes of every artifact that the numbers were made from.
         out: directory to write into.
+        unperturbed: by model with input perturbation, its like without: what the page's first sentence is about.
 
     Raises:
         UserError: a table or figure of the study is missing or malformed.
@@ -50,8 +52,11 @@ def run(
             warnings[name] = monitor.lines(drawn) if figure.kind == "monitor" else []
     out.mkdir(parents=True, exist_ok=True)
     better = labels.better({entry.label: entry.metric for pair in found for entry, _ in pair.cases})
-    context = {"study_name": study_name, "study": study, "frames": frames, "pictures": pictures, "warnings": warnings}
-    page.write("index", out, {**context, "pairs": found, "better": better})
+    named = names(shown)
+    answers = answer.answers(frames.values(), unperturbed or {}, named)
+    context = {"study_name": study_name, "study": study, "frames": frames, "pictures": pictures, "names": named}
+    context |= {"answers": answers, "rule": answer.rule(answers), "pairs": found, "better": better}
+    page.write("index", out, {**context, "warnings": warnings})
     cards.run(study.title, shown, recipes, out)
 
 

@@ -12,15 +12,19 @@ from typing import Literal
 from ipdiff.errors import UserError
 from ipdiff.metrics.spec import METRICS
 from ipdiff.report import labels, paper
-from ipdiff.report.results import Protocol, Result
+from ipdiff.report.results import PIXELS, Protocol, Result
+from ipdiff.report.spec import Gamma
+from ipdiff.report.tables import verdicts
+from ipdiff.report.tables.verdicts import Verdict
 
-Verdict = Literal["", "better", "worse", "within spread", "one seed"]
-
+FAR = 5
+"""A model is far from converged where FID of its samples is more than so many times that of as many real images."""
 
 COLUMNS = (
     *("kind", "dataset", "model", "step", "sampler", "baseline", "baseline_step", "baseline_sampler", "metric"),
-    *("mean", "sd", "seed_count", "seeds", "values", "verdict", "nfe"),
+    *("gamma", "baseline_gamma", "mean", "sd", "seed_count", "seeds", "values", "verdict", "nfe"),
     *("n", "reference_n", "features", "features_digest", "reference_digest", "dimensions"),
+    *("half_n", "half_real", "half_samples"),
     *("paper", "minus_paper", "comparable", "reason", "unknown"),
 )
 """Of the csv, each an attribute of Entry."""
@@ -33,7 +37,9 @@ class Entry:
     `reason` says why the paper's value is not comparable, `unknown` what of it the paper does not say. For a
     difference, `model` minus `baseline`; `step`, `sampler` and `nfe` are the model's, `baseline_step`
     and `baseline_sampler` the baseline's. `values` holds one number for each seed of `seeds`. `dimensions` is how many
-    features of an image the metric compares, where that is known.
+    features of an image the metric compares, where that is known. `gamma` is how strongly the model's input was
+    perturbed. Of a value of a network's features, `half_real` is the FID between two halves of the real images, of
+    `half_n` each, and `half_samples` that of as many samples against one of them, for each seed.
     """
 
     dataset: str
@@ -57,6 +63,11 @@ class Entry:
     baseline: str = ""
     baseline_step: int | None = None
     baseline_sampler: str = ""
+    gamma: Gamma = ()
+    baseline_gamma: Gamma = ()
+    half_n: int | None = None
+    half_real: float | None = None
+    half_samples: tuple[float, ...] = ()
 
     @property
     def kind(self) -> Literal["value", "difference"]:
@@ -80,21 +91,8 @@ class Entry:
 
     @property
     def verdict(self) -> Verdict:
-        """What a difference says, in plain words: a plain mark of size against spread, not a significance test.
-
-        `better` or `worse`: the mean difference is larger than the standard deviation (N - 1) of the differences
-        across seeds, and on the better side (above 0 where higher is better, else below) or on the other. `within
-        spread`: it is not larger. `one seed`: fewer than two seeds in common, so the spread is unknown. None where
-        neither side of the metric is better.
-        """
-        higher = METRICS[self.metric].higher
-        if self.kind == "value" or higher is None:
-            return ""
-        if self.sd is None:
-            return "one seed"
-        if abs(self.mean) <= self.sd:
-            return "within spread"
-        return "better" if (self.mean > 0) is higher else "worse"
+        """What a difference says, in plain words: see `verdicts.verdict`."""
+        return "" if self.kind == "value" else verdicts.verdict(self.values, METRICS[self.metric].higher)
 
     @property
     def judged(self) -> bool:
@@ -121,10 +119,15 @@ class Entry:
         """The name of its point's card on the page of cards."""
         return f"{self.dataset}/{self.model}/{self.step}/{self.sampler}"
 
-    def mean_over(self, seeds: Sequence[int]) -> float:
-        """The mean over some of its training seeds."""
-        found = dict(zip(self.seeds, self.values, strict=True))
-        return statistics.fmean(found[seed] for seed in seeds)
+    def minus(self, other: Entry) -> tuple[float, ...]:
+        """Its values minus another one's, in the training seeds that both have, ascending."""
+        ours, theirs = (dict(zip(one.seeds, one.values, strict=True)) for one in (self, other))
+        return tuple(ours[seed] - theirs[seed] for seed in ours if seed in theirs)
+
+    @property
+    def far(self) -> bool:
+        """Whether the model is far from converged, as far as that is known; see `FAR`."""
+        return self.half_real is not None and statistics.fmean(self.half_samples) > FAR * self.half_real
 
     @property
     def same_sampler(self) -> bool:
@@ -134,7 +137,10 @@ class Entry:
 
 def value(result: Result, metric: str, table: paper.PaperTable | None) -> Entry:
     """The mean over seeds of one result, with the paper's value where there is one."""
-    return _entry(result, metric, result.values(metric), paper.match(table, result, metric))
+    made = _entry(result, metric, result.values(metric), paper.match(table, result, metric))
+    if result.halves is None or made.features == PIXELS:
+        return made
+    return replace(made, half_n=result.halves.n, half_real=result.halves.real, half_samples=result.halves.samples)
 
 
 def difference(result: Result, base: Result, metric: str, table: paper.PaperTable | None) -> Entry:
@@ -157,7 +163,20 @@ def difference(result: Result, base: Result, metric: str, table: paper.PaperTabl
         )
     found = _paper_difference(paper.match(table, result, metric), paper.match(table, base, metric))
     made = _entry(result, metric, pairs, found)
-    return replace(made, baseline=base.model, baseline_step=base.step, baseline_sampler=base.sampler)
+    return replace(
+        made,
+        baseline=base.model,
+        baseline_step=base.step,
+        baseline_sampler=base.sampler,
+        baseline_gamma=base.gamma,
+    )
+
+
+def names(entries: Iterable[Entry]) -> dict[str, str]:
+    """How a view of these entries names its models."""
+    found = list(entries)
+    both = [(entry.model, entry.gamma) for entry in found]
+    return labels.models([*both, *((entry.baseline, entry.baseline_gamma) for entry in found if entry.baseline)])
 
 
 def write_csv(entries: Iterable[Entry], path: Path) -> None:
@@ -197,6 +216,7 @@ def _entry(result: Result, metric: str, values: dict[int, float], found: paper.M
         comparable=found.comparable,
         reason=found.reason,
         unknown=", ".join(found.unknown),
+        gamma=result.gamma,
     )
 
 
@@ -225,6 +245,7 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "float | None": lambda text: float(text) if text else None,
     "tuple[int, ...]": lambda text: tuple(map(int, text.split())),
     "tuple[float, ...]": lambda text: tuple(map(float, text.split())),
+    "Gamma": lambda text: tuple(map(float, text.split())),
 }
 """By the type of a field of an entry how its text is read; other fields are text."""
 

@@ -15,7 +15,9 @@ from ipdiff.metrics.spec import METRICS
 from ipdiff.report import labels
 from ipdiff.report.results import grouped
 from ipdiff.report.spec import Table
-from ipdiff.report.tables.entries import Entry, Verdict
+from ipdiff.report.tables import verdicts
+from ipdiff.report.tables.entries import Entry, names
+from ipdiff.report.tables.verdicts import Verdict
 
 Key = tuple[str, ...]
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
@@ -92,14 +94,15 @@ def panels(table: Table, entries: list[Entry]) -> list[Panel]:
     """
     rows, columns = table.axes
     samplers = {name for entry in entries for name in (entry.sampler, entry.baseline_sampler) if name}
-    stubs = {**labels.AXES, "sampler": labels.sampler_axis(samplers)}
-    places, best = decimals(entries), [entry for contest in contests(table, entries) for entry in contest.best()]
+    axes = {**labels.AXES, "model": labels.AXES["model"]._replace(name=names(entries).__getitem__)}
+    stubs = {**axes, "sampler": labels.sampler_axis(samplers)}
+    places, bold = decimals(entries), [best(contest) for contest in contests(table, entries)]
     cells = [
         _Cell(
             tuple(label(entry, axis, stubs) for axis in rows),
-            tuple(label(entry, axis) for axis in columns),
+            tuple(label(entry, axis, axes) for axis in columns),
             entry,
-            _text(entry, places[entry.metric], entry in best),
+            _text(entry, places[entry.metric], entry in bold),
         )
         for entry in entries
     ]
@@ -139,11 +142,11 @@ def mean_text(entry: Entry, places: int) -> str:
     return main if entry.sd is None else f"{main} {PLUS_MINUS} {labels.number(entry.sd, places)}"
 
 
-def _text(entry: Entry, places: int, best: bool) -> Text:
+def _text(entry: Entry, places: int, bold: bool) -> Text:
     paper = ""
     if entry.paper is not None and entry.comparable:
         paper = labels.number(entry.paper, METRICS[entry.metric].decimals, signed=entry.kind == "difference")
-    return Text(mean_text(entry, places), entry.verdict, paper, best, entry.card)
+    return Text(mean_text(entry, places), entry.verdict, paper, bold, entry.card)
 
 
 def _groups(cells: list[_Cell]) -> list[list[_Cell]]:
@@ -189,31 +192,24 @@ def _sorted(keys: Sequence[Key]) -> list[Key]:
     return sorted(keys, key=lambda key: [rank[label] for rank, label in zip(ranks, key, strict=True)])
 
 
-@dataclass(frozen=True)
-class Contest:
-    """Values of different models under otherwise equal conditions, and the training seeds that all of them have."""
-
-    entries: list[Entry]
-    seeds: tuple[int, ...]
-
-    def best(self) -> list[Entry]:
-        """Those of the best mean over the common seeds; none without a common seed."""
-        means = [entry.mean_over(self.seeds) for entry in self.entries] if self.seeds else []
-        if not means:
-            return []
-        best = max(means) if METRICS[self.entries[0].metric].higher else min(means)
-        return [entry for entry, mean in zip(self.entries, means, strict=True) if mean == best]
+def best(contest: Sequence[Entry]) -> Entry | None:
+    """The one that is better than each other one by the rule of `verdicts.separate`, if there is one."""
+    for entry in contest:
+        others = (entry.minus(other) for other in contest if other is not entry)
+        if all(verdicts.separate(differences, METRICS[entry.metric].higher) == "better" for differences in others):
+            return entry
+    return None
 
 
-def contests(table: Table, entries: Iterable[Entry]) -> list[Contest]:
-    """Where models are held against each other: of a data set's points, or at equal samplers and steps."""
+def contests(table: Table, entries: Iterable[Entry]) -> list[list[Entry]]:
+    """Values of different models that are held against each other: of a data set's points, or under equal conditions.
+
+    Equal conditions are the same sampler, and the same training steps where the table asks for some.
+    """
 
     def conditions(entry: Entry) -> tuple[object, ...]:
         where = () if table.points else (entry.sampler, entry.step if table.steps else None)
         return entry.dataset, entry.metric, entry.protocol, *where
 
-    return [
-        Contest(group, tuple(seed for seed in group[0].seeds if all(seed in entry.seeds for entry in group)))
-        for group in grouped((entry for entry in entries if entry.judged), conditions).values()
-        if len({entry.model for entry in group}) > 1
-    ]
+    groups = grouped((entry for entry in entries if entry.judged), conditions).values()
+    return [group for group in groups if len({entry.model for entry in group}) > 1]

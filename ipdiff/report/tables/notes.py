@@ -2,47 +2,56 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Mapping
+
 from ipdiff.report import labels
 from ipdiff.report.paper import PaperTable
 from ipdiff.report.results import grouped
 from ipdiff.report.spec import Table
-from ipdiff.report.tables.entries import Entry
-from ipdiff.report.tables.layout import PLUS_MINUS, contests
+from ipdiff.report.tables.entries import FAR, Entry, names
+from ipdiff.report.tables.layout import PLUS_MINUS, best, contests
+from ipdiff.report.tables.verdicts import SEPARATES
 from ipdiff.sample_sets.spec import Sampler
+
+SHOWN = 4
+"""Points that a sentence names at most."""
 
 
 def write(table: Table, entries: list[Entry], paper: PaperTable | None) -> list[str]:
     """The notes of a table, its own first."""
-    values = [entry for entry in entries if entry.kind == "value"]
+    values, named = [entry for entry in entries if entry.kind == "value"], names(entries)
     found = [
         table.note,
-        _seeds(values),
+        _seeds(values, named),
         _differences([entry for entry in entries if entry.kind == "difference"]),
         _best(table, values),
-        _constants(table, entries[0]),
-        _steps(table, values),
+        _constants(table, entries[0], named),
+        _strengths(values, named),
+        _steps(table, values, named),
         _protocols(entries),
         _dimensions(values),
+        *_halves(values, named),
         _calls(values),
-        _comparable(values, paper),
+        _comparable(values, paper, named),
         _missing(values, paper),
     ]
     return [note for note in found if note]
 
 
-def _models(entries: list[Entry]) -> list[str]:
-    return list(dict.fromkeys(labels.model(entry.model) for entry in entries))
+def _models(entries: list[Entry], named: Mapping[str, str]) -> list[str]:
+    return list(dict.fromkeys(named[entry.model] for entry in entries))
 
 
 def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def _seeds(values: list[Entry]) -> str:
+def _seeds(values: list[Entry], named: Mapping[str, str]) -> str:
     groups = grouped(values, lambda entry: entry.seeds)
     if len(groups) == 1:
         return _sentence(_over(*groups))
-    return "; ".join(f"{', '.join(_models(group))}: {_over(seeds)}" for seeds, group in groups.items()) + "."
+    return "; ".join(f"{' and '.join(_models(group, named))}: {_over(seeds)}" for seeds, group in groups.items()) + "."
 
 
 def _over(seeds: tuple[int, ...]) -> str:
@@ -72,46 +81,56 @@ def _best(table: Table, values: list[Entry]) -> str:
         return ""
     direction = _sentence(text)
     found = contests(table, values)
-    judged = [contest for contest in found if contest.seeds]
+    judged = [contest for contest in found if any(len(one.minus(contest[0])) > 1 for one in contest[1:])]
     if not found:
         return direction
     if not judged:
-        return f"{direction} None is in bold: the models have no training seed in common."
+        return f"{direction} None is in bold: without two training seeds in common there is no spread to judge by."
+    if not any(map(best, judged)):
+        return f"{direction} None is in bold, for no model separates from each other one: {SEPARATES}."
     where = "of a data set" if table.points else "under equal conditions"
-    best = {"lower is better": "lowest", "higher is better": "highest"}.get(text, "best")
-    bold = f"Bold: the {best} mean among the models {where}"
-    if any(set(entry.seeds) != set(contest.seeds) for contest in judged for entry in contest.entries):
-        common = " or ".join(dict.fromkeys(", ".join(map(str, contest.seeds)) for contest in judged))
-        bold += f", over the training seeds that they have in common ({common})"
-    without = ", none where they have no training seed in common" if len(judged) < len(found) else ""
-    return f"{direction} {bold}{without}."
+    word = {"lower is better": "lowest", "higher is better": "highest"}.get(text, "best")
+    return (
+        f"{direction} Bold: the {word} mean among the models {where}, only where it separates from each other one: "
+        f"{SEPARATES}."
+    )
 
 
-def _constants(table: Table, one: Entry) -> str:
+def _constants(table: Table, one: Entry, named: Mapping[str, str]) -> str:
     rows, columns = table.axes
     shown = {labels.AXES[axis].of for axis in rows + columns}
     constant = [axis for axis in ("metric", "dataset", "model", "sampler") if labels.AXES[axis].of not in shown]
     return " ".join(
-        f"{header.capitalize()}: {name(getattr(one, of))}."
+        f"{header.capitalize()}: {named[one.model] if of == 'model' else name(getattr(one, of))}."
         for header, name, of in (labels.AXES[axis] for axis in constant)
     )
 
 
-def _steps(table: Table, values: list[Entry]) -> str:
+def _strengths(values: list[Entry], named: Mapping[str, str]) -> str:
+    """Of models whose gamma is another one on each data set, so that their name does not say it."""
+    parts: list[str] = []
+    for model, group in grouped(values, lambda entry: entry.model).items():
+        found = {labels.dataset(entry.dataset): labels.gamma(entry.gamma) for entry in group if entry.gamma}
+        if len(set(found.values())) > 1:
+            parts.append(f"{named[model]} {', '.join(f'{dataset} {text}' for dataset, text in found.items())}")
+    return f"Gamma: {'; '.join(parts)}." if parts else ""
+
+
+def _steps(table: Table, values: list[Entry], named: Mapping[str, str]) -> str:
     rows, columns = table.axes
     if "step" in rows + columns:
         return ""
-    texts = {name: _by_model(group) for name, group in grouped(values, lambda entry: entry.dataset).items()}
+    texts = {name: _by_model(group, named) for name, group in grouped(values, lambda entry: entry.dataset).items()}
     if len(set(texts.values())) == 1:
         return f"Training steps: {next(iter(texts.values()))}."
     return f"Training steps: {'; '.join(f'{labels.dataset(name)}: {text}' for name, text in texts.items())}."
 
 
-def _by_model(values: list[Entry]) -> str:
-    steps = {labels.model(entry.model): entry.step for entry in values}
+def _by_model(values: list[Entry], named: Mapping[str, str]) -> str:
+    steps = {named[entry.model]: entry.step for entry in values}
     if len(set(steps.values())) == 1:
         return f"{values[0].step:,}"
-    return ", ".join(f"{name} {step:,}" for name, step in steps.items())
+    return ", ".join(f"{step:,} ({name})" for name, step in steps.items())
 
 
 def _protocols(entries: list[Entry]) -> str:
@@ -131,6 +150,36 @@ def _dimensions(values: list[Entry]) -> str:
     return f"Features of an image that are compared: {', '.join(parts)}." if groups else ""
 
 
+def _halves(values: list[Entry], named: Mapping[str, str]) -> list[str]:
+    """How far the models are from converged: a line for each data set and number of images."""
+    points = {entry.card: entry for entry in values if entry.half_n}.values()
+    groups = grouped(points, lambda entry: (entry.dataset, entry.half_n, entry.half_real))
+    several = len({entry.dataset for entry in values}) > 1
+    return [
+        (f"{labels.dataset(dataset)}: " if several else "") + _half(list(group), real or 0.0, named)
+        for (dataset, _, real), group in groups.items()
+    ]
+
+
+def _half(points: list[Entry], real: float, named: Mapping[str, str]) -> str:
+    one, found = points[0], [statistics.fmean(entry.half_samples) for entry in points]
+    fid, places = labels.metric("fid", one.features, one.features_digest), labels.decimals([real, *found])
+    least, most = (labels.number(value, places) for value in (min(found), max(found)))
+    start = " (which start from real images, of that half too)" if Sampler.parse(one.sampler).row.from_images else ""
+    far = [entry for entry in points if entry.far]
+    if not far:
+        said = f"none is far from converged (above {FAR} times the first)"
+    else:
+        which = "; ".join(f"{named[entry.model]} at {labels.sampler(entry.sampler)}" for entry in far[:SHOWN])
+        more = f" and {len(far) - SHOWN} more" if len(far) > SHOWN else ""
+        which = "all" if len(far) == len(points) else f"{len(far)} of {len(points)}: {which}{more}"
+        said = f"far from converged (above {FAR} times the first): {which}"
+    return (
+        f"{fid} between two disjoint halves of the real images, {one.half_n:,} in each: {labels.number(real, places)}; "
+        f"of as many samples{start} against the same half: {least if least == most else f'{least} to {most}'}; {said}."
+    )
+
+
 def _calls(values: list[Entry]) -> str:
     """Where a grid keeps another number of steps than T'."""
     found = {labels.sampler(entry.sampler): entry.nfe for entry in values}
@@ -139,14 +188,14 @@ def _calls(values: list[Entry]) -> str:
     return f"Network calls an image (NFE): {texts}." if texts else ""
 
 
-def _comparable(values: list[Entry], paper: PaperTable | None) -> str:
+def _comparable(values: list[Entry], paper: PaperTable | None, named: Mapping[str, str]) -> str:
     shown = [entry for entry in values if entry.comparable]
     if paper is None or not shown:
         return ""
     said = [f"In brackets: the paper's value ({paper.source}).", paper.caveat]
     said += [paper.caveats.get(name, "") for name in dict.fromkeys(entry.dataset for entry in shown)]
     if unknown := grouped((entry for entry in shown if entry.unknown), lambda entry: entry.unknown):
-        parts = "; ".join(f"{what} of {' and '.join(_models(group))}" for what, group in unknown.items())
+        parts = "; ".join(f"{what} of {' and '.join(_models(group, named))}" for what, group in unknown.items())
         said.append(f"Not known of the paper's figures, and not compared: {parts}.")
     return " ".join(text for text in said if text)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 from ipdiff.report import origin, paper
 from ipdiff.report.origin import Recipe
 from ipdiff.report.results import Result, Results, load
-from ipdiff.report.spec import Point, Table, product
+from ipdiff.report.spec import Gamma, Point, Table, product
 from ipdiff.report.tables import entries, layout, notes, render
 from ipdiff.report.tables.entries import Entry
 
@@ -25,7 +25,14 @@ class Frame:
     notes: list[str]
 
 
-def run(name: str, table: Table, metrics: list[Path], out: Path, recipes: Sequence[Recipe] = ()) -> None:
+def run(
+    name: str,
+    table: Table,
+    metrics: list[Path],
+    out: Path,
+    recipes: Sequence[Recipe] = (),
+    gammas: Mapping[tuple[str, str], Gamma] | None = None,
+) -> None:
     """Write out/table.csv, out/table.md and out/table.tex from metrics files.
 
     Args:
@@ -35,11 +42,13 @@ def run(name: str, table: Table, metrics: list[Path], out: Path, recipes: Sequen
         out: directory to write into.
         recipes: of every artifact behind the metrics, where a table of the paper is named: what ours were made
             with is held against what the paper's were made with. Without them no figure is comparable.
+        gammas: by data set and model, how strong its input perturbation is: models are named and ordered by it.
 
     Raises:
         UserError: a cell that was asked for has no record, or figures do not belong together.
     """
-    made = frame(table, build(table, origin.attach(load(metrics), recipes)))
+    found = load(metrics, gammas)
+    made = frame(table, build(table, found if table.paper is None else origin.attach(found, recipes)))
     out.mkdir(parents=True, exist_ok=True)
     entries.write_csv(made.entries, out / "table.csv")
     (out / "table.md").write_bytes(render.markdown(table.title, made.panels, made.notes).encode())
@@ -49,11 +58,13 @@ def run(name: str, table: Table, metrics: list[Path], out: Path, recipes: Sequen
 def build(table: Table, found: Iterable[Result]) -> list[Entry]:
     """Join seeds and compare: for each point, or data set and model of a product, values, then differences.
 
+    The models of a product come in the order of their gamma.
+
     Raises:
         UserError: a cell that was asked for has no record, or figures do not belong together.
     """
     results, theirs = Results(f"table '{table.title}'", found), paper.select(table.paper)
-    points = table.points or product(table)
+    points = table.points or by_gamma(results, product(table))
     blocks = groupby(points, key=lambda at: at if table.points else (at.dataset, at.model))
     made: list[Entry] = []
     for block in (list(block) for _, block in blocks):
@@ -66,6 +77,12 @@ def build(table: Table, found: Iterable[Result]) -> list[Entry]:
             for metric in table.metrics
         ]
     return made
+
+
+def by_gamma(results: Results, points: list[Point]) -> list[Point]:
+    """The points of each data set, models of weaker input perturbation first, else in their order."""
+    datasets = list(dict.fromkeys(point.dataset for point in points))
+    return sorted(points, key=lambda at: (datasets.index(at.dataset), max(results.get(at).gamma, default=0.0)))
 
 
 def _compared(table: Table, at: Point, base: Point) -> bool:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from unit.raw_data import prepared, source
+from unit.told import heard
 
 from ipdiff.data import prepare
 from ipdiff.data.arrays import load_npz, save_npz, stream_npz
@@ -61,9 +62,9 @@ def test_limit_and_num_images(tmp_path):
 
 
 def test_progress_counts_images(tmp_path):
-    told = []
-    prepare.run(DIGITS, tmp_path, progress=told.append)
-    assert told == [1797]
+    with heard() as told:
+        prepare.run(DIGITS, tmp_path)
+    assert (told.begun, told.done) == ([("images", DIGITS.expected_images, 0)], [1797])
 
 
 @pytest.mark.parametrize("row", [(8, 8, 3), (), (5,)])

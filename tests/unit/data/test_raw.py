@@ -152,6 +152,22 @@ def test_the_inception_network_is_got_the_same_way(server, monkeypatch):
     assert len(server.asked) == 1
 
 
+def test_mirrors_are_tried_in_turn(server, capsys):
+    mirrors = [f"{server.url}/page", f"{server.url}/torn", f"{server.url}/whole", f"{server.url}/plain"]
+    assert obtain(archive(url=f"{server.url}/none", mirrors=mirrors)).read_bytes() == DATA
+    assert [path for path, _ in server.asked] == ["/none", "/page", "/torn", "/whole"]
+    said = capsys.readouterr().err.splitlines()
+    assert [line.rpartition(" now from ")[2] for line in said] == mirrors[:3]
+    assert "404" in said[0]
+    assert visible() == ["a.zip"]
+
+
+def test_where_no_mirror_has_it_the_last_is_said(server):
+    assert "404" in refusal(archive(url=f"{server.url}/page", mirrors=[f"{server.url}/none"]))
+    with pytest.raises(ValueError, match="mirrors are given, but no url"):
+        archive(mirrors=["http://127.0.0.1:9/x"])
+
+
 def test_a_broken_download_goes_on_where_it_stopped(server):
     text = refusal(archive(url=f"{server.url}/torn"))
     assert "cannot be downloaded" in text

@@ -158,13 +158,6 @@ def test_what_is_certain_not_to_fit_is_refused_beforehand(monkeypatch: pytest.Mo
         assert silent.largest == 8
 
 
-def test_more_than_the_host_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "host_free", lambda: 3 * 2**30)
-    memory.require_host(3 * 2**30, "a state")
-    with pytest.raises(UserError, match="^a state needs 4 GiB of this machine's memory, 3 GiB are free; ask for more$"):
-        memory.require_host(4 * 2**30, "a state")
-
-
 def system(root: Path, available: int, groups: str, **files: str) -> Path:
     for name, text in {"proc/meminfo": f"MemAvailable: {available} kB\n", "proc/self/cgroup": groups, **files}.items():
         path = root / name

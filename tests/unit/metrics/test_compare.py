@@ -13,7 +13,6 @@ from unit.params_factory import small, write
 from ipdiff import cli
 from ipdiff.data.arrays import save_npz
 from ipdiff.device.spec import Compute
-from ipdiff.metrics import compare as comparison
 from ipdiff.metrics import evaluate
 from ipdiff.metrics.features.extractors import Network
 from ipdiff.metrics.spec import Inception
@@ -44,8 +43,6 @@ def folder(tmp_path_factory):
 def compare(folder, capsys, monkeypatch):
     """Run the command with names of files; returns exit code and what it printed."""
     monkeypatch.chdir(folder)
-    published = hashlib.sha256(Path("net.pt").read_bytes()).hexdigest()
-    monkeypatch.setattr(comparison, "INCEPTION_SHA256", published)
 
     def run(samples, reference, *options):
         options = options if "--features" in options else (*options, "--features", "net.pt")
@@ -178,16 +175,36 @@ def test_refusals(compare, folder, samples, reference, options, said):
     assert said in text
 
 
-def test_another_program_is_not_opened(compare, folder, monkeypatch):
-    """Nobody has named its digest."""
+def test_another_inception_file_is_a_choice_that_the_output_names(compare, folder):
     write_inception(folder / "other.pt", seed=2)
-    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("it was opened"))
-    code, text = compare("drawn_images.npz", "real_images.npz", "--features", "other.pt")
+    code, text = compare("drawn_images.npz", "real_images.npz", "--features", "other.pt", "--json")
+    assert code == 0, text
     digest = hashlib.sha256(Path("other.pt").read_bytes()).hexdigest()
+    assert (json.loads(text)["features"], json.loads(text)["features_digest"]) == ("other inception", digest)
+    first = json.loads(compare("drawn_images.npz", "real_images.npz", "--json")[1])
+    assert first["fid"] != json.loads(text)["fid"]
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
+def test_a_program_that_is_no_inception_is_refused(compare, folder):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), folder / "linear.pt")
+    code, text = compare("drawn_images.npz", "real_images.npz", "--features", "linear.pt")
     assert code == 2
-    assert text.startswith(
-        f"ipdiff: other.pt: sha256 {digest}, not that of the Inception network of 2015-12-05; the set"
+    assert "linear.pt: not the Inception network of 2015-12-05" in text
+
+
+def test_pixels_need_no_network(compare, folder, monkeypatch):
+    monkeypatch.setenv("IPDIFF_INCEPTION", "nowhere.pt")
+    code, text = compare(
+        "drawn_images.npz", "real_images.npz", "--features", "inception", "--metrics", "pixel_fd", "--json"
     )
+    assert code == 0, text
+    got = json.loads(text)
+    whole = json.loads(compare("drawn_images.npz", "real_images.npz", "--json")[1])
+    assert got["pixel_fd"] == pytest.approx(whole["pixel_fd"], rel=1e-9)
+    assert (got["features"], got["features_digest"], got["dimensions"]) == (None, None, {"pixel_fd": 192})
+    code, text = compare("drawn_images.npz", "real_stats.npz", "--metrics", "pixel_fd", "--json")  # another's features
+    assert json.loads(text)["pixel_fd"] == pytest.approx(whole["pixel_fd"], rel=1e-9)
 
 
 def test_the_published_network_is_what_inception_means(compare, folder, monkeypatch):

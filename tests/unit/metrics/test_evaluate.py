@@ -14,11 +14,11 @@ from ipdiff.data.arrays import load_npz, save_npz
 from ipdiff.data.spec import Source
 from ipdiff.device.spec import Compute
 from ipdiff.errors import Preempted, UserError
-from ipdiff.metrics import classifier, evaluate, neighbours, reference
+from ipdiff.metrics import classifier, evaluate, halves, neighbours, reference, sets
 from ipdiff.metrics.features import extractors
 from ipdiff.metrics.features.classifier_features import ClassifierFeatures
 from ipdiff.metrics.features.extractors import Network
-from ipdiff.metrics.spec import Classifier, KernelDistance, Reference
+from ipdiff.metrics.spec import Classifier, KernelDistance, Reference, label
 from ipdiff.work.shards import Shards
 
 SPEC, CPU = Classifier(steps=60, width=16), Compute()
@@ -47,8 +47,8 @@ def images(pipeline):
 def measure(pipeline, tmp_path, samples, about=None, **options):
     save_npz(tmp_path / "samples.npz", arr_0=samples)
     stats = options.pop("stats", pipeline / "stats.npz")
-    evaluate.run(network(pipeline), CPU, tmp_path / "samples.npz", stats, about or {}, tmp_path, **options)
-    return json.loads((tmp_path / "metrics.json").read_text())
+    said = evaluate.run(network(pipeline), CPU, tmp_path / "samples.npz", stats, about or {}, tmp_path, **options)
+    return {**json.loads((tmp_path / "metrics.json").read_text()), **said["measured"]}
 
 
 def test_reference_has_equal_bytes_and_the_evaluators_names(pipeline, tmp_path):
@@ -85,7 +85,10 @@ def test_metrics_carry_what_they_are(pipeline, images, tmp_path):
         "adm-ip",
     )
     text = (tmp_path / "metrics.json").read_text()
-    assert text == json.dumps(got, indent=1, sort_keys=True) + "\n"
+    words = {"features", "features_digest", "model"}
+    numbers = {name: value for name, value in got.items() if name not in words}
+    assert text == json.dumps(numbers, indent=1, sort_keys=True) + "\n"
+    assert all(isinstance(value, int | float | dict) for value in numbers.values())
     assert all(float(f"{got[name]:.10g}") == got[name] for name in ("fid", "sfid", "pixel_fd"))
     measure(pipeline, tmp_path, images[:500], about)
     assert (tmp_path / "metrics.json").read_text() == text
@@ -184,6 +187,78 @@ def test_metrics_that_are_asked_for_with_their_settings(pipeline, images, tmp_pa
         measure(pipeline, tmp_path, images[:5], **more)
 
 
+# Halves of the real images
+
+
+@pytest.mark.parametrize(
+    ("of", "n", "count", "size"),
+    [(Reference(), 100, 30, 30), (Reference(), 101, 3000, 50), (Reference(images=20, seed=3), 100, 30, 10)],
+)
+def test_halves_are_disjoint_parts_of_the_reference_images(of, n, count, size):
+    first, second = halves.halves(of, n, count)
+    assert len({*first} | {*second}) == 2 * size == len(first) + len(second)
+    chosen = sets.rows(of, n)
+    assert {*first, *second} <= {*(range(n) if chosen is None else chosen)}
+    assert [list(half) for half in halves.halves(of, n, count)] == [list(first), list(second)]
+    assert max(first) > n // 2 > min(second), "not the first and the last: data sets are sorted by label"
+
+
+@pytest.mark.parametrize("batch", [1, 7, 500])
+def test_a_part_is_the_images_at_its_places_however_they_are_batched(batch):
+    rows = np.random.default_rng(0).normal(size=(40, 3))
+    part = halves.Part(range(11, 29))
+    for start in range(0, 40, batch):
+        if start < 29:
+            with pytest.raises(ValueError, match=r"images 11\.\.28 have not all been shown"):
+                _ = part.moments
+        part({"pool": rows[start : start + batch]})
+    mean, covariance = part.moments
+    np.testing.assert_allclose(mean, rows[11:29].mean(0), rtol=1e-12)
+    np.testing.assert_allclose(covariance, np.cov(rows[11:29], rowvar=False), rtol=1e-12)
+
+
+def test_samples_are_held_against_the_same_half_as_real_images(pipeline, images, tmp_path):
+    halves.run(ALL, network(pipeline), CPU, pipeline / "images.npy", tmp_path, count=600)
+    first, second = halves.halves(ALL, len(images), 600)
+    plain = measure(pipeline, tmp_path, images[first])
+    got = measure(pipeline, tmp_path, images[first], halves=tmp_path / "halves.npz")
+    assert got == {**plain, "half_n": 600, "half_fid": got["half_fid_real"], "half_fid_real": got["half_fid_real"]}
+    save_npz(tmp_path / "real.npz", arr_0=images[second])
+    assert got["half_fid"] == pytest.approx(against(pipeline, tmp_path, images[first], images[second]), rel=1e-9)
+    twice = measure(pipeline, tmp_path, images[np.concatenate([second, first])], halves=tmp_path / "halves.npz")
+    assert (twice["n"], twice["half_n"]) == (1200, 600)
+    assert twice["half_fid"] < 1e-8, "the first images of a set, and as many"
+    noise = np.random.default_rng(0).integers(0, 256, (600, 8, 8, 1), dtype=np.uint8)
+    assert measure(pipeline, tmp_path, noise, halves=tmp_path / "halves.npz")["half_fid"] > 5 * got["half_fid_real"]
+
+
+def against(pipeline, tmp_path, samples, real):
+    """FID of two sets of images, by the stages `reference` and `evaluate`."""
+    out = tmp_path / "real"
+    out.mkdir()
+    np.save(out / "images.npy", real)
+    reference.run(ALL, network(pipeline), CPU, out / "images.npy", out)
+    return measure(pipeline, tmp_path, samples, stats=out / "stats.npz")["fid"]
+
+
+def test_halves_of_too_few_or_other_images_are_no_halves(pipeline, images, tmp_path):
+    np.save(tmp_path / "images.npy", images[:3])
+    halves.run(ALL, network(pipeline), CPU, tmp_path / "images.npy", tmp_path, count=50)
+    path = tmp_path / "halves.npz"
+    assert not [name for name in measure(pipeline, tmp_path, images[:50], halves=path) if name.startswith("half")]
+    halves.run(ALL, network(pipeline), CPU, pipeline / "images.npy", tmp_path, count=60)
+    with pytest.raises(
+        UserError, match=r"halves\.npz: halves of 60 images, but there are 50 samples; make it for as many"
+    ):
+        measure(pipeline, tmp_path, images[:50], halves=path)
+    save_npz(path, **{**load_npz(path), "features": np.array("classifier other")})
+    with pytest.raises(UserError, match=r"halves\.npz: halves of the features classifier other; the samples"):
+        measure(pipeline, tmp_path, images[:60], halves=path)
+    save_npz(path, n=np.array(60))
+    with pytest.raises(UserError, match=r"halves\.npz: not written by the stage `halves`: no features"):
+        measure(pipeline, tmp_path, images[:60], halves=path)
+
+
 def test_order_of_the_images_does_not_matter(pipeline, images, tmp_path):
     """To the published ten digits, but for the rounding of sums: 1e-7 relative."""
     rng = np.random.default_rng(1)
@@ -206,22 +281,26 @@ def small_units(monkeypatch):
 @pytest.mark.parametrize("count", [1, 3, 7])
 def test_any_number_of_processes_makes_the_same_files(pipeline, images, tmp_path, count):
     near = tmp_path / "near"
-    for place in ("alone", "near", "shared"):
+    for place in ("alone", "near", "half", "shared"):
         (tmp_path / place).mkdir()
     neighbours.run(ALL, network(pipeline), CPU, pipeline / "images.npy", near)
     save_npz(tmp_path / "samples.npz", arr_0=images[::-1])
     arguments = (network(pipeline), CPU, tmp_path / "samples.npz", pipeline / "stats.npz", {})
-    evaluate.run(*arguments, tmp_path / "alone", neighbours=near)
+    halves.run(ALL, network(pipeline), CPU, pipeline / "images.npy", tmp_path / "half", count=1797)
+    more = {"neighbours": near, "halves": tmp_path / "half/halves.npz"}
+    evaluate.run(*arguments, tmp_path / "alone", **more)
     for rank in reversed(range(count)):
         out, shards = tmp_path / "shared", functools.partial(Shards, rank=rank, count=count)
         reference.run(ALL, network(pipeline), CPU, pipeline / "images.npy", out, shards(tmp_path / "a"))
         neighbours.run(ALL, network(pipeline), CPU, pipeline / "images.npy", out, shards(tmp_path / "b"))
-        evaluate.run(*arguments, out, neighbours=near, shards=shards(tmp_path / "c"))
+        evaluate.run(*arguments, out, **more, shards=shards(tmp_path / "c"))
+        halves.run(ALL, network(pipeline), CPU, pipeline / "images.npy", out, shards(tmp_path / "d"), count=1797)
         assert (len(list(out.iterdir())) == 0) == (rank > 0)
     for made, expected in {
         "stats.npz": pipeline / "stats.npz",
         "features.npy": near / "features.npy",
         "radii.npy": near / "radii.npy",
+        "halves.npz": tmp_path / "half/halves.npz",
         "metrics.json": tmp_path / "alone/metrics.json",
     }.items():
         assert (tmp_path / "shared" / made).read_bytes() == expected.read_bytes(), made
@@ -267,3 +346,15 @@ def test_pooled_features_are_kept_as_float32_and_no_more_than_were_announced():
     np.testing.assert_array_equal(kept.array(), rows)
     with pytest.raises(ValueError, match="6 images were shown; 5 were announced"):
         kept({"pool": rows[:1]})
+
+
+def test_on_pixels_as_features_fid_is_the_pixel_distance(images, tmp_path):
+    pixels = Network("pixels")
+    np.save(tmp_path / "images.npy", images)
+    reference.run(ALL, pixels, CPU, tmp_path / "images.npy", tmp_path)
+    save_npz(tmp_path / "samples.npz", arr_0=images[:500])
+    evaluate.run(pixels, CPU, tmp_path / "samples.npz", tmp_path / "stats.npz", {}, tmp_path)
+    got = json.loads((tmp_path / "metrics.json").read_text())
+    assert got["fid"] == got["pixel_fd"] > 0
+    assert "sfid" not in got
+    assert label("fid", got["features"], got["features_digest"]) == "FD (pixels:1)"

@@ -19,11 +19,12 @@ from ipdiff import cli
 from ipdiff.data.arrays import load_npz, save_npz
 from ipdiff.device.spec import Compute
 from ipdiff.errors import ConfigError, IntegrityError, UserError
-from ipdiff.metrics import compare, fid, kid
+from ipdiff.metrics import fid, kid
 from ipdiff.metrics.features.extractors import Network
+from ipdiff.metrics.outside.compare import compare
 from ipdiff.metrics.spec import TorchScript
 from ipdiff.pipeline import config, grid
-from ipdiff.report.results import aggregate
+from ipdiff.report.results import aggregate, with_words
 from ipdiff.report.spec import Table
 from ipdiff.report.tables import entries, layout, notes
 
@@ -194,11 +195,11 @@ def test_distances_on_it(net):
     assert (got["features"], got["dimensions"]) == ("torchscript", {"fid": 5})
     assert got["features_digest"].startswith(net["sha256"])
     assert kid(real, real, features=TorchScript(**net))["kid"] < 0  # the estimate without the equal pairs
-    everything = compare.compare(drawn, real, TorchScript(**net), CPU).values
+    everything = compare(drawn, real, TorchScript(**net), CPU).values
     assert {"fid", "kid", "density", "precision", "pixel_fd"} <= everything.keys()
     assert not {"sfid", "inception_score"} & everything.keys()
     with pytest.raises(UserError, match=r"no sfid: both need mu_s and sigma_s, or images \(arr_0\) and a network with"):
-        compare.compare(drawn, real, TorchScript(**net), CPU, ["sfid"])
+        compare(drawn, real, TorchScript(**net), CPU, ["sfid"])
 
 
 def test_on_the_command_line(net, tmp_path, monkeypatch, capsys):
@@ -264,7 +265,7 @@ def test_a_study_measures_with_it_and_calls_it_by_its_name(study, net, tmp_path)
     for cell in cells:
         assert cli.main(cell.command.split()[1:]) == 0, cell.command
     (path, *_) = tmp_path.glob("metrics/tiny/adm/**/metrics.json")
-    found = json.loads(path.read_text())
+    found = with_words(json.loads(path.read_text()), path)
     assert {"fid", "kid", "kid_se", "pixel_fd", "precision"} <= found.keys()
     assert not {"sfid", "inception_score", "density"} & found.keys()
     assert not {"mu_s", "sigma_s"} & load_npz(tmp_path / "reference/tiny/stats.npz").keys()
@@ -323,7 +324,10 @@ def test_a_standard_error_is_neither_better_nor_worse():
         entries.value(one, metric, None)
         for model, error in (("adm", 0.2), ("adm-ip", 0.1))
         for one in aggregate(
-            [record(model=model, kid=0.5 - error, kid_se=error, dimensions={"kid": 64, "kid_se": 64, "fid": 7})]
+            record(
+                model=model, seed=seed, kid=0.5 - error, kid_se=error, dimensions={"kid": 64, "kid_se": 64, "fid": 7}
+            )
+            for seed in (0, 1)
         )
         for metric in ("kid", "kid_se")
     ]

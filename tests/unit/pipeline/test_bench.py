@@ -16,7 +16,8 @@ from benchmarks.rows import Row, as_json, describe
 from ipdiff import cli
 from ipdiff.device.spec import Compute
 from ipdiff.metrics.scores import overlap
-from ipdiff.pipeline.commands.study import bench, plan
+from ipdiff.nets import costs
+from ipdiff.pipeline.commands.study import bench, rates
 from ipdiff.pipeline.commands.study.bench import SHAPES, Measured
 
 
@@ -37,13 +38,13 @@ def test_rates_are_those_of_the_quicker_quarter(monkeypatch):
 
 def test_rows_count_arithmetic_and_feed_a_plan():
     rows = bench.measure("small", RUNS["adm-ip"], 4, 0.05)
-    flops = plan.network(json.dumps(RUNS["adm-ip"].to_json()))[0]
+    flops = costs.of(RUNS["adm-ip"]).flops
     assert [row.unit for row in rows] == ["images/s", "image-steps/s"]
     assert rows[0].gflops == pytest.approx(3e-9 * flops * rows[0].speed)
     assert rows[1].gflops == pytest.approx(1e-9 * flops * rows[1].speed)
     assert rows[0].limit == rows[1].limit > 0
     option = bench.for_plan("small", rows).removeprefix("--speed ")
-    assert plan.Speed.parse(option).sample == pytest.approx(rows[1].speed, rel=1e-3)
+    assert rates.Speed.parse(option).sample == pytest.approx(rows[1].speed, rel=1e-3)
 
 
 def test_sampling_is_held_against_convolutions_of_its_own_precision(monkeypatch):
@@ -60,10 +61,10 @@ def test_sampling_is_held_against_convolutions_of_its_own_precision(monkeypatch)
 
 def test_the_paper_s_networks_have_their_published_arithmetic():
     """18.53 GFLOP a CIFAR-10 image, counted with the official code."""
-    flops, parameters = plan.network(json.dumps(CIFAR10.to_json()))
-    assert parameters == 57_094_662
-    assert flops / 1e9 == pytest.approx(18.53, abs=0.01)
-    assert plan.network(json.dumps(FFHQ128.to_json()))[1] == 542_811_398
+    cost = costs.of(CIFAR10)
+    assert cost.parameters == 57_094_662
+    assert cost.flops / 1e9 == pytest.approx(18.53, abs=0.01)
+    assert costs.of(FFHQ128).parameters == 542_811_398
 
 
 def test_description_shows_the_share():

@@ -152,7 +152,7 @@ TRAINING = "datasets.tiny.families.adm.training"
     ("ramp", "said"),
     [
         ({"start": 0.0, "end": 0.1}, ".until: missing key"),
-        ({}, ".start: missing key"),
+        ({"until": 8, "end": 0.1}, ".start: missing key"),
         ({**RAMP, "end": -0.1}, ": end is -0.1; use 0 or more"),
         ({**RAMP, "after": 8}, ": after is 8, not less than until, 8"),
     ],

@@ -13,7 +13,7 @@ from unit.params_factory import drop, put, small
 from ipdiff import cli
 from ipdiff.metrics.spec import INCEPTION_SHA256
 from ipdiff.pipeline import config
-from ipdiff.pipeline.commands.study import doctor
+from ipdiff.pipeline.commands.study import doctor, memory
 from ipdiff.pipeline.commands.study.doctor import FINE, NOTE, WRONG, Finding
 from ipdiff.pipeline.engines import dvc_files
 
@@ -88,6 +88,31 @@ def test_another_studys_missing_archive_is_worth_a_note_and_its_own_is_lacking(p
     assert about("photos")[0].text == "images are prepared"
 
 
+def test_gpu_memory_is_said_of_what_trains_there_and_held_against_the_card(project, tmp_path):
+    assert about("GPU memory") == []  # its runs train on the CPU
+    put(project, "datasets.tiny.compute", {"device": "cuda", "threads": 1, "precision": "bfloat16"})
+    for reduction, mark, cut in (("fast", NOTE, True), ("exact", WRONG, False)):
+        put(project, "datasets.tiny.families.adm.training.reduction", reduction)
+        write(tmp_path, project)
+        studies = config.Studies()
+        (one,) = memory.of_runs({"tiny adm": studies.load("small").run_spec("tiny", "adm", 0)})
+        for card, found_mark, said in (
+            (None, FINE, f"for {one.images} at a time"),
+            (one.total, FINE, ", of "),
+            (one.total - 1, mark, f"which hold {one.images - 1} at a time"),
+            (one.fixed, WRONG, "which hold 0 at a time"),
+        ):
+            found = next(iter(doctor._memory(studies, "small", card)))
+            assert (found.mark, found.about, found.text.partition(":")[0]) == (
+                found_mark,
+                "GPU memory",
+                "training tiny adm",
+            )
+            assert said in found.text
+            assert found.text.endswith(", and it is cut so") == (cut and card is not None and card < one.total)
+    assert {finding.mark for finding in about("GPU memory")} <= {FINE, NOTE}
+
+
 def test_published_files(project, tmp_path):
     put(project, "downloads", {"a.zip": {"size": 3, "url": "https://a/a.zip"}, "b.zip": {"how": "Ask for it."}})
     put(drop(project, "datasets.photos.source.raw"), "datasets.photos.source.archives", {"a.zip": None})
@@ -101,6 +126,34 @@ def test_published_files(project, tmp_path):
     put(project, "datasets.photos.source.archives", {"b.zip": None})
     write(tmp_path, project)
     assert about("photos")[0].text == "raw/b.zip is not here: Ask for it."
+
+
+def test_a_file_with_mirrors_names_them_all(project, tmp_path):
+    places = {"url": "https://a/a.zip", "mirrors": ["https://b/a.zip", "https://c/a.zip"]}
+    put(project, "downloads", {"a.zip": places})
+    put(drop(project, "datasets.photos.source.raw"), "datasets.photos.source.archives", {"a.zip": None})
+    write(tmp_path, project)
+    assert about("photos")[0].text.endswith("downloads it from https://a/a.zip, or https://b/a.zip, or https://c/a.zip")
+
+
+def test_published_strengths_stand_beside_the_study_s_own():
+    said = {line.text.split()[2]: line.text for line in doctor._gamma(config.load(config.path_of("paper")))}
+    assert len(said) == 5
+    assert "cifar10 is 0.1; published: 0.1 in the paper's tables, 0.15 in the official README" in said["cifar10"]
+    assert said["ffhq128"].endswith("is 0.1; published: 0.1")
+
+
+def test_ffhq_s_list_is_looked_for(project, tmp_path):
+    put(project, "downloads", {"a.zip": {"how": "Ask."}})
+    source = {"reader": "ffhq", "image_size": 128, "channels": 3, "archives": {"a.zip": None}}
+    write(tmp_path, put(project, "datasets.photos.source", source))
+    assert [(one.mark, one.text.partition(" is not")[0]) for one in about("photos")] == [
+        (NOTE, "raw/a.zip"),
+        (NOTE, "raw/ffhq-dataset-v2.json"),
+    ]
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/ffhq-dataset-v2.json").touch()
+    assert about("photos")[1].mark == FINE
 
 
 def test_the_inception_file(project, tmp_path, monkeypatch):
@@ -145,7 +198,7 @@ def test_a_network_that_a_data_set_names(project, tmp_path):
 def test_a_broken_params_file_is_a_finding_not_an_end(project, tmp_path):
     (tmp_path / config.path_of("other")).write_text("datasets: {\n")
     assert [finding.mark for finding in about("studies")] == [FINE, NOTE]
-    assert [finding.mark for finding in about("studies", "other")] == [FINE, WRONG]
+    assert [finding.mark for finding in about("studies", "other")] == [WRONG]
     assert cli.main(["doctor"]) == 0
     (tmp_path / config.path_of("small")).write_text("datasets: {\n")
     assert [finding.mark for finding in about("studies")] == [WRONG, NOTE, WRONG][1:]
@@ -209,6 +262,7 @@ def test_a_network_of_several_data_sets_is_read_once(project, tmp_path, monkeypa
     monkeypatch.setenv("IPDIFF_INCEPTION", str(write_inception(tmp_path / "net.pt")))
     for name in ("tiny", "photos"):
         put(project, f"datasets.{name}.features", "inception")
+        put(project, f"datasets.{name}.inception", {"sha256": INCEPTION_SHA256})
     write(tmp_path, project)
     (wrong,) = [finding for finding in doctor.examine() if "sha256" in finding.text]
     assert (wrong.mark, wrong.about) == (WRONG, "2 data sets")

@@ -133,6 +133,14 @@ FEATURE_PARAMS = ("datasets.tiny.classifier", *FLOAT32)
             SAMPLE_PARAMS,
         ),
         (
+            "halves",
+            {**TINY, "samples": "48"},
+            "ipdiff halves --dataset tiny --samples 48",
+            ("data/tiny/images.npy", "features/tiny/classifier.safetensors"),
+            ("halves/tiny/48/halves.npz", "halves/tiny/48/recipe.json"),
+            FEATURE_PARAMS,
+        ),
+        (
             "evaluate",
             SET,
             "ipdiff evaluate --dataset tiny --model adm-ip --seed 1 --step 8 --sampler ancestral-5",
@@ -140,6 +148,7 @@ FEATURE_PARAMS = ("datasets.tiny.classifier", *FLOAT32)
                 f"samples/{SET_PATH}/samples.npz",
                 f"samples/{SET_PATH}/recipe.json",
                 "reference/tiny/stats.npz",
+                "halves/tiny/64/halves.npz",
                 "features/tiny/classifier.safetensors",
             ),
             (f"metrics/{SET_PATH}/metrics.json", f"metrics/{SET_PATH}/recipe.json"),
@@ -149,21 +158,25 @@ FEATURE_PARAMS = ("datasets.tiny.classifier", *FLOAT32)
             "table",
             {"study": "small", "table": "table3"},
             "ipdiff table --study small --table table3",
-            (
-                "metrics/tiny/adm/s0/8/ancestral-5/metrics.json",
-                "metrics/tiny/adm-ip/s0/8/ancestral-5/metrics.json",
-                "metrics/tiny/adm-ip/s1/8/ancestral-5/metrics.json",
+            tuple(
+                f"metrics/tiny/{run}/8/ancestral-5/{name}"
+                for run in ("adm/s0", "adm-ip/s0", "adm-ip/s1")
+                for name in ("metrics.json", "recipe.json")
             ),
             tuple(f"tables/small/table3/{name}" for name in ("table.csv", "table.md", "table.tex", "recipe.json")),
-            ("tables.table3",),
+            ("models.adm", "models.adm-ip", "datasets.tiny.strengths.gamma", "tables.table3"),
         ),
         (
             "figure",
             {"study": "small", "figure": "figure3"},
             "ipdiff figure --study small --figure figure3",
-            ("metrics/tiny/adm/s0/4/ancestral-5/metrics.json", "metrics/tiny/adm/s0/8/ancestral-5/metrics.json"),
+            tuple(
+                f"metrics/tiny/adm/s0/{step}/ancestral-5/{name}"
+                for step in (4, 8)
+                for name in ("metrics.json", "recipe.json")
+            ),
             tuple(f"figures/small/figure3/{name}" for name in ("figure.png", "figure.csv", "recipe.json")),
-            ("figures.figure3",),
+            ("models.adm", "figures.figure3"),
         ),
         (
             "figure",
@@ -171,7 +184,7 @@ FEATURE_PARAMS = ("datasets.tiny.classifier", *FLOAT32)
             "ipdiff figure --study small --figure samples",
             ("samples/tiny/adm/s0/8/ancestral-4/samples.npz",),
             tuple(f"figures/small/samples/{name}" for name in ("figure.png", "figure.csv", "recipe.json")),
-            ("figures.samples",),
+            ("models.adm", "figures.samples"),
         ),
         (
             "report",
@@ -184,7 +197,7 @@ FEATURE_PARAMS = ("datasets.tiny.classifier", *FLOAT32)
                 *(f"figures/small/samples/{name}" for name in ("figure.png", "figure.csv")),
             ),
             ("report/small/index.html", "report/small/cards.html", "report/small/recipe.json"),
-            ("figures", "title", "seeds", "tables"),
+            ("figures", "title", "seeds", "tables", "models"),
         ),
     ],
 )
@@ -224,7 +237,8 @@ def test_what_measures_reads_the_feature_network(
     keys += FLOAT32
     plain, measured = known.cell("reference", **TINY), known.cell("evaluate", **SET)
     assert (plain.inputs, plain.params) == (("data/tiny/images.npy", *network), keys)
-    assert (measured.inputs[2:], measured.params) == (("reference/tiny/stats.npz", *network), keys)
+    half = "halves/tiny/64/halves.npz"
+    assert (measured.inputs[2:], measured.params) == (("reference/tiny/stats.npz", half, *network), keys)
     assert (dvc_files.stage_name(plain), dvc_files.stage_name(measured)) == (
         f"reference{variant}",
         f"evaluate{variant}",
@@ -235,14 +249,14 @@ def test_what_measures_reads_the_feature_network(
     put(raw, "datasets.tiny.reference", {"images": 20, "seed": 0, "neighbours": True})
     known = grid_of(tmp_path, raw)
     subset = ("datasets.tiny.reference.images", "datasets.tiny.reference.seed")
-    for verb in ("reference", "neighbours"):
-        cell = known.cell(verb, **TINY)
+    for verb, of in (("reference", TINY), ("neighbours", TINY), ("halves", {**TINY, "samples": "64"})):
+        cell = known.cell(verb, **of)
         assert sorted(cell.params) == sorted((*keys, *subset))
         assert cell.inputs == plain.inputs
         assert dvc_files.stage_name(cell) == f"{verb}_subset{variant}"
     near = ("neighbours/tiny/features.npy", "neighbours/tiny/radii.npy")
     more = known.cell("evaluate", **SET)
-    assert (more.inputs[2:], more.params) == (("reference/tiny/stats.npz", *near, *network), measured.params)
+    assert (more.inputs[2:], more.params) == (("reference/tiny/stats.npz", half, *near, *network), measured.params)
     assert dvc_files.stage_name(more) == f"evaluate_neighbours{variant}"
     assert "neighbours/tiny" in {cell.directory for cell in known.study("small")}
     assert ("features/tiny" in {cell.directory for cell in known.study("small")}) == (not edits)
@@ -275,6 +289,15 @@ def test_a_fast_micro_batch_need_not_divide_the_batch(tmp_path: Path) -> None:
     key = "datasets.tiny.families.adm.training"
     raw = put(put(small(), f"{key}.micro_batch", 5), f"{key}.reduction", "fast")
     assert grid_of(tmp_path, raw).studies.load("small").run_spec("tiny", "adm", 0).training.micro_batch is None
+
+
+def test_another_number_of_samples_needs_other_halves_and_leaves_the_reference_alone(tmp_path: Path) -> None:
+    raw = small()
+    before = view_free(grid_of(tmp_path, raw))
+    after = view_free(grid_of(tmp_path, put(raw, "datasets.tiny.sampling.num_samples", 65)))
+    assert (after.keys() - before.keys(), before.keys() - after.keys()) == ({"halves/tiny/65"}, {"halves/tiny/64"})
+    kept = {name for name in before.keys() & after.keys() if before[name] == after[name]}
+    assert {"reference/tiny", "halves/tiny/48", "runs/tiny/adm/s0/8"} <= kept
 
 
 def test_asking_for_precision_leaves_the_reference_alone(tmp_path: Path) -> None:
@@ -354,18 +377,21 @@ def test_a_study_is_what_its_views_need_and_nothing_else(cells: Grid) -> None:
         "data/tiny",
         "features/tiny",
         "reference/tiny",
+        *(f"halves/tiny/{samples}" for samples in (64, 48)),
         *(f"runs/tiny/{run}/{step}" for run in runs for step in (4, 8)),
         *(f"states/tiny/{run}/8" for run in runs),
         *(f"samples/{name}" for name in (*sets, "tiny/adm/s0/8/ancestral-4")),
         *(f"metrics/{name}" for name in sets),
         "tables/small/table1",
         "tables/small/table3",
+        "tables/small",
         "figures/small/figure3",
         "figures/small/samples",
         "report/small",
     }
     assert set(cells.targets("small")) == {
         "report/small/index.html",
+        "tables/small/summary.json",
         *(f"states/tiny/{run}/8/state.safetensors" for run in runs),
     }
 
@@ -502,6 +528,8 @@ def test_a_key_that_is_not_written_out_is_named(tmp_path: Path) -> None:
         ("train", {**RUN, "seed": "one"}, "seed is 'one'; expected a whole number"),
         ("train", {**RUN, "seed": "01"}, "seed is '01'; expected a whole number, without leading zeros"),
         ("train", {**RUN, "seed": str(2**64)}, "seed is 18446744073709551616; use 0..2**64-1"),
+        ("halves", {**TINY, "samples": "064"}, "samples is '064'; expected a whole number, without leading zeros"),
+        ("halves", {**TINY, "samples": "1"}, "samples is 1; use 2 or more"),
         ("train", {**RUN, "step": "08"}, "step is '08'; expected a whole number, without leading zeros"),
         ("train", {**RUN, "seed": "\u00b2"}, "seed is '\u00b2'; expected a whole number"),
         (
@@ -527,6 +555,24 @@ def test_wildcards_that_name_nothing(cells: Grid, verb: str, names: dict[str, st
         cells.cell(verb, **names)
     assert str(caught.value).replace(f"{cells.studies.root}/", "").startswith(said)
     assert "\n" not in str(caught.value)
+
+
+def test_a_cell_is_made_once_and_refused_every_time(cells: Grid) -> None:
+    names = {"dataset": "tiny", "model": "adm", "seed": "0", "step": "8"}
+    assert cells.cell("train", **names) is cells.cell("train", **(names | {"seed": 0, "step": 8}))  # type: ignore[arg-type]
+    assert cells.cell("resume", **names) is not cells.cell("train", **names)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="step 7 is not one of"):
+            cells.cell("train", **(names | {"step": "7"}))
+        with pytest.raises(ConfigError, match="asks for T' = 99"):
+            cells.cell("sample", **names, sampler="ancestral-99")
+
+
+def test_several_targets_need_what_each_needs(cells: Grid) -> None:
+    targets = [cells.cell("report", study="small"), cells.cell("prepare", dataset="tiny")]
+    together = cells.needed(*reversed(targets))
+    assert together[0] == targets[1]
+    assert {cell.directory for cell in together} == {cell.directory for cell in cells.needed(targets[0])}
 
 
 def test_a_model_whose_family_the_data_set_lacks(tmp_path: Path) -> None:
@@ -572,15 +618,20 @@ def test_dvc_files_say_what_the_cells_say(study: tuple[Grid, str]) -> None:
         assert stage["deps"] == [*cell.inputs, cache_keys.path_of(cell, name)]
         assert stage["params"] == []
         assert sorted(stage["outs"] + stage["metrics"]) == sorted(cell.outputs)
-        assert stage["metrics"] == [path for path in cell.outputs if path.endswith("metrics.json")]
+        shown = cell.stage.verb == "summary" and name == config.DEFAULT
+        assert stage["metrics"] == (["tables/digits/summary.json"] if shown else [])
     stage = stages["settings"]
     assert stage["cmd"] == f"ipdiff settings --study {name}"
     named = {"params.yaml": stage["params"]} if name == config.DEFAULT else stage["params"][0]
     assert named == {str(config.path_of(name)): cache_keys.keys(cells.values())}
     assert set(stage["outs"]) == {cache_keys.path_of(cell, name) for cell in cells.values()}
-    assert {ROOT / path for path in stage["deps"]} == {
-        path for cell in cells.values() for path in code_files(cell.stage.module, cell.rows, cell.stage.runs)
-    }
+    files = {path for cell in cells.values() for path in code_files(cell.stage.module, cell.rows, cell.stage.runs)}
+    for path in files:
+        assert len([dep for dep in stage["deps"] if path.is_relative_to(ROOT / dep)]) == 1
+    for dep in stage["deps"]:
+        assert any(path.is_relative_to(ROOT / dep) for path in files)
+        assert not Path("ipdiff/pipeline").is_relative_to(dep)
+    assert len(stage["deps"]) <= 20
     depth = len(dvc_files.path_of(name).parent.parts)
     assert {stage["wdir"] for stage in stages.values()} == {"/".join([".."] * depth) or "."}
 

@@ -106,7 +106,10 @@ def test_a_broken_folder_is_named_and_stops_nothing_else(
     ):
         assert cli.main(argv) == code, argv
         said = capsys.readouterr().err
-        assert all(line.startswith(("ipdiff: studies/other", "ipdiff: left out:")) for line in said.splitlines())
+        assert all(
+            line.startswith(("ipdiff: studies/other", "ipdiff: left out:", "ipdiff: note:"))
+            for line in said.splitlines()
+        )
         if code:
             assert "studies/other/params.yaml" in said
     assert Path("studies/small/dvc.yaml").exists()

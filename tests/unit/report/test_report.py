@@ -17,7 +17,7 @@ from unit.report_factory import MADE, cifar, record, records, write
 from ipdiff.errors import UserError
 from ipdiff.report import labels, paper, results
 from ipdiff.report.spec import Point, Table
-from ipdiff.report.tables import entries, layout, notes, render, table
+from ipdiff.report.tables import entries, layout, notes, render, table, verdicts
 from ipdiff.sample_sets.spec import Sampler
 
 PAPER = paper.values()
@@ -326,7 +326,7 @@ def test_a_table_may_have_rows_alone() -> None:
     assert [shared for _, shared in panel.shared()] == [0, 0]
     text = render.tex("t", "t", frame.panels, [])
     assert r"model & metric &  \\" in text
-    assert r"ADM & FID & \textbf{3.00} \\" in text
+    assert r"ADM & FID & 3.00 \\" in text
 
 
 def test_where_higher_is_better_the_verdict_the_best_and_the_words_turn() -> None:
@@ -373,42 +373,166 @@ def bold(frame: table.Frame) -> list[tuple[str, ...]]:
     return [row.labels for panel in frame.panels for row in panel.rows if any(cell and cell.best for cell in row.cells)]
 
 
-def test_best_is_over_the_seeds_that_all_have() -> None:
-    """DDPM-y is ahead of ADM's mean, but behind on the one seed that both have."""
-    view = product(models=["adm", "ddpm-y"], compare={})
-    frame = build(view, records("digits", "adm", {0: 3.0, 1: 9.0}), records("digits", "ddpm-y", {0: 4.0}))
-    assert bold(frame) == [("ADM",)]
-    assert "over the training seeds that they have in common (0)." in " ".join(frame.notes)
+@pytest.mark.parametrize(
+    ("values", "best", "said"),
+    [
+        ({"adm": {0: 3.0, 1: 3.1}, "adm-ip": {0: 4.0, 1: 4.2}}, ["ADM"], "only where it separates from each other one"),
+        ({"adm": {0: 3.0, 1: 5.0}, "adm-ip": {0: 4.0, 1: 4.2}}, [], "no model separates from each other one"),
+        ({"adm": {0: 3.0, 1: 4.0}, "adm-ip": {0: 4.0, 1: 8.0}}, [], "no model separates from each other one"),
+        ({"adm": {0: 4.0, 1: 4.0}, "adm-ip": {0: 4.0, 1: 4.0}}, [], "no model separates from each other one"),
+        ({"adm": {0: 3.0}, "adm-ip": {0: 9.0}}, [], "without two training seeds in common"),
+        ({"adm": {0: 3.0, 1: 3.0}, "adm-ip": {2: 9.0, 3: 9.0}}, [], "without two training seeds in common"),
+    ],
+)
+def test_bold_is_what_separates_from_all_others(
+    values: dict[str, dict[int, float]], best: list[str], said: str
+) -> None:
+    frame = build(product(compare={}), *(records("digits", model, fids) for model, fids in values.items()))
+    assert bold(frame) == [(model,) for model in best]
+    assert said in " ".join(frame.notes)
     for text in (render.markdown("t", frame.panels, []), render.tex("n", "t", frame.panels, [])):
-        assert [line for line in text.splitlines() if "**6.00" in line or r"\textbf{6.00" in line]
-        assert "**4.00" not in text
-        assert r"\textbf{4.00" not in text
-
-
-def test_where_no_seed_is_common_none_is_best() -> None:
-    view = product(compare={})
-    frame = build(view, records("digits", "adm", {0: 3.0}), records("digits", "adm-ip", {1: 4.0}))
-    assert bold(frame) == []
-    assert "None is in bold: the models have no training seed in common." in " ".join(frame.notes)
-
-
-def test_equal_means_are_both_best_and_equal_seeds_need_no_word() -> None:
-    frame = build(product(compare={}), records("digits", "adm", {0: 4.0}), records("digits", "adm-ip", {0: 4.0}))
-    assert bold(frame) == [("ADM",), ("ADM-IP",)]
-    assert "in common" not in " ".join(frame.notes)
+        assert ("**3.05" in text or r"\textbf{3.05" in text) is bool(best)
 
 
 @pytest.mark.parametrize("metric", ["fid", "recall"])
-def test_a_model_further_down_decides_which_seeds_count(metric: str) -> None:
-    """Three models, of which two have two seeds: all three are held against each other on the common one alone."""
+def test_a_model_of_fewer_seeds_keeps_the_others_from_being_bold(metric: str) -> None:
+    """ADM is ahead of ADM-IP in both seeds; of DDPM-y there is one, so nobody knows whether it is ahead of that."""
     sign = -1 if metric == "recall" else 1
     found = [
         record(model=model, seed=seed, **{metric: 10 + sign * value})
-        for model, values in {"adm": (2, 9), "adm-ip": (3, 1), "ddpm-y": (4,)}.items()
+        for model, values in {"adm": (2, 2.1), "adm-ip": (3, 3.2), "ddpm-y": (4,)}.items()
         for seed, value in enumerate(values)
     ]
-    frame = build(product(models=["adm", "adm-ip", "ddpm-y"], metrics=[metric], compare={}), found)
-    assert bold(frame) == [("ADM",)]
+    view = product(models=["adm", "adm-ip", "ddpm-y"], metrics=[metric], compare={})
+    assert bold(build(view, found)) == []
+    assert bold(build(dataclasses.replace(view, models=["adm", "adm-ip"]), found)) == [("ADM",)]
+
+
+@pytest.mark.parametrize(
+    ("differences", "said"),
+    [
+        ([-1.0], "one seed"),
+        ([-1.0, -2.0], "better"),  # spread 0.71
+        ([-1.0, -3.0], "within spread"),  # spread 1.41: the mean is larger, one seed's difference is not
+        ([2.0, 2.0], "worse"),
+        ([0.0, 0.0], "within spread"),
+        ([-9.0, -9.0, -9.0, 0.1], "within spread"),
+    ],
+)
+def test_the_stricter_rule_asks_every_seed(differences: list[float], said: str) -> None:
+    assert verdicts.separate(differences, False) == said
+    turned = {"better": "worse", "worse": "better"}
+    assert verdicts.separate(differences, True) == turned.get(said, said)
+    assert verdicts.separate([-one for one in differences], False) == turned.get(said, said)
+    assert verdicts.separate(differences, None) == ""
+    assert said not in turned or verdicts.verdict(differences, False) == said  # never more than the tables' own mark
+
+
+GAMMAS = {("digits", "adm"): (0.0,), ("digits", "adm-ip"): (0.2,), ("digits", "adm-ip-g01"): (0.1,)}
+
+
+def strong(gammas: dict[tuple[str, str], tuple[float, ...]], **fids: float) -> list[results.Result]:
+    """Synthetic results of one seed of models named with underscores, of these gammas."""
+    named = {name.replace("_", "-"): fid for name, fid in fids.items()}
+    return [
+        dataclasses.replace(one, gamma=gammas[one.dataset, one.model])
+        for model, fid in named.items()
+        for one in records("digits", model, {0: fid})
+    ]
+
+
+def test_models_are_named_and_ordered_by_gamma() -> None:
+    view = product(models=["adm-ip", "adm", "adm-ip-g01"], compare={"adm-ip-g01": "adm"})
+    frame = build(view, strong(GAMMAS, adm=3.0, adm_ip=2.0, adm_ip_g01=1.0))
+    assert [row.labels for panel in frame.panels for row in panel.rows] == [
+        ("ADM",),
+        ("ADM-IP, gamma 0.1",),
+        ("ADM-IP, gamma 0.1 \N{MINUS SIGN} ADM",),
+        ("ADM-IP, gamma 0.2",),
+    ]
+
+
+def test_two_models_of_one_gamma_keep_names_of_their_own() -> None:
+    alike = {**GAMMAS, ("digits", "adm-ip"): (0.1,)}
+    frame = build(product(models=["adm-ip", "adm-ip-g01"], compare={}), strong(alike, adm_ip=2.0, adm_ip_g01=1.0))
+    labelled = [row.labels[0] for panel in frame.panels for row in panel.rows]
+    assert labelled == ["ADM-IP, gamma 0.1", "ADM-IP (g01), gamma 0.1"]
+
+
+def test_a_model_of_several_gammas_is_named_without_and_a_note_says_them() -> None:
+    found = [
+        dataclasses.replace(one, gamma=(gamma,))
+        for dataset, gamma in (("digits", 0.1), ("cifar10", 0.15))
+        for one in records(dataset, "adm-ip", {0: 2.0})
+    ]
+    view = product(datasets=["digits", "cifar10"], models=["adm-ip"], columns=["dataset"], compare={})
+    frame = build(view, found)
+    assert [row.labels for row in frame.panels[0].rows] == [("ADM-IP",)]
+    assert "Gamma: ADM-IP digits 0.1, CIFAR-10 0.15." in frame.notes
+
+
+@pytest.mark.parametrize(
+    ("name", "gamma", "shown"),
+    [
+        ("adm", (0.0,), "ADM"),
+        ("adm-ip", (), "ADM-IP"),
+        ("adm-ip-g005", (0.05,), "ADM-IP, gamma 0.05"),
+        ("adm-ip-g005", (0.5,), "ADM-IP (g005), gamma 0.5"),
+        ("adm-ip-g1", (1.0,), "ADM-IP, gamma 1"),
+        ("adm-ip-x", (0.1,), "ADM-IP (x), gamma 0.1"),
+        ("mine-g01", (0.1,), "mine-g01, gamma 0.1"),
+        ("adm-ip", (0.0, 0.1), "ADM-IP, gamma 0 to 0.1"),
+        ("adm-ip", (0.2, 0.1, 0.3), "ADM-IP, gamma 0.1 to 0.3"),
+    ],
+)
+def test_a_label_says_the_gamma(name: str, gamma: tuple[float, ...], shown: str) -> None:
+    assert labels.models([(name, gamma)]) == {name: shown}
+
+
+# Halves -------------------------------------------------------------------------------------------------------
+
+
+def half(**changes: object) -> dict[str, object]:
+    return {"half_n": 500, "half_fid_real": 1.0, **changes}
+
+
+def test_a_line_says_how_far_from_converged_the_models_are(tmp_path: Path) -> None:
+    found = [
+        *records("digits", "adm", {0: 9.0, 1: 9.0}, **half(half_fid=6.0)),
+        *records("digits", "adm-ip", {0: 2.0, 1: 2.0}, **half(half_fid=2.5)),
+    ]
+    frame = build(product(metrics=["fid"]), found)
+    assert (
+        "FID between two disjoint halves of the real images, 500 in each: 1.00; of as many samples against the same "
+        "half: 2.50 to 6.00; far from converged (above 5 times the first): 1 of 2: ADM at T' = 100."
+    ) in frame.notes
+    entries.write_csv(frame.entries, tmp_path / "table.csv")
+    assert entries.read_csv(tmp_path / "table.csv") == frame.entries
+    assert [entry.far for entry in frame.entries] == [True, False, False]  # a difference says nothing of it
+
+
+@pytest.mark.parametrize(("fid", "said"), [(5.0, "none is far from converged"), (5.001, "far from converged (above 5")])
+def test_far_from_converged_begins_above_five_times(fid: float, said: str) -> None:
+    (note,) = [
+        note
+        for note in build(product(models=["adm"], compare={}), [record(**half(half_fid=fid))]).notes
+        if "halves" in note
+    ]
+    assert f"; {said}" in note
+
+
+def test_without_halves_there_is_no_line_and_pixels_have_none() -> None:
+    assert "halves" not in " ".join(build(product(models=["adm"], compare={}), [record()]).notes)
+    view = product(models=["adm"], metrics=["pixel_fd"], compare={})
+    assert "halves" not in " ".join(build(view, [record(pixel_fd=1.0, **half(half_fid=5.0))]).notes)
+
+
+@pytest.mark.parametrize("change", [{"half_fid": None}, {"half_fid": -1.0}, {"half_n": 2.5}, {"half_fid_real": "1"}])
+def test_halves_that_are_not_whole_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    path = write(tmp_path / "m.json", **half(half_fid=2.0), **{})
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match=rf"m\.json: '{next(iter(change))}' is .*, expected a number of 0 or more"):
+        results.load([path])
 
 
 def test_notes_say_the_number_of_seeds() -> None:

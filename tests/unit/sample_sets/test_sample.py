@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 from unit.tiny import IMAGES, RUNS, Looks, Undrawn, advance, change
+from unit.told import heard
 
 from ipdiff import rng
 from ipdiff.data.arrays import save_npz, stream_npz
@@ -356,11 +357,11 @@ def test_exposure_without_images_is_refused(sampler):
 
 
 def test_the_file_is_stable_and_plain(run, tmp_path):
-    told = []
-    made = run(tmp_path, progress=told.append)
+    with heard() as told:
+        made = run(tmp_path)
     first = (tmp_path / "samples.npz").read_bytes()
     assert made == {"n": 10, "nfe": 5}
-    assert told == [4, 8, 10]
+    assert (told.begun, told.done) == ([("images", 10, 0)], [4, 8, 10])
     assert arr_0(tmp_path).shape == (10, 4, 4, 1)
     assert arr_0(tmp_path).dtype == np.uint8
     run(tmp_path)

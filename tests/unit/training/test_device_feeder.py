@@ -27,7 +27,7 @@ from ipdiff.training.host_feeder import HostFeeder
 from ipdiff.training.run import Diverged, Run
 from ipdiff.training.segment import Setup
 from ipdiff.work.spec import Work
-from ipdiff.work.train_states import States, tensors_of
+from ipdiff.work.train_states import States, opened, tensors_of
 
 CPU = torch.device("cpu")
 WHOLE = {name: change(spec, micro_batch=None) for name, spec in RUNS.items() if not spec.objective.gp_weight}
@@ -94,7 +94,7 @@ def test_a_restart_changes_no_bit(name, at, made, tmp_path):
     straight = made(WHOLE[name], 9)
     first = made(WHOLE[name], at)
     States(tmp_path).save(at, first.settle().state())
-    second = made(WHOLE[name], 9 - at, tensors_of(States(tmp_path).newest(at)[1]))
+    second = made(WHOLE[name], 9 - at, tensors_of(opened(States(tmp_path).newest(at)[1])))
     first_on = frozen(made(WHOLE[name], 0, first.settle().state()))
     assert first_on == frozen(first)
     for _ in range(9 - at):
@@ -268,7 +268,7 @@ def test_an_overflow_of_float16_skips_the_update(where, made, monkeypatch):
 
 def test_a_loss_scale_changes_no_weight(made):
     plain, feeder = made(SPEC, 3), made(SPEC, 3, log2=12.0)
-    state = feeder.settle().state()
+    state = dict(feeder.settle().state())
     assert float(state.pop("loss_scale.log2")) == pytest.approx(12.003)
     assert_near(state, plain.settle().state())
 
@@ -339,6 +339,7 @@ def test_segments_meet(stay, tmp_path):
 
 
 def test_the_stage_saves_nothing_behind_a_bad_update(stay, tmp_path, monkeypatch):
+    monkeypatch.setattr(segment, "PAUSE", 0)
     digest = trained_to(SPEC, tmp_path, 2)
     spoil(monkeypatch, 5, math.nan)
     with pytest.raises(UserError) as caught:

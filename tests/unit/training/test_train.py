@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import math
 import os
 import random
 import re
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from unit.tiny import ADM, DDIM, IMAGES, RUNS, advance, change, files, flip_bit
+from unit.told import heard
 
 from ipdiff import rng
 from ipdiff.data.batches import batch_indices, flips
@@ -33,7 +37,7 @@ from ipdiff.training.host_feeder import HostFeeder, mean_of
 from ipdiff.training.run import Run
 from ipdiff.training.segment import Setup
 from ipdiff.work.spec import Work
-from ipdiff.work.train_states import States, tensors_of
+from ipdiff.work.train_states import States, opened, tensors_of
 
 ROOT = Path(__file__).parents[3]
 
@@ -66,20 +70,12 @@ class Chain:
         self.states = States(root / "states")
         self.start: Path | None = None
 
-    def segment(
-        self,
-        step,
-        previous=None,
-        save_every=100,
-        progress=lambda step: None,
-        save_seconds=300.0,
-        micro_batch=None,
-    ) -> str:
+    def segment(self, step, previous=None, save_every=100, save_seconds=300.0, micro_batch=None) -> str:
         """Train a segment; returns the digest of its state."""
         out = self.root / str(step)
         out.mkdir(parents=True, exist_ok=True)
         work = Work(save_every, save_seconds, micro_batch=micro_batch)
-        setup = Setup(self.spec, self.images, self.states, work, self.start, 0, 1, progress)
+        setup = Setup(self.spec, self.images, self.states, work, self.start, 0, 1)
         return segment.run(setup, out, step, previous)["state"]
 
     def forget(self) -> None:
@@ -127,7 +123,7 @@ def test_a_restart_changes_no_bit(name, tmp_path):
     halfway = frozen(first)
     step, state = States(tmp_path).newest(6)
     assert step == 3
-    second = advanced(RUNS[name], 3, tensors_of(state))
+    second = advanced(RUNS[name], 3, tensors_of(opened(state)))
     assert frozen(second) == frozen(straight)
     moved = [key for key, value in frozen(second).items() if value != halfway[key]]
     assert any(key.startswith("model.") for key in moved)
@@ -155,18 +151,46 @@ def test_segments_with_moved_boundaries_meet(chain):
     assert two.states.find(6, digest)
 
 
+def test_a_checkpoint_says_what_it_is(chain):
+    run = chain("run")
+    run.segment(2)
+    with safe_open(run.root / "2/ema.safetensors", "np") as file:
+        metadata = file.metadata()
+    assert list(metadata) == ["ipdiff"]  # of two the format keeps no order
+    said = json.loads(metadata["ipdiff"])
+    assert RunSpec.from_json(said.pop("run")) == run.spec
+    assert said == {"step": 2, "gamma": run.spec.objective.gamma}
+
+
 def test_progress_inside_a_segment_changes_no_bit(chain):
     often, seldom = chain("often"), chain("seldom")
     assert often.segment(5, save_every=1) == seldom.segment(5)
     assert often.published(5) == seldom.published(5)
 
 
-def test_a_state_is_saved_when_its_time_has_come(chain, monkeypatch):
-    saved, real = [], States.save
-    monkeypatch.setattr(States, "save", lambda states, step, tensors: saved.append(step) or real(states, step, tensors))
+@pytest.mark.parametrize(
+    ("took", "every", "steps"), [(0.0, 0.0, [1, 2, 3]), (0.125, 0.0, [1, 8, 9]), (0.125, 9.0, [9, 18, 19])]
+)
+def test_a_state_is_saved_when_its_time_has_come_and_at_most_a_fiftieth_of_the_time(
+    chain, monkeypatch, took, every, steps
+):
+    """An update takes a second, by this clock."""
+    saved, now = [], [0.0]
+
+    def save(states, step, tensors):
+        now[0] += took
+        saved.append(step)
+        return "0" * 32
+
+    def second(step):
+        now[0] += 1.0
+
+    monkeypatch.setattr(States, "save", save)
+    monkeypatch.setattr(segment, "time", SimpleNamespace(monotonic=lambda: now[0]))
     run = chain("run")
-    run.segment(3, save_seconds=0.0)
-    assert saved == [1, 2, 3]
+    with heard(second):
+        run.segment(steps[-1], save_every=100, save_seconds=every)
+    assert saved == steps  # the last is the checkpoint's
 
 
 def test_a_warning_inside_an_update_is_seen_before_the_next_micro_batch(chain, monkeypatch):
@@ -204,9 +228,10 @@ def test_a_damaged_state_is_trained_again(chain):
     run, other = chain("run"), chain("other")
     digest = run.segment(3)
     flip_bit(run.states.directory / f"{3:09d}-{digest}.safetensors")
-    steps = []
-    run.segment(5, (3, digest), progress=steps.append)
-    assert steps == [1, 2, 3, 4, 5]
+    with heard() as told:
+        run.segment(5, (3, digest))
+    assert told.begun == [("updates", 5, 0)]
+    assert told.done == [1, 2, 3, 4, 5]
     other.segment(5, (3, other.segment(3)))
     assert run.published(5) == other.published(5)
 
@@ -222,7 +247,7 @@ def weights(tmp_path):
 def test_a_run_starts_from_given_weights_and_all_else_begins_anew(weights):
     path, ema = weights
     run, fresh = Run(RUNS["adm"], IMAGES, load_file(path)), Run(RUNS["adm"], IMAGES)
-    state, plain = run.state(), fresh.state()
+    state, plain = dict(run.state()), dict(fresh.state())
     assert state.keys() == plain.keys()
     for name, value in ema.items():
         for kind in ("model", "ema"):
@@ -280,13 +305,14 @@ def test_a_stopped_segment_goes_on_where_it_was(chain, name):
         if step == 2:
             os.kill(os.getpid(), name)
 
-    with pytest.raises(Preempted, match="step 2 of 5"):
-        stopped.segment(5, progress=stop)
+    with pytest.raises(Preempted, match="step 2 of 5"), heard(stop):
+        stopped.segment(5)
     assert stopped.published(5) == {}
     assert stopped.states.newest(5)[0] == 2
-    steps = []
-    assert stopped.segment(5, progress=steps.append) == calm.segment(5)
-    assert steps == [3, 4, 5]
+    with heard() as told:
+        again = stopped.segment(5)
+    assert (told.begun, told.done) == ([("updates", 5, 2)], [3, 4, 5])
+    assert again == calm.segment(5)
     assert stopped.published(5) == calm.published(5)
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGUSR1)] == handlers
 
@@ -758,6 +784,7 @@ def test_a_gradient_that_is_not_finite_stops_training_at_its_step(chain, monkeyp
     run = chain("run", change(ADM, timesteps="loss-second-moment"))
     digest = run.segment(2)
     spoil_gradient(monkeypatch, 4, value)
+    monkeypatch.setattr(segment, "PAUSE", 0)
     with pytest.raises(UserError) as caught:
         run.segment(6, (2, digest), save_every=1)
     text = str(caught.value)
@@ -785,7 +812,7 @@ def test_a_power_of_two_as_loss_scale_changes_no_weight():
     plain, run = advanced(DDIM, 1), scaled(DDIM, 12.0)
     advance(run)
     assert run.scale.log2 == pytest.approx(12.001)
-    state = run.state()
+    state = dict(run.state())
     assert float(state.pop("loss_scale.log2")) == run.scale.log2
     for name, value in plain.state().items():
         np.testing.assert_allclose(state[name], value, rtol=1e-5, atol=1e-8, err_msg=name)

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from unit.tiny import flip_bit
+from unit.told import heard
 
 from ipdiff.errors import UserError
 from ipdiff.pipeline.stages import STAGES
-from ipdiff.work import launch
+from ipdiff.work import launch, progress
 from ipdiff.work.files import write_whole
 from ipdiff.work.locks import locked, locked_if_free
 from ipdiff.work.shards import Shards
@@ -98,12 +99,27 @@ def squares(unit: range) -> dict[str, np.ndarray]:
 
 
 def test_parts_come_in_order(tmp_path: Path) -> None:
-    shards, told = Shards(tmp_path / "s"), list[int]()
-    shards.complete(UNITS, squares, progress=told.append)
-    assert told == [3, 6, 8]
+    shards = Shards(tmp_path / "s")
+    with heard() as told:
+        shards.complete(UNITS, squares)
+    assert (told.begun, told.done) == ([("images", 8, 0)], [3, 6, 8])
     assert np.concatenate([part["square"] for part in shards.parts(UNITS)]).tolist() == [n * n for n in range(8)]
     shards.drop()
     assert not (tmp_path / "s").exists()
+
+
+def test_what_others_have_finished_counts_from_the_beginning(tmp_path: Path) -> None:
+    Shards(tmp_path)._put(UNITS[1], squares(UNITS[1]))
+
+    def beside(unit: range) -> dict[str, np.ndarray]:
+        if unit == UNITS[0]:  # another process finishes the last one meanwhile
+            Shards(tmp_path, 1, 2)._put(UNITS[2], squares(UNITS[2]))
+        progress.more(1)
+        return squares(unit)
+
+    with heard() as told:
+        Shards(tmp_path, 0, 2).complete(UNITS, beside)
+    assert (told.begun, told.done[:2], told.done[-1]) == ([("images", 8, 3)], [4, 8], 8)
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
@@ -154,8 +170,8 @@ def test_places_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch, rank
 def test_only_stages_that_can_share_their_work_are_started_several_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv("IPDIFF_PROCESSES", "4")
-    verbs = ("train", "sample", "reference", "neighbours", "evaluate", "resume", "prepare")
-    assert [launch.wanted(shared=STAGES[verb].shared) for verb in verbs] == [4, 4, 4, 4, 4, 1, 1]
+    verbs = ("train", "sample", "reference", "neighbours", "halves", "evaluate", "resume", "prepare")
+    assert [launch.wanted(shared=STAGES[verb].shared) for verb in verbs] == [4, 4, 4, 4, 4, 4, 1, 1]
     monkeypatch.setenv("RANK", "0")  # torchrun has started them already
     assert launch.wanted(shared=True) == 1
 

@@ -5,14 +5,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from safetensors import numpy as safe
 from unit.tiny import flip_bit
 
 from ipdiff.pipeline import grid, job
-from ipdiff.work.train_states import States, state_digest, tensors_of
+from ipdiff.work.train_states import KINDS, States, Tensors, chunks, opened, state_digest, tensors_of
 
 ROOT = Path(__file__).parents[3]
 
@@ -32,9 +39,9 @@ def names(states):
 def test_a_state_comes_back_as_it_was(tmp_path):
     states = States(tmp_path / "new" / "run")
     digest = states.save(7, tensors(7))
-    step, data = states.newest(7)
+    step, path = states.newest(7)
     assert step == 7
-    found = tensors_of(data)
+    found = tensors_of(opened(path))
     assert found.keys() == tensors(7).keys()
     for name, value in tensors(7).items():
         assert found[name].dtype == value.dtype
@@ -147,9 +154,58 @@ def test_a_published_state_is_taken_over_only_if_it_is_the_one_asked_for(tmp_pat
     mine.take(published, 4, "0" * 32)
     assert mine.newest(4) is None
     mine.take(published, 4, digest)
-    step, data = mine.newest(4) or pytest.fail("the state was not taken over")
+    step, path = mine.newest(4) or pytest.fail("the state was not taken over")
     assert step == 4
-    assert np.array_equal(tensors_of(data)["x"], np.arange(3.0))
+    assert np.array_equal(tensors_of(opened(path))["x"], np.arange(3.0))
+
+
+# Its size
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.dictionaries(
+        st.text(min_size=1), hnp.arrays(st.sampled_from(sorted(KINDS)), hnp.array_shapes(min_dims=0, min_side=0))
+    )
+)
+def test_a_state_has_the_bytes_of_the_safetensors_library(arrays):
+    data = b"".join(chunks(arrays))
+    assert data == safe.save(arrays)
+    found = tensors_of(np.frombuffer(data, np.uint8))
+    assert {name: (a.dtype, a.shape, a.tobytes()) for name, a in found.items()} == {
+        name: (a.dtype, a.shape, a.tobytes()) for name, a in arrays.items()
+    }
+
+
+def test_a_state_of_torch_tensors_is_that_of_their_arrays():
+    parts = {"a": torch.arange(24.0).reshape(2, 3, 4).transpose(0, 2), "n": np.array(3), "h": torch.ones(3).half()}
+    whole = {name: np.array(part.tolist(), str(part.dtype).removeprefix("torch.")) for name, part in parts.items()}
+    assert b"".join(chunks(Tensors(parts))) == safe.save(whole)
+    assert {name: part.tolist() for name, part in Tensors(parts).items()} == {n: w.tolist() for n, w in whole.items()}
+
+
+PEAK = r"""
+import re, sys
+from pathlib import Path
+import torch
+from ipdiff.work.train_states import States, Tensors
+
+def peak():
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1)) * 1024
+
+States(Path(sys.argv[1])).save(0, Tensors({"warm": torch.ones(1024, 1024).t()}))
+before = peak()
+parts = {f"w{i}": torch.full((1024, 1024), float(i)).t() for i in range(32)}  # 128 MiB, each to be copied for the disk
+size = sum(part.nbytes for part in parts.values())
+States(Path(sys.argv[1])).save(1, Tensors(parts))
+print((peak() - before) / size)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc tells how much memory was used")
+def test_a_save_needs_no_memory_for_a_second_copy(tmp_path):
+    done = subprocess.run([sys.executable, "-c", PEAK, tmp_path], capture_output=True, text=True, check=True)
+    assert 0.9 < float(done.stdout) <= 1.2
 
 
 # Versions of a run

@@ -22,7 +22,9 @@ FORMATS = ("safetensors", "guided-diffusion", "diffusers")
 _WEIGHTS = IMPORT.files[0]
 
 
-def export_checkpoint(source: str, form: str, to: Path, say: Callable[[str], None] = lambda line: None) -> Path:
+def export_checkpoint(
+    source: str, form: str, to: Path, say: Callable[[str], None] = lambda line: None, push: str | None = None
+) -> Path:
     """Write a run's EMA weights in another format, in one step.
 
     Args:
@@ -30,21 +32,27 @@ def export_checkpoint(source: str, form: str, to: Path, say: Callable[[str], Non
             tables read where they are left out).
         form: one of `FORMATS`.
         to: a file, or for diffusers a folder; it must not exist.
-        say: told, a line each, what the format cannot express of the run.
+        say: told, a line each, what the format cannot express of the run, and where it was pushed to.
+        push: ORG/NAME of a repository on the Hugging Face Hub that gets the folder, for diffusers.
 
     Returns:
         `to`.
 
     Raises:
-        UserError: the checkpoint is not here, its network does not map onto the format, or `to` exists.
-        IntegrityError: the weights are not those of their recipe.
+        UserError: the checkpoint is not here, its network does not map onto the format, `to` exists, or it cannot be
+            pushed.
+        IntegrityError: the weights, or metrics of them, are not those of their recipe.
     """
     from safetensors.torch import load_file
 
-    from ipdiff.interop import diffusers, writing
+    from ipdiff.interop import diffusers, schedulers, writing
+    from ipdiff.pipeline.commands.exchange import hub, model_card
 
     if form not in FORMATS:
         raise UserError(f"--format is '{form}'; use {', '.join(FORMATS)}")
+    if push is not None and form != "diffusers":
+        raise UserError(f"--push goes with --format diffusers, not {form}")
+    remote = None if push is None else hub.Hub(push)
     folder = _folder(source)
     weights = folder / _WEIGHTS
     artifact.verify_inputs((str(weights), str(folder / RECIPE)))
@@ -56,13 +64,16 @@ def export_checkpoint(source: str, form: str, to: Path, say: Callable[[str], Non
         if form == "diffusers":
             staged.mkdir()
             clip = _clips(recipe, spec)
-            diffusers.write(staged, tensors, spec, clip_denoised=clip)
-            for line in diffusers.unsaid(spec, clip):
+            pipeline, unsaid = diffusers.write(staged, tensors, spec, clip_denoised=clip), schedulers.unsaid(spec, clip)
+            for line in unsaid:
                 say(line)
+            (staged / "README.md").write_text(model_card.text(folder, recipe, spec, pipeline, unsaid, say))
         elif form == "guided-diffusion":
             writing.write_guided_diffusion(staged, tensors, spec)
         else:
-            writing.write_safetensors(staged, tensors, spec)
+            writing.write_safetensors(staged, tensors, spec, _names(recipe))
+    if remote is not None:
+        say(f"pushed to {remote.push(to)}, private if it was not there: fill in README.md before you publish it")
     return to
 
 
@@ -81,6 +92,12 @@ def _folder(source: str) -> Path:
     verb = "import" if params.model(model).imported else "train"
     cell = known.cell(verb, dataset=dataset, model=model, seed=seed or "0", step=step)
     return Path(cell.directory)
+
+
+def _names(recipe: dict[str, Any]) -> dict[str, str | int]:
+    """Data set, model and step of the checkpoint, by the folder that it was made in."""
+    _, dataset, model, _, step = str(recipe["cell"]).split("/")
+    return {"dataset": dataset, "model": model, "step": int(step)}
 
 
 def _clips(recipe: dict[str, Any], spec: RunSpec) -> bool:

@@ -94,7 +94,8 @@ def import_checkpoint(path: Path, run: str, *, seed: int = 0, step: int | None =
     }
     directory, why = Path(cell.directory), sync.obstacle()
     with locked(artifact.lock_of(directory)), artifact.publishing(directory, cell.stage.files, recipe) as made:
-        _save(found.tensors, made.staging / cell.stage.files[0])
+        metadata = spec.metadata(dataset=dataset, model=model, step=step)
+        _save(found.tensors, made.staging / cell.stage.files[0], metadata)
     return Imported(
         directory=cell.directory,
         tensors=len(found.tensors),
@@ -165,9 +166,10 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _save(tensors: dict[str, Any], path: Path) -> None:
+def _save(tensors: dict[str, Any], path: Path, metadata: dict[str, str]) -> None:
     import torch
     from safetensors.torch import save_file
 
     # cloned: EMA weights of fp16 training are views of one flat tensor, which safetensors refuses
-    save_file({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}, path)
+    whole = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    save_file(whole, path, metadata)

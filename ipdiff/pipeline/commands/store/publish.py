@@ -17,6 +17,7 @@ from ipdiff.pipeline.engines import dvc_files
 from ipdiff.pipeline.grid import Cell
 from ipdiff.pipeline.grid.freshness import Freshness, State
 from ipdiff.pipeline.store import receipts
+from ipdiff.report import results
 
 PUBLISHED = Path("published")
 RECEIPTS = "receipts.json"
@@ -35,7 +36,10 @@ def publish(study: str) -> list[Path]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     metrics = {
-        cell.directory: json.loads(Path(cell.outputs[0]).read_text()) for cell in cells if cell.stage.verb == "evaluate"
+        cell.directory: results.with_words(json.loads(path.read_text()), path)
+        for cell in cells
+        if cell.stage.verb == "evaluate"
+        for path in [Path(cell.outputs[0])]
     }
     made = {cell.directory: receipts.read(cell.directory) for cell in cells}
     written = [

@@ -20,8 +20,9 @@ from ipdiff.pipeline import grid
 from ipdiff.pipeline.commands.store.publish import PUBLISHED, RECEIPTS
 from ipdiff.pipeline.engines import dvc_files
 from ipdiff.pipeline.grid import Cell, Grid, cache_keys, selection
+from ipdiff.pipeline.progress.reporter import reporting
 from ipdiff.pipeline.store import artifact, dvc_cache, receipts
-from ipdiff.work import recipes
+from ipdiff.work import progress, recipes
 from ipdiff.work.recipes import RECIPE
 
 
@@ -81,10 +82,8 @@ def bytes_text(size: float) -> str:
 def digests_of(paths: Iterable[str]) -> dict[str, str]:
     """md5 of every file, by as many threads as there are cores; a file under two names is read once.
 
-    A file that cannot be read gets a text that is no digest. On a terminal, stderr shows how far it is.
+    A file that cannot be read gets a text that is no digest. Where it takes long, stderr shows how far it is.
     """
-    from tqdm import tqdm
-
     found: dict[str, str] = {}
     names: dict[tuple[int, int], list[str]] = {}
     total = 0
@@ -96,12 +95,14 @@ def digests_of(paths: Iterable[str]) -> dict[str, str]:
             continue
         names.setdefault((status.st_dev, status.st_ino), []).append(path)
         total += status.st_size
-    bar = tqdm(total=total, unit="B", unit_scale=True, desc="hashing", leave=False, disable=None)
-    with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
+    with ThreadPoolExecutor(os.cpu_count()) as pool, reporting("hashing"):
+        progress.begin("bytes", total)
+        done = 0
         hashed = pool.map(_digest, [group[0] for group in names.values()])
         for group, digest in zip(names.values(), hashed, strict=True):
             found |= dict.fromkeys(group, digest)
-            bar.update(sum(map(_size, group)))
+            done += sum(map(_size, group))
+            progress.tell(done)
     return found
 
 

@@ -8,7 +8,6 @@ other processes; a rate is that of the quicker quarter of its turns.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import tempfile
 import time
@@ -26,8 +25,8 @@ from ipdiff.device.compute import configure, dtype
 from ipdiff.device.spec import Compute
 from ipdiff.device.streams import draws_on
 from ipdiff.errors import UserError
+from ipdiff.nets import costs
 from ipdiff.pipeline import config
-from ipdiff.pipeline.commands.study import plan
 from ipdiff.rng import Purpose
 from ipdiff.sample_sets.sample import ImageSampler
 from ipdiff.sample_sets.spec import Sampler
@@ -138,9 +137,9 @@ def measure(
         product = found.pop("matmul", 0.0)
         return max(found.values()), product
 
-    flops = plan.network(json.dumps(spec.to_json()))[0] / 1e9
+    flops = costs.of(spec).flops / 1e9
     train_rate, sample_rate = rates["train"] * updates * batch, rates["sample"] * sample_batch * sampler.nfe
-    train_flops, sample_flops = train_rate * flops * plan.TRAIN_FACTOR, sample_rate * flops
+    train_flops, sample_flops = train_rate * flops * costs.UPDATE, sample_rate * flops
     return [
         Measured(f"{name} training, batch {batch}", train_rate, "images/s", train_flops, *limit("train")),
         Measured(

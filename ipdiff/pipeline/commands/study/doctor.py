@@ -21,14 +21,17 @@ from typing import get_args
 
 from ipdiff import __version__
 from ipdiff.data.download import place
+from ipdiff.data.formats import ffhq_list
 from ipdiff.data.spec import Archive
 from ipdiff.device import kernels
 from ipdiff.device.spec import Compute, Precision
 from ipdiff.errors import UserError
 from ipdiff.metrics.features import inception_file
 from ipdiff.metrics.spec import FEATURES, Inception, TorchScript
-from ipdiff.pipeline import config, selfcheck
+from ipdiff.pipeline import config, grid, selfcheck
+from ipdiff.pipeline.commands.study import memory
 from ipdiff.pipeline.engines import dvc_files
+from ipdiff.pipeline.grid import Grid, checks
 from ipdiff.pipeline.store import receipts
 
 FINE, NOTE, WRONG = "ok", "note", "lacks"
@@ -60,25 +63,33 @@ def examine(study: str | None = None) -> list[Finding]:
     """Look at everything; a check that fails is a finding, not an end.
 
     Args:
-        study: what its data sets need and is not here counts as lacking; the default study's if None. For other
-            data sets it is only said.
+        study: look at this study alone. If None, at all of them: what the default study needs and is not here counts
+            as lacking, of the others it is only said.
 
     Raises:
         UserError: there is no such study.
     """
     findings = [*_itself(), *_torch(), *_cpu(), *_packages(), *_git_state(), *_disk()]
-    study, studies = study or config.DEFAULT, config.Studies()
+    known = grid.load()
+    studies, alone = known.studies, study is not None
+    study = study or config.DEFAULT
     try:
-        broken = studies.broken()
+        names = studies.names
     except UserError as error:
         return [*findings, Finding(WRONG, "studies", str(error))]
-    if study not in studies.names:
+    if study not in names:
         studies.load(study)  # says so
-    read = [studies.load(name) for name in studies.names if name not in broken]
+    names = [study] if alone else names
+    looked_at = names if alone else None
+    unread, broken = studies.broken(looked_at), checks.broken(known, looked_at)
+    read = [studies.load(name) for name in names if name not in unread]
     text = f"{', '.join(params.study for params in read)}: {sum(len(params.datasets) for params in read)} data sets"
     findings += [Finding(FINE, "studies", text)] if read else []
     findings += [Finding(WRONG if name == study else NOTE, "studies", line) for name, line in broken.items()]
-    findings += _store(studies)
+    findings += [Finding(NOTE, "studies", line) for params in read for line in checks.notes(known, params.study)]
+    findings += _store(names)
+    findings += _memory(known, study, _card()) if study not in broken else []
+    findings += [one for params in read if params.study == study for one in _gamma(params)]
     network, found = cache(_network), list[Finding]()  # a file of several data sets is read once
     for params in read:
         for name, dataset in params.datasets.items():
@@ -132,12 +143,29 @@ def _torch() -> Iterator[Finding]:
         yield Finding(WRONG, "torch", f"cannot be imported ({error}); run make install")
         return
     yield Finding(FINE, "torch", torch.__version__)
-    if torch.cuda.is_available():
-        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-        text = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}, {memory:.0f} GiB each"
+    if (card := _card()) is not None:
+        text = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}, {card / 2**30:.0f} GiB each"
         yield Finding(FINE, "CUDA", f"{text}; bf16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}")
     else:
         yield Finding(NOTE, "CUDA", "no device: everything runs on the CPU, days to weeks for the paper's networks")
+
+
+def _card() -> int | None:
+    """Bytes of memory of the GPU that is here, if one is."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+
+
+def _memory(known: Grid, study: str, card: int | None) -> Iterator[Finding]:
+    """What training a study's networks needs of a GPU's memory."""
+    runs = memory.trained(known.studies, known.study(study))
+    for one in memory.of_runs(runs):
+        enough = card is None or one.total <= card
+        mark = WRONG if card is not None and one.least > card else FINE if enough else NOTE
+        yield Finding(mark, "GPU memory", f"training {one.name}: {one.against(card)}")
 
 
 def gpu() -> list[Finding]:
@@ -195,17 +223,35 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _store(studies: config.Studies) -> Iterator[Finding]:
+def _store(studies: Iterable[str]) -> Iterator[Finding]:
     if not Path(".dvc").is_dir():
         yield Finding(WRONG, "store", "no .dvc here: run this in the project's root, or dvc init")
         return
     try:
-        recorded = dvc_files.recorded(studies.names)
+        recorded = dvc_files.recorded(studies)
     except UserError as error:
         yield Finding(WRONG, "store", str(error))
         return
     text = f"{len(recorded)} files are recorded in dvc.lock" if recorded else "nothing is recorded yet in a dvc.lock"
     yield Finding(FINE if recorded else NOTE, "store", text)
+
+
+GAMMAS = {
+    "cifar10": "0.1 in the paper's tables, 0.15 in the official README's command and in the released checkpoint",
+    "imagenet32": "0.1",
+    "lsun": "0.1",
+    "celeba": "0.1",
+    "ffhq": "0.1",
+}
+"""Published strengths of input perturbation, by the reader of the data set (forever208/DDPM-IP, README and code)."""
+
+
+def _gamma(params: config.Params) -> Iterator[Finding]:
+    """The study's strengths beside the published ones."""
+    for name, dataset in params.datasets.items():
+        if (published := GAMMAS.get(dataset.source.reader)) is not None:
+            text = f"gamma of {name} is {dataset.strengths.gamma}; published: {published}"
+            yield Finding(FINE, "gamma", text)
 
 
 def _data(params: config.Params, name: str) -> Iterator[Finding]:
@@ -216,6 +262,11 @@ def _data(params: config.Params, name: str) -> Iterator[Finding]:
         yield Finding(FINE, name, "images are prepared")
     elif archives:
         yield from (_archive(name, archive) for archive in archives)
+        if source.reader == "ffhq":
+            path = place(Archive(file=ffhq_list.NAME))
+            here = f"{path} is here: `ipdiff prepare` holds each image against it"
+            without = f"{path} is not here: without it no image is held against its published digest"
+            yield Finding(FINE, name, here) if path.exists() else Finding(NOTE, name, without)
     elif raw is None:
         yield Finding(FINE, name, "images come with a package: nothing to get")
     elif Path(raw).exists():
@@ -232,7 +283,8 @@ def _archive(name: str, archive: Archive) -> Finding:
             return Finding(FINE, name, f"{path} is here", str(path))
         return Finding(WRONG, name, f"{path} has {path.stat().st_size} bytes of {archive.size}; get it again")
     if archive.url is not None:
-        return Finding(NOTE, name, f"{path} is not here: `ipdiff prepare` downloads it from {archive.url}")
+        places = ", or ".join([archive.url, *archive.mirrors])
+        return Finding(NOTE, name, f"{path} is not here: `ipdiff prepare` downloads it from {places}")
     return Finding(MISSING, name, f"{path} is not here: {archive.how}")
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from ipdiff.pipeline.config import reference, schema
 from ipdiff.pipeline.engines import dvc_files
-from ipdiff.pipeline.grid import Grid
+from ipdiff.pipeline.grid import Grid, checks
 
 
 def expected(grid: Grid) -> dict[Path, str]:
-    """Every written file and the text it should have; none for a study that cannot be read."""
-    good = [study for study in grid.studies.names if study not in grid.studies.broken()]
+    """Every written file and the text it should have; none for a study that cannot be made."""
+    broken = checks.broken(grid)
+    good = [study for study in grid.studies.names if study not in broken]
     files = {dvc_files.path_of(study): dvc_files.render(grid, study) for study in good}
     return {**files, reference.PATH: reference.render(), schema.PATH: schema.render()}
 

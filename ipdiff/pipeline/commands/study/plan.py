@@ -1,67 +1,32 @@
-"""What a target needs before it is made: cells, network evaluations, arithmetic, hours, disk.
+"""What a target needs before it is made: cells, network evaluations, arithmetic, memory, hours, disk.
 
-Arithmetic is counted on the networks themselves (without weights, on torch's meta device). Hours follow from a speed
-that was measured or given for one data set; another's is scaled by the arithmetic of its network.
+Arithmetic and memory follow from the networks' shapes (`ipdiff.nets.costs`): nothing here imports torch. Hours follow
+from a device that is named or a speed that was measured (`rates`), and there are none without.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ipdiff.errors import UserError
+from ipdiff.device.spec import Compute
 from ipdiff.metrics.spec import FEATURES, NEAREST
+from ipdiff.nets import costs
 from ipdiff.pipeline import grid
+from ipdiff.pipeline.commands.study import memory, waiting
+from ipdiff.pipeline.commands.study.rates import Kind, Measured, Named, Speed
+from ipdiff.pipeline.config.spec import Dataset
 from ipdiff.pipeline.engines import imports
-from ipdiff.pipeline.grid import Cell, selection
+from ipdiff.pipeline.grid import Cell, checks, selection
 from ipdiff.pipeline.grid.freshness import Freshness, State
 from ipdiff.pipeline.stages import IMPORT, STAGES
 from ipdiff.sample_sets.spec import Sampler, nfe
-from ipdiff.spec import FAMILIES, RunSpec
+from ipdiff.spec import RunSpec
 
-TRAIN_FACTOR = 3
-"""Arithmetic of an update's forward and backward pass, in forward passes."""
-PENALTY_FACTOR = 9
-"""The same with the gradient penalty, which differentiates twice: an estimate, not a count."""
-WEIGHT_BYTES = 4
-WIDTHS = (7, 9, 17, 19, 13, 12, 11)
-"""Of the columns of numbers."""
-STATE_COPIES = 4
-"""Copies of the weights in a train state: weights, moving average, two moments of AdamW."""
-
-
-@dataclass(frozen=True)
-class Speed:
-    """How fast one data set's network is trained and sampled on one device.
-
-    Attributes:
-        dataset: the data set it was measured on.
-        train: images/s of training.
-        sample: image-steps/s of sampling (network evaluations).
-    """
-
-    dataset: str
-    train: float
-    sample: float
-
-    @staticmethod
-    def parse(text: str) -> Speed:
-        """Read DATASET=TRAIN,SAMPLE, e.g. cifar10=5000,17000; UserError says what it looks like."""
-        name, _, numbers = text.partition("=")
-        try:
-            train, sample = (float(number) for number in numbers.split(","))
-            if not (name and train > 0 and sample > 0):
-                raise ValueError
-        except ValueError:
-            raise UserError(
-                f"--speed is '{text}'; write DATASET=TRAIN,SAMPLE in images/s and image-steps/s, "
-                "e.g. --speed cifar10=5000,17000"
-            ) from None
-        return Speed(name, train, sample)
+FLOAT32 = 4
+"""Bytes of a feature."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +37,11 @@ class Cost:
         cells: how many there are.
         missing: how many are to be made.
         images: images trained on, drawn or measured, of those to be made.
-        evaluations: network evaluations of those (a training update counts TRAIN_FACTOR for each image).
+        evaluations: network evaluations of those (a training update counts `costs.UPDATE` for each image).
         flops: arithmetic of those.
-        seconds: time of those on one device, 0 where no speed is known.
+        seconds: time of those on one device, 0 where no rate is known.
+        least: the same at the highest rate.
+        most: the same at the lowest rate.
         bytes: disk of all of them.
     """
 
@@ -84,6 +51,8 @@ class Cost:
     evaluations: int = 0
     flops: float = 0.0
     seconds: float = 0.0
+    least: float = 0.0
+    most: float = 0.0
     bytes: int = 0
 
     def __add__(self, other: Cost) -> Cost:
@@ -95,18 +64,31 @@ class Plan:
     """A target's costs.
 
     Attributes:
+        rates: what the hours follow from, if anything.
         verbs: verb -> what its cells need, in the order of the pipeline.
         states: bytes of train states that lie in work/ meanwhile.
+        memory: of the networks that are trained on a GPU.
+        chain: cells to be made that have to wait for each other and take longest, first to last.
+        chain_seconds: time of these.
+        wall_clock: (least, likely, most) seconds until all is made, on `devices` devices.
+        devices: how many work at a time, each on a cell of its own.
         unknown: data sets whose number of images is not known yet: their data is not counted.
-        otherwise: data sets whose samples are drawn in another precision than those of the known speed: their hours of
-            sampling are too few or too many.
+        unmeasured: verb -> data sets for which it has no hours: on another kind of device, or in another precision.
+        uncounted: data sets whose feature network is the user's own, whose arithmetic is not known.
         missing: a line about each imported checkpoint that is not here.
     """
 
+    rates: Measured | Named | None
     verbs: dict[str, Cost]
     states: int
+    memory: list[memory.Memory]
+    chain: list[str]
+    chain_seconds: float
+    wall_clock: tuple[float, float, float]
+    devices: int
     unknown: list[str]
-    otherwise: list[str]
+    unmeasured: dict[str, list[str]]
+    uncounted: list[str]
     missing: list[str]
 
     @property
@@ -114,35 +96,42 @@ class Plan:
         """All verbs together."""
         return sum(self.verbs.values(), Cost())
 
-
-@lru_cache
-def network(key: str) -> tuple[int, int]:
-    """(arithmetic of one evaluation of one image, number of parameters) of a run's network.
-
-    Args:
-        key: the run as JSON (`RunSpec.to_json`), which can be cached by.
-    """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from ipdiff.nets import build
-
-    spec = RunSpec.from_json(json.loads(key))
-    with torch.device("meta"):
-        net = build.network(spec).eval()
-        counter = FlopCounterMode(display=False)
-        with counter, torch.no_grad():
-            net(torch.zeros(1, spec.channels, spec.image_size, spec.image_size), torch.zeros(1, dtype=torch.int64))
-    return counter.get_total_flops(), sum(p.numel() for p in net.parameters())
+    def as_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "verbs": {verb: vars(cost) for verb, cost in {**self.verbs, "total": self.total}.items()},
+            "train_states_bytes": self.states,
+            "gpu_memory": [{**vars(one), "total": one.total} for one in self.memory],
+            "longest_chain": {"cells": self.chain, "seconds": self.chain_seconds},
+            "wall_clock": dict(zip(("least", "seconds", "most"), self.wall_clock, strict=True)),
+            "devices": self.devices,
+            "unknown_datasets": self.unknown,
+            "unmeasured": self.unmeasured,
+            "uncounted_features": self.uncounted,
+            "missing_imports": self.missing,
+        }
 
 
 class Planner:
     """Counts what cells need, with the parameters of now."""
 
-    def __init__(self, fresh: Freshness, speed: Speed | None = None) -> None:
-        """`fresh`: the grid and what holds of it; `speed`: of one data set, for the hours."""
-        self.fresh, self.studies, self.speed = fresh, fresh.grid.studies, speed
+    def __init__(self, fresh: Freshness, speed: Speed | Named | None = None, devices: int = 1) -> None:
+        """Of a grid and what holds of it.
+
+        Args:
+            fresh: the grid's freshness.
+            speed: of a device, for the hours; none without.
+            devices: how many work at a time.
+
+        Raises:
+            ConfigError: there is no data set of the speed's name.
+        """
+        self.fresh, self.studies, self.devices = fresh, fresh.grid.studies, devices
+        self.rates: Measured | Named | None = speed.of(self.studies) if isinstance(speed, Speed) else speed
         self.unknown: set[str] = set()
+        self.unmeasured: set[tuple[str, str]] = set()
+        self.uncounted: set[str] = set()
+        self._networks: dict[tuple[str, str], costs.Cost] = {}
 
     def plan(self, names: Sequence[str]) -> Plan:
         """What these targets need, with everything they are made from.
@@ -151,25 +140,42 @@ class Planner:
             UserError: a target is unknown (see `selection.select`).
         """
         chosen = selection.cells_of(selection.select(self.fresh.grid, names))
-        cells = {cell.directory: cell for target in chosen for cell in self.fresh.grid.needed(target)}
-        verbs: dict[str, Cost] = {verb: Cost() for verb in (*STAGES, IMPORT.verb)}
-        for cell in cells.values():
-            verbs[cell.stage.verb] += self._cost(cell)
-        found = {verb: cost for verb, cost in verbs.items() if cost.cells}
-        missing = imports.missing(self.fresh.grid, cells.values())
-        return Plan(found, self._states(cells.values()), sorted(self.unknown), self._otherwise(cells.values()), missing)
+        cells = {cell.directory: cell for cell in self.fresh.grid.needed(*chosen)}
+        each = {name: self._cost(cell) for name, cell in cells.items()}
+        verbs = {verb: Cost() for verb in (*STAGES, IMPORT.verb)}
+        for name, cell in cells.items():
+            verbs[cell.stage.verb] += each[name]
+        needs = {name: self._makers(cell, cells) for name, cell in cells.items()}
+        times = [{name: getattr(cost, of) for name, cost in each.items()} for of in ("least", "seconds", "most")]
+        chain = waiting.longest_chain(times[1], needs)
+        least, likely, most = (waiting.wall_clock(time, needs, self.devices) for time in times)
+        return Plan(
+            rates=self.rates,
+            verbs={verb: cost for verb, cost in verbs.items() if cost.cells},
+            states=self._states(cells.values()),
+            memory=memory.of_runs(memory.trained(self.studies, cells.values())),
+            chain=chain,
+            chain_seconds=sum(times[1][name] for name in chain),
+            wall_clock=(least, likely, most),
+            devices=self.devices,
+            unknown=sorted(self.unknown),
+            unmeasured={
+                verb: sorted(name for of, name in self.unmeasured if of == verb)
+                for verb in STAGES
+                if any(of == verb for of, _ in self.unmeasured)
+            },
+            uncounted=sorted(self.uncounted),
+            missing=imports.missing(self.fresh.grid, cells.values()),
+        )
 
-    def _otherwise(self, cells: Iterable[Cell]) -> list[str]:
-        if self.speed is None:
-            return []
-        drawn = [cell.bindings for cell in cells if cell.stage.verb == "sample"]
-        known = self.studies.dataset(self.speed.dataset).sampling_compute.precision
-        ways = {(one["dataset"], Sampler.parse(one["sampler"])) for one in drawn}
-        return sorted({name for name, way in ways if self.studies.dataset(name).sampled_on(way).precision != known})
+    def _makers(self, cell: Cell, among: dict[str, Cell]) -> list[str]:
+        makers = {maker.directory for path in cell.inputs if (maker := self.fresh.grid.maker(path))}
+        return sorted(makers & among.keys())
 
     def _cost(self, cell: Cell) -> Cost:
         missing = self.fresh.state(cell) is not State.HOLDS
-        cost: Cost = getattr(self, f"_{cell.stage.verb}", lambda cell: Cost())(cell)
+        count = getattr(self, f"_{cell.stage.verb}", None)
+        cost: Cost = count(cell) if count else Cost()
         return replace(cost if missing else Cost(bytes=cost.bytes), cells=1, missing=int(missing))
 
     def _prepare(self, cell: Cell) -> Cost:
@@ -177,106 +183,125 @@ class Planner:
         return Cost(images=self._count(name), bytes=self._count(name) * self._pixels(name))
 
     def _reference(self, cell: Cell) -> Cost:
-        name = cell.bindings["dataset"]
-        return self._features(name, self.studies.dataset(name).reference.images or self._count(name))
+        return self._features(cell, self._real(cell))
 
     def _neighbours(self, cell: Cell) -> Cost:
-        name, cost = cell.bindings["dataset"], self._reference(cell)
-        size = cost.images * (self._width(name) + NEAREST) * WEIGHT_BYTES
-        return cost + self._distances(name, cost.images**2) + Cost(bytes=size)
+        images = self._real(cell)
+        size = images * (self._width(self._dataset(cell)) + NEAREST) * FLOAT32
+        return self._features(cell, images) + self._pairs(cell, images**2) + Cost(bytes=size)
 
-    def _distances(self, name: str, pairs: int) -> Cost:
-        """Of so many pairs of pooled features."""
-        flops = 2 * self._width(name) * pairs
-        return Cost(flops=flops, seconds=self._seconds(1, flops, "sample"))
+    def _real(self, cell: Cell) -> int:
+        """Images of the reference set."""
+        return self._dataset(cell).reference.images or self._count(cell.bindings["dataset"])
 
-    def _width(self, name: str) -> int:
-        settings = self.studies.dataset(name)
-        width = FEATURES[settings.features].width
-        return width if isinstance(width, int) else getattr(settings.feature_settings, width)
+    def _halves(self, cell: Cell) -> Cost:
+        return self._features(cell, 2 * min(int(cell.bindings["samples"]), self._real(cell) // 2))
+
+    def _pairs(self, cell: Cell, pairs: int) -> Cost:
+        """Products of so many pairs of pooled features."""
+        flops = 2 * self._width(self._dataset(cell)) * pairs
+        return Cost(flops=flops) + self._time(cell, "sample", flops, flops, _single(self._dataset(cell)))
+
+    def _width(self, dataset: Dataset) -> int:
+        width = FEATURES[dataset.features].width
+        return width if isinstance(width, int) else getattr(dataset.feature_settings, width)
 
     def _train(self, cell: Cell) -> Cost:
-        from ipdiff.nets import build
-
-        spec, names = self._spec(cell), cell.bindings
-        flops, parameters = self._network(spec)
+        spec, names, network = self._spec(cell), cell.bindings, self._network(cell)
         images = (int(names["step"]) - int(names.get("previous", 0))) * spec.training.batch_size
-        factor = PENALTY_FACTOR if build.diffusion(spec).needs_probe else TRAIN_FACTOR
-        seconds = self._seconds(images * factor / TRAIN_FACTOR, flops, "train")
-        return Cost(0, 0, images, images * factor, images * factor * flops, seconds, parameters * WEIGHT_BYTES)
+        evaluations = images * costs.passes(spec)
+        flops = evaluations * network.flops
+        time = self._time(cell, "train", flops, network.flops, spec.compute)
+        return time + Cost(images=images, evaluations=evaluations, flops=flops, bytes=network.weight_bytes)
 
     def _import(self, cell: Cell) -> Cost:
-        return Cost(bytes=self._network(self._spec(cell))[1] * WEIGHT_BYTES)
+        return Cost(bytes=self._network(cell).weight_bytes)
 
     def _resume(self, cell: Cell) -> Cost:
-        return Cost(bytes=self._import(cell).bytes * STATE_COPIES)
+        return Cost(bytes=self._network(cell).weight_bytes * costs.STATE_COPIES)
 
     def _sample(self, cell: Cell) -> Cost:
-        spec, sampler = self._spec(cell), Sampler.parse(cell.bindings["sampler"])
-        calls = nfe(sampler, spec.diffusion)
-        images, flops = self._drawn(cell), self._network(spec)[0]
-        return Cost(
-            images=images,
-            evaluations=images * calls,
-            flops=images * calls * flops,
-            seconds=self._seconds(images * calls, flops, "sample"),
-            bytes=images * self._pixels(cell.bindings["dataset"]),
-        )
+        sampler, images = _sampler(cell), self._drawn(cell)
+        compute = self._dataset(cell).sampled_on(sampler)
+        cost = self._evaluated(cell, images, nfe(sampler, self._spec(cell).diffusion), compute)
+        return cost + Cost(bytes=images * self._pixels(cell.bindings["dataset"]))
 
     def _evaluate(self, cell: Cell) -> Cost:
-        name, drawn = cell.bindings["dataset"], self._drawn(cell)
-        cost, reference = self._features(name, drawn), self.studies.dataset(name).reference
-        if reference.neighbours:
-            cost += self._distances(name, drawn * (drawn + (reference.images or self._count(name))))
+        dataset, drawn = self._dataset(cell), self._drawn(cell)
+        cost = self._features(cell, drawn)
+        if dataset.reference.neighbours:
+            real = self._real(cell)
+            cost += self._pairs(cell, drawn * (drawn + real))
+            if {"density", "coverage"} & set(dataset.metrics):
+                cost += self._pairs(cell, drawn * real)
+            if {"kid", "kid_se"} & set(dataset.metrics):
+                size = dataset.kid.subset_size
+                subsets = 1 if max(drawn, real) <= size else dataset.kid.subsets
+                a, b = min(size, drawn), min(size, real)
+                cost += self._pairs(cell, subsets * (a * a + b * b + a * b))
         return cost
 
     def _drawn(self, cell: Cell) -> int:
-        sampler = Sampler.parse(cell.bindings["sampler"])
-        return self.studies.dataset(cell.bindings["dataset"]).sampling.count(sampler)
+        return self._dataset(cell).sampling.count(_sampler(cell))
 
     def _analyse(self, cell: Cell) -> Cost:
-        settings = self.studies.dataset(cell.bindings["dataset"]).analysis
+        settings = self._dataset(cell).analysis
         return self._analysed(cell, settings.timesteps if settings else 0)
 
     def _drift(self, cell: Cell) -> Cost:
-        steps = nfe(Sampler.parse(cell.bindings["sampler"]), self._spec(cell).diffusion)
+        steps = nfe(_sampler(cell), self._spec(cell).diffusion)
         return self._analysed(cell, 3 * steps)  # the chain's own call, and one each at its x_t and at a diffused image
 
     def _analysed(self, cell: Cell, calls: int) -> Cost:
         """Of so many network calls for each image that is analysed."""
-        settings = self.studies.dataset(cell.bindings["dataset"]).analysis
-        images, flops = settings.images if settings else 0, self._network(self._spec(cell))[0]
+        settings = self._dataset(cell).analysis
+        return self._evaluated(cell, settings.images if settings else 0, calls, self._spec(cell).compute)
+
+    def _evaluated(self, cell: Cell, images: int, calls: int, compute: Compute) -> Cost:
+        """Of so many network calls for each image, without a gradient."""
+        network = self._network(cell).flops
         evaluations = images * calls
-        return Cost(0, 0, images, evaluations, evaluations * flops, self._seconds(evaluations, flops, "sample"))
+        time = self._time(cell, "sample", evaluations * network, network, compute)
+        return time + Cost(images=images, evaluations=evaluations, flops=evaluations * network)
 
-    def _features(self, dataset: str, images: int) -> Cost:
-        flops = FEATURES[self.studies.dataset(dataset).features].flops
-        return Cost(images=images, flops=images * flops, seconds=self._seconds(images if flops else 0, flops, "sample"))
+    def _features(self, cell: Cell, images: int) -> Cost:
+        dataset = self._dataset(cell)
+        kind = FEATURES[dataset.features]
+        if kind.file == "named":
+            self.uncounted.add(cell.bindings["dataset"])
+        flops = images * kind.flops
+        return Cost(images=images, flops=flops) + self._time(cell, "sample", flops, kind.flops, _single(dataset))
 
-    def _seconds(self, work: float, flops: float, kind: str) -> float:
-        """Time of `work` images or evaluations of `flops` each, at the arithmetic rate of the known speed."""
-        if self.speed is None or not work:
-            return 0.0
-        name = self.speed.dataset
-        dataset, params = self.studies.dataset(name), self.studies.owner(name)
-        family = next(kind for kind in FAMILIES if getattr(dataset.families, kind) is not None)
-        model = next(key for key, model in params.models.items() if model.family == family)
-        known = self._network(params.run_spec(name, model, 0))[0]
-        return work * flops / (known * (self.speed.train if kind == "train" else self.speed.sample))
+    def _time(self, cell: Cell, kind: Kind, flops: float, one: float, compute: Compute) -> Cost:
+        """Of so much arithmetic, of which one evaluation has `one`."""
+        if self.rates is None or not flops:
+            return Cost()
+        if (rate := self.rates.rate(kind, one, compute)) is None:
+            self.unmeasured.add((cell.stage.verb, cell.bindings["dataset"]))
+            return Cost()
+        slow, likely, fast = rate
+        return Cost(seconds=flops / likely, least=flops / fast, most=flops / slow)
 
     def _states(self, cells: Iterable[Cell]) -> int:
         """Bytes of the train states in work/ once every run is trained."""
         runs = {cell.directory.rpartition("/")[0]: cell for cell in cells if cell.stage.verb == "train"}
-        kept = [(self._spec(cell), self.fresh.grid.of(cell).work.states_kept) for cell in runs.values()]
-        return sum(self._network(spec)[1] * WEIGHT_BYTES * STATE_COPIES * count for spec, count in kept)
+        return sum(
+            self._network(cell).weight_bytes * costs.STATE_COPIES * self.fresh.grid.of(cell).work.states_kept
+            for cell in runs.values()
+        )
+
+    def _dataset(self, cell: Cell) -> Dataset:
+        return self.studies.dataset(cell.bindings["dataset"])
 
     def _spec(self, cell: Cell) -> RunSpec:
         names = cell.bindings
         return self.studies.of(names).run_spec(names["dataset"], names["model"], 0)
 
-    def _network(self, spec: RunSpec) -> tuple[int, int]:
-        shape = {**spec.to_json(), "objective": {"gamma": 0, "target": "eps", "gp_weight": 0, "weight_decay": 0}}
-        return network(json.dumps(shape, sort_keys=True))
+    def _network(self, cell: Cell) -> costs.Cost:
+        key = cell.bindings["dataset"], cell.bindings["model"]
+        if key not in self._networks:
+            self._networks[key] = costs.of(self._spec(cell))
+        return self._networks[key]
 
     def _pixels(self, name: str) -> int:
         source = self.studies.dataset(name).source
@@ -294,61 +319,20 @@ class Planner:
         return known or 0
 
 
-def describe(plan: Plan, speed: Speed | None) -> str:
-    """A plan as text: one line a verb, the total, and what was assumed."""
-    head = _columns("stage", "cells", "to make", "images", "evaluations", "PFLOP", "hours", "disk")
-    lines = [head, *(_line(verb, cost) for verb, cost in plan.verbs.items()), _line("total", plan.total)]
-    lines.append(f"train states in work/ meanwhile: {_size(plan.states)}")
-    if speed is None:
-        lines.append("hours: give a measured speed with --speed DATASET=TRAIN,SAMPLE (ipdiff bench measures it)")
-    else:
-        lines.append(
-            f"hours: one device that trains {speed.train:g} images/s and samples {speed.sample:g} image-steps/s of "
-            f"{speed.dataset}; others by the arithmetic of their networks"
-        )
-        if plan.otherwise:
-            lines.append(
-                f"sampled in another precision than {speed.dataset}, so that the hours of their samples are not known: "
-                f"{', '.join(plan.otherwise)}"
-            )
-    if plan.unknown:
-        lines.append(f"not counted, since their number of images is not known yet: {', '.join(plan.unknown)}")
-    return "\n".join([*lines, *plan.missing])
+def _single(dataset: Dataset) -> Compute:
+    """What features and their distances are computed on."""
+    return replace(dataset.compute, precision="float32")
 
 
-def _line(name: str, cost: Cost) -> str:
-    work, hours = cost.flops / 1e15, cost.seconds / 3600
-    counts = (cost.cells, cost.missing, cost.images, cost.evaluations)
-    return _columns(
-        name, *map(_number, counts), _number(work, 1 if work > 10 else 3), _number(hours, 1), _size(cost.bytes)
-    )
+def _sampler(cell: Cell) -> Sampler:
+    return Sampler.parse(cell.bindings["sampler"])
 
 
-def _columns(name: str, *texts: str) -> str:
-    return f"{name:<11}" + "".join(f"{text:>{width}}" for text, width in zip(texts, WIDTHS, strict=True))
+def run(names: Sequence[str], speed: Speed | Named | None = None, devices: int = 1) -> Plan:
+    """The plan of these targets in the project of this directory; see `Planner`.
 
-
-def _number(value: float, places: int = 0) -> str:
-    return f"{value:,.{places}f}" if value else ""
-
-
-def _size(size: int) -> str:
-    from ipdiff.pipeline.commands.store.verify import bytes_text
-
-    return bytes_text(size) if size else ""
-
-
-def run(names: Sequence[str], speed: Speed | None) -> tuple[Plan, dict[str, Any]]:
-    """The plan of these targets, and as plain data."""
+    Raises:
+        UserError: a target is nothing, or cannot be made.
+    """
     fresh = Freshness(grid.load())
-    if speed is not None:
-        fresh.grid.studies.owner(speed.dataset)
-    plan = Planner(fresh, speed).plan(names)
-    data = {verb: vars(cost) for verb, cost in {**plan.verbs, "total": plan.total}.items()}
-    return plan, {
-        "verbs": data,
-        "train_states_bytes": plan.states,
-        "unknown_datasets": plan.unknown,
-        "other_precision": plan.otherwise,
-        "missing_imports": plan.missing,
-    }
+    return Planner(fresh, speed, devices).plan(checks.targets(fresh.grid, names))

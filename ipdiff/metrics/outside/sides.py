@@ -14,15 +14,23 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ipdiff.data import readers
 from ipdiff.data.arrays import Npz, open_npz
 from ipdiff.data.formats import decode, filekind, files
-from ipdiff.data.images import check_images, load_images
+from ipdiff.data.formats.resize import PREPROCESS
+from ipdiff.data.images import CHANNELS, check_images, load_images, to_uint8
 from ipdiff.data.readers.images import UnusableImages
 from ipdiff.data.spec import Source
 from ipdiff.errors import UserError, brief
 from ipdiff.metrics.spec import METRICS
+
+Images = Path | str | NDArray[np.uint8] | Tensor
+"""Images, or where they or their statistics are; see `Side.read`."""
+
+RESIZED = "center-crop"
+"""What is made of images of another size, where one is asked for: what `prepare` makes of a folder's."""
 
 MOMENTS = {name: kind.moments for name, kind in METRICS.items() if kind.moments}
 """Metric -> the names of its moments in a file."""
@@ -43,41 +51,50 @@ class Side:
     statistics: Mapping[str, NDArray[Any]]
 
     @staticmethod
-    def read(source: Path | str | NDArray[np.uint8], name: str) -> Side:
+    def read(source: Images, name: str, size: int | None = None) -> Side:
         """Take images as they are, or read a file or folder; its bytes decide what it is.
 
         Args:
-            source: images, uint8 [N, H, W, C]; or the path of an npz (arr_0, or mu, sigma, mu_s, sigma_s, or both;
-                other arrays are not read), of an npy of images, or of a folder, .zip or .tar.gz of square images of
-                one size and mode (grey or RGB), read as docs/inputs.md says, without labels.
+            source: images, uint8 [N, H, W, C], an array or a tensor; or a tensor of floats [N, C, H, W] in [-1, 1];
+                or the path of an npz (arr_0, or mu, sigma, mu_s, sigma_s, or both; others are not read), of an npy
+                of images, or of a folder, .zip or .tar.gz of square images of one size and mode (grey or RGB), read as
+                docs/inputs.md says, without labels.
             name: what messages call an array.
+            size: side of the square that images of another size are made: halved with a box filter while the shorter
+                side is twice as long or more, bicubic to `size`, the centre cut out (guided-diffusion's rule). A folder
+                may then hold images of any size.
 
         Raises:
             UserError: it is none of these, or is damaged; its images are not uint8 [N, H, W, C] with N >= 2 and C 1 or
                 3; its statistics are not finite numbers [d] and [d, d].
         """
+        if size is not None and size < 1:
+            raise UserError(f"size is {size}; use 1 or more pixels")
+        source = _array_of(source, name)
         if isinstance(source, np.ndarray):
             check_images(source.shape, source.dtype, name)
-            return Side(name, _two_or_more(name, source), {})
+            return Side(name, _usable(name, source, size), {})
         if not isinstance(source, str | os.PathLike):
-            raise UserError(f"{name}: found {type(source).__name__}; expected images as a numpy array, or a path")
+            raise UserError(f"{name}: found {type(source).__name__}; expected images as an array or tensor, or a path")
         path, name = Path(source), str(source)
         kind = filekind.Kind("folder", "a folder") if path.is_dir() else filekind.look(path)
         if kind.name in ("folder", "zip", "gzip"):
-            return Side(name, _two_or_more(name, _folder(path, kind)), {})
+            return Side(name, _usable(name, _folder(path, kind, size), size), {})
         if kind.name == "npy":
-            return Side(name, _two_or_more(name, load_images(path)), {})
+            return Side(name, _usable(name, load_images(path), size), {})
         if kind.name != "npz":
             raise UserError(f"{path}: is {kind.words}; expected {_EXPECTED}")
         with open_npz(path) as file:
             pictures = "arr_0" in file.names
+            shape = file.header("arr_0").shape if pictures else ()
             if pictures:
-                header = file.header("arr_0")
-                check_images(header.shape, header.dtype, path)
+                check_images(shape, file.header("arr_0").dtype, path)
             elif not {"mu", "sigma"} <= {*file.names}:
                 raise UserError(f"{path}: expected {_EXPECTED}; found {brief(', '.join(file.names))}")
             statistics = _moments(file) | _about(file)
-            images = _two_or_more(name, file.read("arr_0")) if pictures else None
+            images = _usable(name, file.read("arr_0"), size) if pictures else None
+        if size is not None and statistics and shape and shape[1:3] != (size, size):
+            raise UserError(f"{path}: holds statistics of images {list(shape[1:])}; leave the size out")
         return Side(name, images, statistics)
 
     @property
@@ -103,25 +120,59 @@ class Side:
         return self.images is not None and any(name not in MOMENTS or self.lacks(name) for name in wanted)
 
 
-def _two_or_more(name: str, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _usable(name: str, images: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:
+    """Two images or more, of the size that is asked for."""
     if len(images) < 2:
         raise UserError(f"{name}: a Frechet distance needs 2 images or more; got {len(images)}")
-    return images
+    if size is None or images.shape[1:3] == (size, size):
+        return images
+    from PIL import Image
+
+    made = PREPROCESS[RESIZED]
+    try:
+        return np.stack([made(Image.fromarray(one[:, :, 0] if one.shape[2] == 1 else one), size) for one in images])
+    except ValueError as error:
+        raise UserError(f"{name}: an image {brief(error)}") from None
 
 
-def _folder(path: Path, kind: filekind.Kind) -> NDArray[np.uint8]:
-    """The images of a folder or archive, [N, H, W, C], all of the size and mode of the first."""
-    size, channels = _first(path, kind)
-    source = Source("folder", size, channels, raw=str(path), labels="none")
+def _array_of(source: Images, name: str) -> Any:
+    """A tensor as an array of images; anything else as it is."""
+    if not isinstance(source, Tensor):
+        return source
+    if not source.is_floating_point():
+        return source.detach().cpu().numpy()
+    shape = list(source.shape)
+    if len(shape) != 4 or shape[1] not in CHANNELS or 0 in shape:
+        raise UserError(f"{name}: floats {shape}; expected [N, C, H, W] in [-1, 1], C 1 or 3, as networks give them")
+    least, most = float(source.min()), float(source.max())
+    if not (-1.001 <= least < 0 and most <= 1.001):
+        remedy = "x * 2 - 1 if they are in [0, 1]" if 0 <= least <= most <= 1 else "clamp them, or scale them"
+        raise UserError(f"{name}: floats from {least:.4g} to {most:.4g}; expected [-1, 1]: {remedy}")
+    return to_uint8(source)
+
+
+def _folder(path: Path, kind: filekind.Kind, size: int | None) -> NDArray[np.uint8]:
+    """The images of a folder or archive, [N, H, W, C], all of the first's mode, and of its size if none is asked."""
+    height, width, channels = _first(path, kind)
+    if height != width and size is None:
+        raise UserError(
+            f"{path}: the first image is {width}x{height} pixels; a folder's images have to be square, or a size is "
+            "asked for (--size); others can be given as an npz"
+        )
+    made = None if size is None else RESIZED
+    source = Source("folder", size or height, channels, raw=str(path), preprocessing=made, labels="none")
     with tempfile.TemporaryDirectory() as scratch:
         try:
             return np.concatenate([images for images, _ in readers.read(source, [path], Path(scratch), {})])
         except UnusableImages as error:  # a data set's settings do not exist here
-            raise UserError(brief(error.found, 280)) from None
+            found = brief(error.found.replace(" (image_size)", ""), 250)
+            raise UserError(
+                found + "; --size N makes them one size" * (size is None and found != error.found)
+            ) from None
 
 
-def _first(path: Path, kind: filekind.Kind) -> tuple[int, int]:
-    """Side and channels of the first image of a folder or archive; what is no image says so when it is read."""
+def _first(path: Path, kind: filekind.Kind) -> tuple[int, int, int]:
+    """Height, width, channels of the first image of a folder or archive; what is no image says so when it is read."""
     from PIL import Image, UnidentifiedImageError
 
     suffixes = tuple(suffix for ends in decode.FORMATS.values() for suffix in ends)
@@ -138,12 +189,7 @@ def _first(path: Path, kind: filekind.Kind) -> tuple[int, int]:
         raise UserError(f"{path}: {files.shown(names[0])} cannot be read as an image; it is {what}") from None
     except Exception as error:  # Pillow raises many kinds on damaged bytes
         raise UserError(f"{path}: {files.shown(names[0])}: cannot be read: {brief(error)}") from None
-    if width != height:
-        raise UserError(
-            f"{path}: {files.shown(names[0])} is {width}x{height} pixels; a folder's images have to be square, others "
-            "can be given as an npz"
-        )
-    return height, 1 if mode == "L" else 3
+    return height, width, 1 if mode == "L" else 3
 
 
 def _moments(file: Npz) -> dict[str, NDArray[Any]]:

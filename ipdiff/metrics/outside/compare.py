@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import warnings
 from collections.abc import Collection, Mapping
@@ -14,30 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ipdiff.data.formats import filekind
+from ipdiff.data.arrays import save_npz
 from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError, brief
 from ipdiff.metrics import evaluate
-from ipdiff.metrics.features.extractors import Extractor, Network
-from ipdiff.metrics.features.inception_file import obtain
-from ipdiff.metrics.files import MOMENTS, Side
-from ipdiff.metrics.sets import measure
-from ipdiff.metrics.spec import (
-    FEATURES,
-    INCEPTION_SHA256,
-    METRICS,
-    Classifier,
-    Inception,
-    KernelDistance,
-    Measured,
-    TorchScript,
-    with_logits,
-)
-from ipdiff.work import recipes
-from ipdiff.work.recipes import RECIPE
-
-Images = Path | str | NDArray[np.uint8]
-"""Images, or where they or their statistics are; see `Side.read`."""
+from ipdiff.metrics.features.extractors import Extractor
+from ipdiff.metrics.outside import cache as kept
+from ipdiff.metrics.outside.function import PixelFeatures
+from ipdiff.metrics.outside.networks import AnyFeatures, opened
+from ipdiff.metrics.outside.sides import MOMENTS, RESIZED, Images, Side
+from ipdiff.metrics.spec import METRICS, KernelDistance, Measured, with_logits
 
 _BLOCK = 64
 """Images whose values are looked at together."""
@@ -46,9 +30,12 @@ _BLOCK = 64
 def fid(
     images: Images,
     reference: Images,
-    features: str | TorchScript = "inception",
+    features: AnyFeatures = "inception",
     device: str = "cpu",
     threads: int | None = None,
+    *,
+    size: int | None = None,
+    cache: bool = True,
 ) -> dict[str, Any]:
     """The Frechet distance between two sets of images: FID, where the features are those of Inception.
 
@@ -56,18 +43,22 @@ def fid(
     Torch's threads and its deterministic algorithms are set for the whole process.
 
     Args:
-        images: uint8 [N, H, W, C] with N >= 2 and C 1 or 3; or the path of a folder or .zip of images, of an npz with
-            `arr_0` or with the statistics mu [d] and sigma [d, d], or of an npy.
+        images: uint8 [N, H, W, C] with N >= 2 and C 1 or 3; a tensor of those, or of floats [N, C, H, W] in [-1, 1], as
+            networks give them; or the path of a folder or .zip of images, of an npz with `arr_0` or with the statistics
+            mu [d] and sigma [d, d] (see `save_statistics`), or of an npy.
         reference: the real images, as `images`; of the same shape [H, W, C].
-        features: "inception", whose file is the one that IPDIFF_INCEPTION or raw/ has, or is downloaded; the path of
-            another file, see `network_of`; or a `TorchScript` record of a network of your own.
+        features: "inception", whose file is the one that IPDIFF_INCEPTION, raw/ or the cache has, or is downloaded; the
+            path of another file, see `networks.network_of`; a `TorchScript` record of a network of your own; a function
+            ([n, 3, H, W] float32 in [0, 1] -> [n, width]); or an `Extractor`.
         device: cpu or cuda.
         threads: CPU threads; all cores if None.
+        size: resize images to this side first, see `Side.read`.
+        cache: keep features in the user's cache directory, and take them from there, see `cache.measured`.
 
     Returns:
         fid, and what it is of: dimensions (features of an image, by metric), features and features_digest, n and
-        reference_n (None where a file does not say it). With a `TorchScript` network it is no FID, whatever the key
-        says; name the network beside it.
+        reference_n (None where a file does not say it), and resized, the rule, where `size` is given. On other features
+        than Inception's it is no FID, whatever the key says; name the features beside it.
 
     Raises:
         UserError: the sets cannot be read, or not be compared.
@@ -75,19 +66,21 @@ def fid(
 
     Source: Heusel et al., arXiv:1706.08500; guided-diffusion evaluations/evaluator.py (the resizing, the features).
     """
-    return _only("fid", images, reference, features, device, threads)
+    return _only("fid", images, reference, features, compute_of(device, threads), size=size, cache=cache)
 
 
 def kid(
     images: Images,
     reference: Images,
-    features: str | TorchScript = "inception",
+    features: AnyFeatures = "inception",
     device: str = "cpu",
     threads: int | None = None,
     *,
     subsets: int = 100,
     subset_size: int = 1000,
     seed: int = 0,
+    size: int | None = None,
+    cache: bool = True,
 ) -> dict[str, Any]:
     """The kernel distance between two sets of images: KID, where the features are those of Inception.
 
@@ -100,6 +93,8 @@ def kid(
         subsets: random subsets of both sets, 2 or more.
         subset_size: images of each set in a subset, 2 or more; all of a set that has fewer.
         seed: of the subsets.
+        size: see `fid`.
+        cache: see `fid`.
 
     Returns:
         kid, the mean over subsets; kid_se, its standard error over them (not there where both sets have no more than
@@ -116,19 +111,65 @@ def kid(
         settings = {"kid": KernelDistance(**{name: _whole(name, value) for name, value in asked.items()})}
     except ValueError as error:
         raise UserError(str(error)) from None
-    return _only("kid", images, reference, features, device, threads, settings)
+    return _only("kid", images, reference, features, compute_of(device, threads), settings, size=size, cache=cache)
+
+
+def save_statistics(
+    images: Images,
+    path: Path | str,
+    features: AnyFeatures = "inception",
+    device: str = "cpu",
+    threads: int | None = None,
+    *,
+    size: int | None = None,
+    cache: bool = True,
+) -> None:
+    """Write the moments of a set's features to an npz, which `fid` and `ipdiff evaluate` take in the set's place.
+
+    It holds mu, sigma and, where the features have a spatial kind, mu_s, sigma_s (the ADM evaluator's names), mu_pixel,
+    sigma_pixel, and what they are of: n, image_shape, features.
+
+    Args:
+        images: see `fid`.
+        path: the file; replaced if it exists.
+        features: see `fid`.
+        device: see `fid`.
+        threads: see `fid`.
+        size: see `fid`.
+        cache: see `fid`.
+
+    Raises:
+        UserError: see `fid`; or `images` are statistics already, or the file cannot be written.
+        IntegrityError: see `fid`.
+    """
+    compute, side = compute_of(device, threads), Side.read(images, "images", size)
+    if side.images is None:
+        raise UserError(f"{side.name}: holds statistics already; give images")
+    found = kept.measured(opened(features, compute), side.images, pooled=False, device=compute.device, use=cache)
+    _write_statistics(Path(path), found)
+
+
+def _write_statistics(path: Path, found: Measured) -> None:
+    part = path.with_name(f".{path.name}.part")
+    try:
+        save_npz(part, **found.statistics)
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _only(
     metric: str,
     images: Images,
     reference: Images,
-    features: str | TorchScript,
-    device: str,
-    threads: int | None,
+    features: AnyFeatures,
+    compute: Compute,
     settings: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
-    found = compare(images, reference, features, compute_of(str(device), threads), [metric], settings)
+    found = compare(images, reference, features, compute, [metric], settings, **options)
     for line in found.warnings:
         warnings.warn(line, stacklevel=3)
     return found.values
@@ -136,6 +177,7 @@ def _only(
 
 def compute_of(device: str, threads: int | None) -> Compute:
     """What to compute on; all cores if `threads` is None. Raises UserError where there is no such thing."""
+    device = str(device)
     if device not in ("cpu", "cuda"):
         raise UserError(f"device is {brief(device)}; use cpu or cuda")
     count = _whole("threads", (os.cpu_count() or 1) if threads is None else threads)
@@ -159,84 +201,17 @@ class Comparison:
     warnings: list[str]
 
 
-def network_of(features: str | TorchScript) -> Network:
-    """The network that `features` or `--features` names.
-
-    Args:
-        features: one of `FEATURES` by name; the path of a classifier.safetensors with its recipe beside it, of a .json
-            with the settings of a `TorchScript` network, or of the published Inception file; or those settings.
-
-    Raises:
-        UserError: there is no such file, it does not say how the network was built, or it is another TorchScript file.
-    """
-    if isinstance(features, TorchScript):
-        return Network("torchscript", None, features)
-    if not isinstance(features, str | os.PathLike):
-        raise UserError(
-            f"features is {brief(repr(features))}; use inception, a path of a network, or a TorchScript record"
-        )
-    named = [name for name, kind in FEATURES.items() if kind.file in ("published", "none")]
-    if features in named:
-        published = Inception() if FEATURES[features].file == "published" else None
-        return Network(features, published and obtain(published), published)
-    path = Path(features)
-    if not path.is_file():
-        shown = brief(repr(str(features)))
-        raise UserError(f"features {shown}: no such file; use {' or '.join(named)}, or a path of a network")
-    if path.suffix == ".json":
-        return network_of(_settings(path))
-    if path.suffix != ".safetensors":
-        return _published(path)
-    params = recipes.read(path.parent / RECIPE).get("params", {})
-    found = [value for key, value in params.items() if key.endswith(".classifier")]
-    if not found:
-        raise UserError(f"{path.parent / RECIPE}: not the recipe of a classifier")
-    try:
-        return Network("classifier", path, Classifier(**found[0]))
-    except TypeError as error:
-        raise UserError(f"{path.parent / RECIPE}: not the recipe of a classifier: {brief(error)}") from None
-
-
-def _published(path: Path) -> Network:
-    """The Inception network in a file of any name; another program is not opened, for nobody has named its digest."""
-    spec = Inception(sha256=INCEPTION_SHA256)
-    if filekind.look(path).name == "torchscript":
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != spec.sha256:
-            raise UserError(
-                f"{path}: sha256 {digest}, not that of the Inception network of 2015-12-05; the settings of "
-                "another network, with its sha256, go into a .json (docs/metrics.md)"
-            )
-    return Network("inception", path, spec)
-
-
-def _settings(path: Path) -> TorchScript:
-    """The settings of a network in a JSON file: an object with all the keys of `TorchScript`."""
-    kinds = {"path": str, "sha256": str, "image_size": int, "resize": str, "mean": list, "std": list, "width": int}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or found.keys() != kinds.keys():
-            raise ValueError(f"expected an object with the keys {', '.join(kinds)}")
-        for key, kind in kinds.items():
-            value = found[key]
-            if type(value) is not kind or (kind is list and not {type(item) for item in value} <= {int, float}):
-                raise ValueError(f"{key} is {brief(value, 40)}; expected {_WORDS[kind]}")
-        return TorchScript(**found)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: no settings of a TorchScript network: {brief(error, 160)}") from None
-
-
-_WORDS = {str: "a text", int: "a whole number", list: "three numbers"}
-
-
 def compare(
     samples: Images,
     reference: Images,
-    features: str | TorchScript,
+    features: AnyFeatures,
     compute: Compute,
     metrics: Collection[str] = (),
     settings: Mapping[str, Any] | None = None,
+    *,
+    size: int | None = None,
+    cache: bool = True,
+    save: Path | None = None,
 ) -> Comparison:
     """Measure two sets against each other.
 
@@ -245,47 +220,70 @@ def compare(
     Args:
         samples: see `Side.read`.
         reference: the real images, likewise.
-        features: see `network_of`; opened only if something has to be computed.
+        features: see `fid`; opened only if something has to be computed that looks at it.
         compute: device and threads.
         metrics: which of `METRICS`; all that the sets permit if empty.
         settings: of metrics that have some, by their key; defaults where it is not there.
+        size: resize images to this side first.
+        cache: see `fid`.
+        save: where the reference's statistics are written, for later.
 
     Returns:
-        The metrics, and what they are of: dimensions, features, features_digest, n, reference_n (null where unknown).
+        The metrics, and what they are of: dimensions, features, features_digest, n, reference_n (null where unknown),
+        and resized where a size is given.
         Warnings of fewer images than features, and of images of 0 and 1 only.
 
     Raises:
         UserError: the files cannot be compared, or not by a metric that was asked for.
     """
-    ours, theirs = Side.read(samples, "samples"), Side.read(reference, "reference")
+    ours, theirs = Side.read(samples, "samples", size), Side.read(reference, "reference", size)
     if None not in (ours.shape, theirs.shape) and ours.shape != theirs.shape:
-        raise UserError(f"{ours.name}: images are {ours.shape} [H, W, C]; those of {theirs.name} are {theirs.shape}")
+        resize = "; --size N resizes both" if size is None else ""
+        raise UserError(
+            f"{ours.name}: images are {ours.shape} [H, W, C]; those of {theirs.name} are {theirs.shape}{resize}"
+        )
     wanted = [name for name in METRICS if name in (metrics or METRICS) and _permitted(name, ours, theirs)]
     _refuse_missing(metrics, wanted, ours, theirs)
     look = (
         ours.must_be_seen(wanted),
-        theirs.must_be_seen([name for name in wanted if METRICS[name].needs != "logits"]),
+        theirs.must_be_seen([name for name in wanted if METRICS[name].needs != "logits"]) or save is not None,
     )
-    extractor = network_of(features).open(compute) if any(look) else None
+    extractor = _extractor(features, wanted, compute, save is not None) if any(look) else None
     name = _common_features(ours, theirs, extractor)
     pooled = any(METRICS[name].needs == "features" for name in wanted)
+
+    def measured(side: Side, seen: bool) -> Measured:
+        """What is known of a side; the file's own statistics come before computed ones."""
+        if extractor is None or side.images is None or not seen:
+            return Measured(side.statistics)
+        found = kept.measured(extractor, side.images, pooled=pooled, device=compute.device, use=cache)
+        own = {key: value for key, value in side.statistics.items() if key.startswith(("mu", "sigma"))}
+        return Measured({**found.statistics, **own}, found.inception_score, found.pooled)
+
     with np.errstate(all="ignore"):  # what is not finite in the end is refused
-        first, second = (
-            _measured(side, extractor if seen else None, pooled=pooled)
-            for side, seen in zip((ours, theirs), look, strict=True)
-        )
+        first, second = measured(ours, look[0]), measured(theirs, look[1])
         found = evaluate.values(first, second, evaluate.possible(wanted, first, second), compute, settings)
     _refuse_missing(metrics, found, ours, theirs)
+    if save is not None:
+        _write_statistics(save, second)
     values = {
         **found,
         "dimensions": (dimensions := evaluate.dimensions(found, second)),
         "features": name.rpartition(" ")[0] if name else None,
-        "features_digest": name.rpartition(" ")[2] if name else None,
+        "features_digest": name.rpartition(" ")[2] or None if name else None,
         "n": ours.n,
         "reference_n": theirs.n,
+        **({} if size is None else {"resized": f"{RESIZED} to {size}x{size}"}),
     }
     sizes = {metric: size for metric, size in dimensions.items() if metric in MOMENTS}
     return Comparison(values, [*_few_images(ours, theirs, sizes), *_cast(ours, theirs)])
+
+
+def _extractor(features: AnyFeatures, wanted: Collection[str], compute: Compute, everything: bool) -> Extractor:
+    """What has to look at the images: pixels alone need no network."""
+    if not everything and all(METRICS[name].ending == "_pixel" for name in wanted):
+        return PixelFeatures()
+    return opened(features, compute)
 
 
 def _permitted(metric: str, ours: Side, theirs: Side) -> bool:
@@ -339,21 +337,14 @@ def is_cut_off(images: NDArray[np.uint8]) -> bool:
 def _common_features(ours: Side, theirs: Side, extractor: Extractor | None) -> str | None:
     """Name and digest of the features that the figures are of; None where nothing says it."""
     said = [brief(side.statistics["features"]) for side in (ours, theirs) if "features" in side.statistics]
-    said += [] if extractor is None else [f"{extractor.name} {extractor.digest}"]
+    said += (
+        [] if extractor is None or isinstance(extractor, PixelFeatures) else [f"{extractor.name} {extractor.digest}"]
+    )
     if len(set(said)) > 1:
         raise UserError(
             f"{ours.name} against {theirs.name}: of different features: {' and '.join(dict.fromkeys(said))}"
         )
     return said[0] if said else None
-
-
-def _measured(side: Side, extractor: Extractor | None, *, pooled: bool) -> Measured:
-    """What is known of a side; the file's own statistics come before computed ones."""
-    if extractor is None or side.images is None:
-        return Measured(side.statistics)
-    seen = measure(extractor, side.images, pooled=pooled)
-    own = {key: value for key, value in side.statistics.items() if key.startswith(("mu", "sigma"))}
-    return Measured({**seen.statistics, **own}, seen.inception_score, seen.pooled)
 
 
 def _needs(metric: str) -> str:

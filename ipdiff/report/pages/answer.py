@@ -1,0 +1,277 @@
+"""The answer to a study's question: does input perturbation help here? What is said, in words; no layout.
+
+Models with input perturbation are held against the same without it, at equal data set, sampler and protocol, at the
+last training steps that the study's tables show.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ipdiff.metrics.spec import METRICS
+from ipdiff.report import labels
+from ipdiff.report.results import grouped
+from ipdiff.report.spec import Gamma
+from ipdiff.report.tables import layout
+from ipdiff.report.tables.entries import Entry
+from ipdiff.report.tables.table import Frame
+from ipdiff.report.tables.verdicts import SEPARATES, Verdict, separate
+from ipdiff.sample_sets.spec import Sampler
+
+LEADING = ("fid", "sfid")
+"""Metrics that answer, where a study has them: the paper's. Where it has neither, all of its metrics do."""
+
+WORDS = ("yes", "yes and no", "no", "")
+"""What is said of a sampler, in the order in which it is said; nothing where nothing separates."""
+
+NOT_ASKED = (
+    "No table of this study holds a model with input perturbation against the same model without it, at equal sampler "
+    "and training steps."
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric of a model with input perturbation, and of its like without, under equal conditions."""
+
+    ours: Entry
+    base: Entry
+
+    @property
+    def differences(self) -> tuple[float, ...]:
+        """With minus without, for each training seed that both have."""
+        return self.ours.minus(self.base)
+
+    @property
+    def says(self) -> Verdict:
+        """What the differences say by the stricter rule, `verdicts.separate`."""
+        return separate(self.differences, METRICS[self.ours.metric].higher)
+
+    @property
+    def gamma(self) -> str:
+        """The strength in words."""
+        return labels.gamma(self.ours.gamma)
+
+    def share(self) -> float:
+        """The mean difference as a share of the mean without; below 0 where it is better."""
+        mean, sign = statistics.fmean(self.differences), -1 if METRICS[self.ours.metric].higher else 1
+        return sign * mean / (abs(self.base.mean) or 1.0)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer for one data set and one model without input perturbation.
+
+    Attributes:
+        about: which these are; empty where the study has no others.
+        sentence: the answer.
+        caution: a sentence on how far from converged the models are; empty where they are not, or nothing is known.
+    """
+
+    about: str
+    sentence: str
+    caution: str
+
+
+def answers(frames: Iterable[Frame], unperturbed: Mapping[str, str], named: Mapping[str, str]) -> list[Answer]:
+    """The answers of a study's tables; none where they hold nothing against each other that could say it.
+
+    Args:
+        frames: the tables.
+        unperturbed: by model with input perturbation, its like without.
+        named: how models are called.
+    """
+    found = comparisons(frames, unperturbed)
+    metrics = {one.ours.metric for one in found}
+    leading = metrics.intersection(LEADING) or metrics
+    groups = grouped(
+        (one for one in found if one.ours.metric in leading), lambda one: (one.ours.dataset, one.base.model)
+    )
+    return [
+        Answer(
+            f"{labels.dataset(dataset)}, against {named[base]}" if len(groups) > 1 else "",
+            _sentence(group),
+            _caution(group),
+        )
+        for (dataset, base), group in groups.items()
+    ]
+
+
+def rule(found: Sequence[Answer]) -> str:
+    """By what rule the answers are given."""
+    if not found:
+        return NOT_ASKED
+    return (
+        f"Yes and no are said where two models separate: {SEPARATES}. The marks in the tables ask that of the mean "
+        "difference alone. Held against each other are models that differ in gamma, with the same sampler, at the last "
+        "training steps that the tables show. It is a plain mark of size, no significance test."
+    )
+
+
+def comparisons(frames: Iterable[Frame], unperturbed: Mapping[str, str]) -> list[Comparison]:
+    """Each comparison once: at the last training steps, with the most seeds; chains from real images are none."""
+    found: dict[tuple[str, ...], Comparison] = {}
+    for frame in frames:
+        values = [entry for entry in frame.entries if not Sampler.parse(entry.sampler).row.from_images]
+        for contest in layout.contests(frame.table, values):
+            for one in _pairs(contest, unperturbed, steps=bool(frame.table.points)):
+                at = (one.ours.dataset, one.ours.model, one.ours.sampler, one.ours.metric)
+                known = found.get(at)
+                if known is None or _rank(known) < _rank(one):
+                    found[at] = one
+    return list(found.values())
+
+
+def _rank(one: Comparison) -> tuple[int, int]:
+    return one.ours.step, len(one.differences)
+
+
+def _pairs(contest: list[Entry], unperturbed: Mapping[str, str], *, steps: bool) -> Iterable[Comparison]:
+    """`steps`: the contest's entries may differ in sampler and training steps, which then have to be equal."""
+    for ours in contest:
+        for base in contest:
+            alike = not steps or (ours.sampler, ours.step) == (base.sampler, base.step)
+            if unperturbed.get(ours.model) == base.model and alike and ours.minus(base):
+                yield Comparison(ours, base)
+
+
+def _sentence(group: list[Comparison]) -> str:
+    judged = [one for one in group if len(one.differences) > 1]
+    if not judged:
+        return _one_seed(group)
+    said = {sampler: _said(ones) for sampler, ones in grouped(judged, lambda one: one.ours.sampler).items()}
+    if not any(word for word, _ in said.values()):
+        metrics, gammas = _words(map(_label, judged)), _words(one.gamma for one in _ordered(judged))
+        return f"Nothing separates at {_where(said)} ({metrics}, gamma {gammas}, {_seeds(judged)})."
+    parts = [
+        f"at {_where(samplers)} {f'{word} ({why})' if word else 'nothing separates'}"
+        for (word, why), samplers in grouped(
+            sorted(said, key=lambda one: WORDS.index(said[one][0])), said.__getitem__
+        ).items()
+    ]
+    text = "; ".join(part for part in (*parts, _best(group, judged)) if part)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _said(ones: list[Comparison]) -> tuple[str, str]:
+    """Yes, no, both or nothing of one sampler, and why."""
+    whys: dict[str, list[str]] = {}
+    for side in ("better", "worse"):
+        facts = {
+            label: (_way(own[0]), _words(one.gamma for one in own), _counts(own))
+            for label, own in grouped((one for one in _ordered(ones) if one.says == side), _label).items()
+        }
+        whys[side] = [
+            f"{_words(alike)} {way} for gamma {gammas} in {counts}"
+            for (way, gammas, counts), alike in grouped(facts, facts.__getitem__).items()
+        ]
+    word = " and ".join(word for word, side in (("yes", "better"), ("no", "worse")) if whys[side])
+    return word, "; ".join((*whys["better"], *whys["worse"]))
+
+
+def _label(one: Comparison) -> str:
+    return one.ours.label
+
+
+def _way(one: Comparison) -> str:
+    return "lower" if statistics.fmean(one.differences) < 0 else "higher"
+
+
+def _counts(ones: list[Comparison]) -> str:
+    counts = {len(one.differences) for one in ones}
+    return f"{max(counts)} of {_seeds(ones)}" if len(counts) == 1 else f"each of {_seeds(ones)}"
+
+
+def _seeds(ones: list[Comparison]) -> str:
+    """How many they have: `2 seeds`, `2 or 3 seeds`."""
+    return f"{' or '.join(map(str, sorted({len(one.differences) for one in ones})))} seeds"
+
+
+def _best(group: list[Comparison], judged: list[Comparison]) -> str:
+    """Which gamma is best, by the first metric that separates for the better, where all of them were judged."""
+    better = [one for one in judged if one.says == "better"]
+    if not better:
+        return ""
+    tried, known = _strengths(group), _strengths(judged)
+    if len(tried) == 1:
+        return "no other gamma was tried"
+    if len(known) == 1:
+        others = _words(labels.gamma(gamma) for gamma in tried if gamma not in known)
+        return f"no other gamma has more than one seed (tried: {others})"
+    metric = min((one.ours.metric for one in better), key=list(METRICS).index)
+    samplers = grouped((one for one in judged if one.ours.metric == metric), lambda one: one.ours.sampler)
+    common = [ones for ones in samplers.values() if len(_strengths(ones)) == len(known)]
+    if not common:
+        return "which gamma is best is not known, since no sampler has them all"
+    shares = {
+        gamma: statistics.fmean(one.share() for ones in common for one in ones if one.ours.gamma == gamma)
+        for gamma in known
+    }
+    best = min(known, key=lambda gamma: shares[gamma])
+    others = [labels.gamma(gamma) for gamma in known if gamma != best and not _apart(best, gamma, common)]
+    place = {tried[0]: ", the smallest tried", tried[-1]: ", the largest tried"}.get(best, "")
+    near = f", by {METRICS[metric].label} not apart from {_words(others)}" if others else ""
+    return f"best gamma {labels.gamma(best)}{place}{near}"
+
+
+def _apart(best: Gamma, other: Gamma, common: list[list[Comparison]]) -> bool:
+    """Whether one gamma separates from another one with a sampler at least."""
+    for ones in common:
+        of = {one.ours.gamma: one.ours for one in ones}
+        if separate(of[best].minus(of[other]), METRICS[of[best].metric].higher) == "better":
+            return True
+    return False
+
+
+def _one_seed(group: list[Comparison]) -> str:
+    said: dict[tuple[str, str], str] = {}
+    for at, ones in grouped(_ordered(group), lambda one: (one.gamma, _label(one))).items():
+        ways = grouped(ones, _way).items()
+        said[at] = ", ".join(f"{way} at {_where(one.ours.sampler for one in own)}" for way, own in ways)
+    parts: list[str] = []
+    for (gamma, text), alike in grouped(said, lambda at: (at[0], said[at])).items():
+        parts.append(
+            f"{_words(label for _, label in alike)} of gamma {gamma} {'is' if len(alike) == 1 else 'are'} {text}"
+        )
+    return f"Not known, for one training seed gives no spread to judge by. {'; '.join(parts)}."
+
+
+def _caution(group: list[Comparison]) -> str:
+    asked = [one for one in group if len(one.differences) > 1] or group
+    points = {entry.card: entry for one in asked for entry in (one.ours, one.base) if entry.half_n}
+    far = sum(entry.far for entry in points.values())
+    if not far:
+        return ""
+    cases = "all" if far == len(points) else f"{far} of the {len(points)}"
+    return (
+        f"In {cases} cases that are compared the model is far from converged (see the lines under the tables): what "
+        "holds here need not hold for a network that is trained for longer."
+    )
+
+
+def _ordered(ones: Iterable[Comparison]) -> list[Comparison]:
+    """By gamma, else in their order."""
+    return sorted(ones, key=lambda one: max(one.ours.gamma, default=0.0))
+
+
+def _strengths(ones: Iterable[Comparison]) -> list[Gamma]:
+    """Their gammas, ascending."""
+    return list(dict.fromkeys(one.ours.gamma for one in _ordered(ones)))
+
+
+def _where(samplers: Iterable[str]) -> str:
+    """Samplers in words: `T' = 5 and 10`; others than ancestral ones with their method."""
+    methods = grouped(map(Sampler.parse, dict.fromkeys(samplers)), lambda sampler: sampler.method)
+    steps = {method: _words(str(sampler.steps) for sampler in own) for method, own in methods.items()}
+    return _words(
+        f"T' = {text}" + ("" if alike == ["ancestral"] else f" with {' or '.join(alike)}")
+        for text, alike in grouped(steps, steps.__getitem__).items()
+    )
+
+
+def _words(items: Iterable[str]) -> str:
+    """Each once: `a, b and c`."""
+    *first, last = dict.fromkeys(items)
+    return f"{', '.join(first)} and {last}" if first else last
