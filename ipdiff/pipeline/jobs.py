@@ -148,15 +148,15 @@ def _image_sampler(job: Job) -> ImageSampler:
 
     family = job.params.family(job.names["dataset"], job.names["model"])
     sampler = Sampler.parse(job.names["sampler"])
-    spec = job.checkpoint_spec()
-    selfcheck.trust(spec.family, job.dataset.sampling_compute)
+    spec, compute = job.checkpoint_spec(), job.dataset.sampled_on(sampler)
+    selfcheck.trust(spec.family, compute)
     return ImageSampler(
         spec,
         job.path("ema.safetensors"),
         sampler,
         clip_denoised=family.clip_denoised,
         quantise=family.quantise,
-        compute=job.dataset.sampling_compute,
+        compute=compute,
         images=load_images(job.path("images.npy")) if sampler.row.from_images else None,
     )
 
@@ -214,6 +214,24 @@ def _evaluate(job: Job, made: Publication) -> None:
         found = json.loads((made.staging / "metrics.json").read_text())
         shown = {name: found[name] for name in METRICS if name in found}
         sinks.measured(Path(job.cell.fill(MEASURED)), int(job.names["step"]), job.names["sampler"], shown)
+    _say_rising(job.cell, made.staging)
+
+
+def _say_rising(cell: Cell, made: Path) -> None:
+    """A line where the FID rises up to this checkpoint, of those of its run that were drawn and measured alike."""
+    from ipdiff.report.figures import monitor
+
+    file, here = cell.stage.files[0], int(cell.bindings["step"])
+    if not (made / file).exists():  # a process that shares the work publishes nothing
+        return
+    there = Path().glob(cell.stage.directory.format(**{**cell.bindings, "step": "*"}))
+    files = {int(path.parent.name): path / file for path in there if path.parent.name.isdecimal()}
+    earlier = {step: path for step, path in files.items() if step < here and path.exists()}
+    fids = {step: json.loads(path.read_text())["fid"] for step, path in {**earlier, here: made / file}.items()}
+    for stretch in monitor.rises(fids):
+        if stretch[-1] == here:
+            names = f"{cell.bindings['dataset']} {cell.bindings['model']} seed {cell.bindings['seed']}"
+            print(f"ipdiff: {monitor.line(names, fids, stretch)}", file=sys.stderr, flush=True)
 
 
 def _drift(job: Job, made: Publication) -> None:

@@ -37,6 +37,11 @@ DATASETS = {
     "lsun_tower64": "LSUN tower 64",
     "celeba64": "CelebA 64",
     "ffhq128": "FFHQ 128",
+    "cifar10_official": "CIFAR-10",
+    "imagenet32_official": "ImageNet 32",
+    "lsun_tower64_official": "LSUN tower 64",
+    "celeba64_official": "CelebA 64",
+    "ffhq128_official": "FFHQ 128",
 }
 
 MINUS = "\N{MINUS SIGN}"
@@ -142,7 +147,7 @@ AXES = {
 def sampler_axis(names: Iterable[str]) -> Axis:
     """Of rows: the bare number of steps under its header, where that says which sampler is meant."""
     samplers = [Sampler.parse(name) for name in names]
-    headers = {"" if sampler.eps_scale else sampler.row.header for sampler in samplers}
+    headers = {sampler.row.header if sampler.bare else "" for sampler in samplers}
     if len(headers) > 1 or "" in headers:
         return AXES["sampler"]
     return Axis(headers.pop(), lambda name: str(Sampler.parse(name).steps), "sampler")

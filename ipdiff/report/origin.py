@@ -11,6 +11,7 @@ from typing import Any
 from ipdiff.data.spec import Source
 from ipdiff.errors import UserError
 from ipdiff.report.results import Result
+from ipdiff.sample_sets.spec import Sampler
 from ipdiff.work.recipes import RECIPE
 
 Recipe = Mapping[str, Any]
@@ -116,7 +117,9 @@ def _made_with(one: Result, recipes: Mapping[str, Recipe]) -> dict[str, Any]:
         "T": run["diffusion"]["T"],
         "schedule": run["diffusion"]["schedule"],
         "dropout": run["network"]["dropout"],
-        "sampling_precision": sampling.get("precision") or compute.get("precision", "float32"),
+        "sampling_precision": Sampler.parse(one.sampler).precision
+        or sampling.get("precision")
+        or compute.get("precision", "float32"),
         "reference_n": one.protocol.reference_n,
         "reference": "random images" if subset else every,
         "preprocessing": source.chosen_preprocessing,

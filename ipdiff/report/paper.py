@@ -56,8 +56,11 @@ class Entry:
         return (*names, *(["grid of timesteps"] if self.sampler and "{grid}" in self.sampler.row.name else []))
 
     def same_sampler(self, sampler: Sampler) -> bool:
-        """Whether it was drawn by this kind of sampler with this T' (and eta); the grid is not compared."""
-        return self.sampler == replace(sampler, grid="")
+        """Whether it was drawn by this kind of sampler with this T' (and eta); the grid is not compared.
+
+        Precision and number of images are compared apart, and are a reason.
+        """
+        return self.sampler == replace(sampler, grid="", precision=None, images=None)
 
 
 @dataclass(frozen=True)
@@ -82,13 +85,22 @@ class Match:
     unknown: tuple[str, ...] = ()
 
 
-@cache
 def values() -> dict[str, PaperTable]:
-    """The paper's figures by table key, read once; UserError if the file is malformed."""
+    """The paper's figures by table key; UserError if the file is malformed."""
+    return _read()[0]
+
+
+def names() -> dict[str, str]:
+    """What data sets and models of the paper are called besides -> their name in its figures; raises as `values`."""
+    return _read()[1]
+
+
+@cache
+def _read() -> tuple[dict[str, PaperTable], dict[str, str]]:
     try:
         data = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-        made_with = data.pop("made_with")
-        return {key: _table(value, made_with) for key, value in data.items()}
+        made_with, also = data.pop("made_with"), data.pop("also_called")
+        return {key: _table(value, made_with) for key, value in data.items()}, also
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{FILE}: not a file of the paper's figures ({type(error).__name__}: {error})") from error
 
@@ -112,10 +124,13 @@ def match(table: PaperTable | None, result: Result, metric: str) -> Match:
     """
     if table is None:
         return Match(None, False, "no table of the paper was named")
-    sampler = Sampler.parse(result.sampler)
+    sampler, dataset, model = (
+        Sampler.parse(result.sampler),
+        *(names().get(n, n) for n in (result.dataset, result.model)),
+    )
     asked: tuple[tuple[Callable[[Entry], bool], str], ...] = (
-        (lambda e: e.dataset == result.dataset, f"has no figure for the data set {labels.dataset(result.dataset)}"),
-        (lambda e: e.model == result.model, f"has no figure for {labels.model(result.model)} on this data set"),
+        (lambda e: e.dataset == dataset, f"has no figure for the data set {labels.dataset(result.dataset)}"),
+        (lambda e: e.model == model, f"has no figure for {labels.model(result.model)} on this data set"),
         (lambda e: e.sampler is not None, "does not say with which T' it was drawn"),
         (lambda e: e.same_sampler(sampler), f"has no figure for this sampler ({sampler.label()})"),
         (lambda e: metric in e.metrics, f"does not report {labels.metric(metric)} here"),

@@ -97,7 +97,7 @@ class Table(Record):
         return rows, columns
 
 
-FIGURES = {"lines": "evaluate", "samples": "sample", "errors": "analyse", "drift": "drift"}
+FIGURES = {"lines": "evaluate", "monitor": "evaluate", "samples": "sample", "errors": "analyse", "drift": "drift"}
 """Kinds of figures, and the stage whose first outputs each shows."""
 
 
@@ -107,8 +107,9 @@ class Figure(Record):
 
     __pydantic_config__: ClassVar = FORBID
     kind: Annotated[
-        Literal["lines", "samples", "errors", "drift"],
-        "curves of a metric, images, prediction errors, or how far sampling chains stray from diffused images",
+        Literal["lines", "monitor", "samples", "errors", "drift"],
+        "curves of a metric, the FID at every checkpoint (docs/monitor.md), images, prediction errors, or how far "
+        "sampling chains stray from diffused images",
     ]
     title: Annotated[str, "what the figure shows"]
     datasets: Annotated[list[str], "data sets: a panel each"]
@@ -116,9 +117,11 @@ class Figure(Record):
     samplers: Annotated[list[str], "samplers; over T' they make the x axis; none for prediction errors"] = field(
         default_factory=list
     )
-    steps: Annotated[list[int], "training steps; each model's final step if empty", Range(1)] = field(
-        default_factory=list
-    )
+    steps: Annotated[
+        list[int],
+        "training steps; each model's final step if empty, of kind monitor every checkpoint until it",
+        Range(1),
+    ] = field(default_factory=list)
     until: Annotated[dict[str, int], "model: its last training step, where `steps` go further", Range(1)] = field(
         default_factory=dict
     )
@@ -147,6 +150,16 @@ class Figure(Record):
             self.paper is None or (self.kind, self.x) == ("lines", "step"),
             f"paper is {self.paper}, but the paper's curves are over training steps; use kind: lines and x: step",
         )
+
+    @property
+    def is_curve(self) -> bool:
+        """Whether it shows a metric as lines."""
+        return self.kind in ("lines", "monitor")
+
+    @property
+    def over_training(self) -> bool:
+        """Whether its lines go over training steps."""
+        return self.kind == "monitor" or self.x == "step"
 
 
 def product(view: Table | Figure) -> list[Point]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from string import Formatter
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +31,9 @@ class Sampling(Record):
     ] = None
 
     def count(self, sampler: Sampler) -> int:
-        """Images of a sampler's set: exposure sets may be smaller."""
+        """Images of a sampler's set: as many as its name says; exposure sets may be smaller."""
         exposure = self.exposure_samples if sampler.row.from_images else None
-        return self.num_samples if exposure is None else exposure
+        return sampler.images or exposure or self.num_samples
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,11 @@ GRIDS = ("uniform", "quad", "ddim", "logsnr", "karras")
 MOST = 80
 """Characters of a sampler's name."""
 NUMBER = r"\d+(?:\.\d+)?"
-_SUFFIX = re.compile(rf"-es(?:({NUMBER})t\+)?({NUMBER})\Z")
+_NAME = re.compile(
+    rf"(?P<chain>.+?)(?:-es(?:(?P<k>{NUMBER})t\+)?(?P<b>{NUMBER}))?(?:-(?P<precision>{'|'.join(get_args(Precision))}))?"
+    r"(?:-n(?P<images>\d+))?"
+)
+"""A sampler's name: its chain, and what may stand behind it, in this order."""
 
 SAMPLERS = {
     "ancestral": SamplerKind(
@@ -169,6 +173,8 @@ class Sampler(Record):
         grid: which steps of the full chain are kept, by rule; see `schedule.respace`.
         options: what the chain's function takes besides, by name.
         eps_scale: what the predicted eps is divided by; None leaves it as it is.
+        precision: of the network, where it is not the data set's (`Dataset.sampling_compute`).
+        images: of the set, where they are not the data set's (`Sampling.count`).
     """
 
     kind: str
@@ -176,6 +182,8 @@ class Sampler(Record):
     grid: str = ""
     options: tuple[tuple[str, float], ...] = ()
     eps_scale: EpsScale | None = None
+    precision: Precision | None = None
+    images: Annotated[int | None, Range(2)] = None
 
     @staticmethod
     def parse(text: str) -> Sampler:
@@ -186,23 +194,26 @@ class Sampler(Record):
         """
         if len(text) > MOST:
             raise ValueError(f"sampler {text[:40]!r}... has {len(text)} characters; use at most {MOST}")
-        chain, *suffix = _SUFFIX.split(text, maxsplit=1)
+        said = parts.groupdict() if (parts := _NAME.fullmatch(text)) else {"chain": text}
         for kind, row in SAMPLERS.items():
-            if match := row.match(chain):
-                found = match.groupdict()
+            if match := row.match(said["chain"]):
+                found = match.groupdict() | said
                 options = tuple((key, float(found[key])) for key in row.options)
                 try:
                     for key, value in options:
                         allowed = row.options[key]
                         check(allowed.holds(value), f"{key} is {value:g}; use {allowed.text()}")
-                    scale = EpsScale(float(suffix[0] or 0), float(suffix[1])) if suffix else None
-                    return Sampler(kind, int(found["steps"]), found.get("grid", ""), options, scale)
+                    scale = EpsScale(float(found["k"] or 0), float(found["b"])) if found["b"] else None
+                    images = int(found["images"]) if found["images"] else None
+                    precision = next((one for one in get_args(Precision) if one == found["precision"]), None)
+                    steps, grid = int(found["steps"]), found.get("grid", "")
+                    return Sampler(kind, steps, grid, options, scale, precision, images)
                 except ValueError as error:
                     raise ValueError(f"sampler {text!r}: {error}") from None
         ways = ", ".join(row.written for row in SAMPLERS.values())
         raise ValueError(
             f"sampler {text!r} is unknown; use {ways}, e.g. ancestral-100 or ddim0.5-quad20 "
-            f"(grids: {', '.join(GRIDS)}), and -esB or -esKt+B behind it"
+            f"(grids: {', '.join(GRIDS)}), and behind it -esB or -esKt+B, a precision, -nIMAGES"
         )
 
     @property
@@ -215,7 +226,14 @@ class Sampler(Record):
         """Its one name: numbers without superfluous zeros."""
         numbers = {key: plain(value) for key, value in self.options}
         chain = self.row.name.format(steps=self.steps, grid=self.grid, **numbers)
-        return f"{chain}-{self.eps_scale.name}" if self.eps_scale else chain
+        scale = self.eps_scale.name if self.eps_scale else ""
+        images = f"n{self.images}" if self.images else ""
+        return "-".join(filter(None, (chain, scale, self.precision, images)))
+
+    @property
+    def bare(self) -> bool:
+        """Whether nothing stands behind its chain: no scaling, no precision and no size of its own."""
+        return self == replace(self, eps_scale=None, precision=None, images=None)
 
     @property
     def method(self) -> str:
@@ -230,7 +248,9 @@ class Sampler(Record):
         grid = f" ({self.grid})" if self.grid else ""
         numbers = {key: f"{value:g}" for key, value in self.options}
         text = template.format(steps=self.steps, grid=grid, **numbers)
-        return f"{text}, {self.eps_scale.label()}" if self.eps_scale else text
+        scale = self.eps_scale.label() if self.eps_scale else ""
+        images = f"N = {self.images:,}" if self.images else ""
+        return ", ".join(filter(None, (text, scale, self.precision, images)))
 
 
 def plain(value: float) -> str:

@@ -93,6 +93,9 @@ RULES = [
     Rule("snakemake --profile", None, "it needs a cluster; test_profiles.py has a stand-in for one"),
     Rule("snakemake tables/paper/", None, "days on a GPU", dry=True),
     Rule("snakemake --report", "digits"),
+    Rule(
+        "snakemake --cores all tables/official/", None, "it needs the authors' files; test_official.py has their like"
+    ),
     Rule("snakemake", "digits", dry=True),
     Rule("dvc repro studies/mini/dvc.yaml", "mini"),
     Rule("dvc repro", "digits"),
@@ -104,6 +107,7 @@ RULES = [
     Rule("ipdiff evaluate samples/ --reference photos/", None, "the reader's images; test_library.py has some"),
     Rule("ipdiff export cifar10/", "mini", replaced=MINI),
     Rule("ipdiff grid", "project"),
+    Rule("ipdiff import ADM_IP_015.pt", None, "the authors' file; test_official.py imports its like"),
     Rule("ipdiff import", "mini", replaced=MINI),
     Rule("ipdiff new", None, "minutes, on pictures of the reader's; test_new.py runs it"),
     Rule("ipdiff plan", "project"),

@@ -117,9 +117,12 @@ def test_a_damaged_one_is_named_and_not_sampled(sampled: Path, copy: Callable[[P
 def test_without_it_snakemake_names_the_file(imported: Path, copy: Callable[[Path], Path]) -> None:
     project = copy(imported)
     shutil.rmtree(project / RUN)
-    done = run(project, "snakemake", "--dry-run", "mini", code=1)
-    assert "Missing input files for rule sample" in done.stdout + done.stderr
-    assert WEIGHTS in done.stdout + done.stderr
+    done = run(project, "snakemake", "--dry-run", "mini", code=2)
+    assert f"ipdiff: {RUN} is not here: `ipdiff pull {RUN}`\n" in done.stderr
+    (project / POINTER).unlink()
+    done = run(project, "snakemake", "--dry-run", "mini", code=2)
+    line = f"{RUN} is not here: get its checkpoint; then `ipdiff import FILE --as digits_mini/official`"
+    assert f"ipdiff: {line}\n" in done.stderr
     run(project, "ipdiff", "import", FILE, "--as", "digits_mini/official")
     assert run(project, "git", "status", "--short").stdout == ""
     samples = "samples/digits_mini/official/s0/460000/ancestral-5"

@@ -51,6 +51,8 @@ def _check_dataset(params: Params, name: str, dataset: Dataset) -> None:
         _known(f"datasets.{name}.final_step", model, params.models)
         if wrong := step_problem(params, name, model, dataset.final_step[model]):
             raise _Wrong(f"datasets.{name}.final_step.{model}: {wrong}")
+    for model in dataset.imports:
+        _known(f"datasets.{name}.imports", model, [key for key, known in params.models.items() if known.imported])
     for file in dataset.source.archives:
         said = params.downloads.get(file)
         if said is None or not (said.url or said.how):
@@ -123,7 +125,7 @@ def _check_view(params: Params, where: str, view: Table | Figure) -> None:
             count = params.dataset(point.dataset).sampling.count(Sampler.parse(point.sampler))
             if view.images > count:
                 raise _Wrong(f"{where}.images: {view.images} of the {count} that {point.dataset} draws")
-    metrics = view.metrics if isinstance(view, Table) else [view.metric] if view.kind == "lines" else []
+    metrics = view.metrics if isinstance(view, Table) else [view.metric] if view.is_curve else []
     for dataset in dict.fromkeys(point.dataset for point in found):
         _check_metrics(params.dataset(dataset), dataset, where, metrics)
     if "kid_se" in metrics:

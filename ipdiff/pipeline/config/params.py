@@ -172,9 +172,18 @@ def sampler_of(params: Params, dataset: str, model: str, name: str) -> Sampler:
 
     Raises:
         ConfigError: the data set or model is unknown, or the one does not train the other.
-        ValueError: no such sampler, or one with a grid that the chain does not have.
+        ValueError: no such sampler, one with a grid that the chain does not have, or one whose name says again what is
+            the data set's anyway, or asks for a precision that its device does not have.
     """
-    return _sampler(name, params.family(dataset, model).diffusion, f" of {dataset}/{model}")
+    sampler = _sampler(name, params.family(dataset, model).diffusion, f" of {dataset}/{model}")
+    settings = params.dataset(dataset)
+    if sampler.precision == settings.sampling_compute.precision:
+        raise ValueError(f"sampler {name!r}: {dataset} is sampled in {sampler.precision} anyway; leave it out")
+    if sampler.precision == "float16" and settings.compute.device != "cuda":
+        raise ValueError(f"sampler {name!r}: float16 needs cuda, and datasets.{dataset}.compute.device is cpu")
+    if sampler.images and sampler.images == settings.sampling.count(dataclasses.replace(sampler, images=None)):
+        raise ValueError(f"sampler {name!r}: {sampler.images} images are drawn of {dataset} anyway; leave -n out")
+    return sampler
 
 
 @cache
@@ -198,10 +207,20 @@ def shown(params: Params) -> list[str]:
 def points(params: Params, view: Table | Figure) -> list[Point]:
     """The points a table or figure asks for, in its order, each with its training step."""
     asked = view.points if isinstance(view, Table) and view.points else product(view)
+    every = isinstance(view, Figure) and view.kind == "monitor"
     return [
-        p if p.step is not None else dataclasses.replace(p, step=params.dataset(p.dataset).last_step(p.model))
-        for p in asked
+        dataclasses.replace(point, step=step)
+        for point in asked
+        for step in ([point.step] if point.step is not None else _steps(params, point, every))
     ]
+
+
+def _steps(params: Params, point: Point, every: bool) -> list[int]:
+    """The last training step of a point's run, or every checkpoint until it."""
+    dataset = params.dataset(point.dataset)
+    last = dataset.last_step(point.model)
+    trained = every and not params.model(point.model).imported
+    return [step for step in dataset.checkpoints if step < last] * trained + [last]
 
 
 def runs(params: Params, figure: Figure) -> list[tuple[str, str, int]]:

@@ -20,7 +20,7 @@ from ipdiff.metrics.spec import (
 )
 from ipdiff.parameters import FORBID, Range, Record, check
 from ipdiff.report.spec import Study
-from ipdiff.sample_sets.spec import Analysis, Sampling
+from ipdiff.sample_sets.spec import Analysis, Sampler, Sampling
 from ipdiff.spec import (
     FAMILIES,
     Decay,
@@ -101,6 +101,9 @@ class Dataset(Record):
     sampling: Sampling
     checkpoints: Annotated[list[int], "training steps that publish a checkpoint, ascending", Range(1)]
     final_step: Annotated[dict[str, int], "the checkpoint a table means, by model; `default` for the others", Range(1)]
+    imports: Annotated[dict[str, str], "of imported models: which file to get and where, for people"] = field(
+        default_factory=dict
+    )
     strengths: Strengths = field(default_factory=Strengths)
     features: Annotated[FeatureName, "the network whose activations are compared; the paper's is inception"] = (
         "classifier"
@@ -163,6 +166,10 @@ class Dataset(Record):
     def sampling_compute(self) -> Compute:
         """What samples are drawn on: `compute`, in the precision of `sampling`."""
         return replace(self.compute, precision=self.sampling.precision or self.compute.precision)
+
+    def sampled_on(self, sampler: Sampler) -> Compute:
+        """What a sampler's set is drawn on: `sampling_compute`, in the precision of its name."""
+        return replace(self.sampling_compute, precision=sampler.precision or self.sampling_compute.precision)
 
     def last_step(self, model: str) -> int:
         """The training step at which tables read `model`."""

@@ -128,15 +128,15 @@ def _plots(grid: Grid, study: str) -> list[dict[str, Any]]:
         {
             (up / "figures" / study / name / "figure.csv").as_posix(): {
                 "title": view.title,
-                "x": "step" if view.x == "step" else "nfe",
+                "x": "step" if view.over_training else "nfe",
                 "y": "mean",
-                "x_label": "training steps" if view.x == "step" else "network evaluations an image",
+                "x_label": "training steps" if view.over_training else "network evaluations an image",
                 "y_label": view.metric,
                 "template": "lines",
             }
         }
         for name, view in views
-        if view.kind == "lines"
+        if view.is_curve
     ]
 
 

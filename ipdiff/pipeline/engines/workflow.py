@@ -16,7 +16,7 @@ from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError
 from ipdiff.nets import costs
 from ipdiff.pipeline import grid
-from ipdiff.pipeline.engines import fork_server, settings, snakemake_records, sync
+from ipdiff.pipeline.engines import fork_server, imports, settings, snakemake_records, sync
 from ipdiff.pipeline.grid import checks, selection
 from ipdiff.pipeline.stages import STAGES
 from ipdiff.pipeline.store import artifact
@@ -70,13 +70,19 @@ class Workflow:
 
         def files() -> list[str]:
             checks.require(self.grid, [study])
+            imports.require(self.grid, self.grid.imports(study))
             return self.grid.targets(study)
 
         return lambda wildcards: _or_exit(files)
 
     def inputs(self, verb: str) -> Callable[[Any], list[str]]:
-        """Snakemake's input function of a verb."""
-        return self._asked(verb, lambda cell: list(cell.inputs))
+        """Snakemake's input function of a verb; nothing makes an imported checkpoint that is not here."""
+
+        def files(cell: grid.Cell) -> list[str]:
+            imports.require(self.grid, filter(None, map(self.grid.maker, cell.inputs)))
+            return list(cell.inputs)
+
+        return self._asked(verb, files)
 
     def outputs(self, verb: str, caption: str | None = None) -> dict[str, Any]:
         """Named outputs of a verb, with wildcards: {images_npy: data/{dataset}/images.npy, recipe_json: ...}.

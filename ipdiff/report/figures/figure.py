@@ -18,7 +18,7 @@ from ipdiff.report import labels, origin, paper
 from ipdiff.report.figures import canvas, curves, samples
 from ipdiff.report.origin import Recipe
 from ipdiff.report.results import Result, Results, grouped, load
-from ipdiff.report.spec import Figure, Gamma, product
+from ipdiff.report.spec import Figure, Gamma, Point, product
 from ipdiff.report.tables.entries import Entry, names, value, write_csv
 from ipdiff.report.tables.table import by_gamma
 from ipdiff.sample_sets.spec import Sampler
@@ -37,7 +37,7 @@ def run(
     Args:
         name: the figure's key in params.yaml, for messages.
         figure: what was asked for.
-        inputs: metrics files (kind lines) or samples.npz files in the order of their rows (kind samples), as
+        inputs: metrics files (lines, monitor) or samples.npz files in the order of their rows (kind samples), as
             samples/{dataset}/{model}/s{seed}/{step}/{sampler}/samples.npz.
         out: directory to write into.
         recipes: of every artifact behind the metrics, where a figure of the paper is named (see `table.run`).
@@ -52,7 +52,7 @@ def run(
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(canvas.STYLE)
-        if figure.kind == "lines":
+        if figure.is_curve:
             found = load(inputs, gammas)
             _lines(name, figure, found if figure.paper is None else origin.attach(found, recipes), out)
         elif figure.kind == "samples":
@@ -64,7 +64,9 @@ def run(
 def _lines(name: str, figure: Figure, found: list[Result], out: Path) -> None:
     results = Results(f"figure '{name}'", found)
     theirs = paper.select(figure.paper)
-    made = [value(results.get(point), figure.metric, theirs) for point in by_gamma(results, product(figure))]
+    every = [Point(one.dataset, one.model, one.sampler, one.step) for one in found]  # of a watch, what was measured
+    points = dict.fromkeys(every if figure.kind == "monitor" else product(figure))
+    made = [value(results.get(point), figure.metric, theirs) for point in by_gamma(results, list(points))]
     _check_panels(name, made)
     canvas.save(_draw(figure, made, theirs), out)
     write_csv(made, out / "figure.csv")
@@ -191,19 +193,21 @@ def _paper_line(axis: Axes, figure: Figure, entries: list[Entry], theirs: paper.
 
 
 def _x(figure: Figure, entry: Entry) -> int:
-    return {"step": entry.step, "nfe": entry.nfe}.get(figure.x) or Sampler.parse(entry.sampler).steps
+    if figure.over_training:
+        return entry.step
+    return entry.nfe if figure.x == "nfe" else Sampler.parse(entry.sampler).steps
 
 
 def _part(figure: Figure, entry: Entry) -> str:
     """Name what tells a model's lines apart: the sampler over steps; its method (and the step) over T' or NFE."""
-    if figure.x == "step":
+    if figure.over_training:
         return labels.sampler(entry.sampler)
     return Sampler.parse(entry.sampler).method + (f", {entry.step:,} training steps" if len(figure.steps) > 1 else "")
 
 
 def _x_axis(axis: Axes, figure: Figure, ticks: list[int], made: list[Entry]) -> None:
     kinds = {Sampler.parse(entry.sampler).kind for entry in made}
-    if figure.x == "step":
+    if figure.over_training:
         axis.set_xlabel("training steps (optimiser updates)")
         axis.xaxis.set_major_formatter(FuncFormatter(_thousands))
         return

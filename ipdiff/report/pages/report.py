@@ -9,6 +9,7 @@ from typing import Any
 
 from ipdiff.errors import UserError
 from ipdiff.report import labels
+from ipdiff.report.figures import monitor
 from ipdiff.report.pages import answer, cards, page
 from ipdiff.report.pages.outcome import pairs
 from ipdiff.report.spec import Study
@@ -43,16 +44,19 @@ def run(
     pictures = {name: _picture(name, figure.kind, figures) for name, figure in study.figures.items()}
     found = pairs({name: frame.entries for name, frame in frames.items()})
     shown = [entry for frame in frames.values() for entry in frame.entries]
+    warnings: dict[str, list[str]] = {}
     for name, figure in study.figures.items():
-        if figure.kind == "lines":
-            shown += read_csv(figures[name] / "figure.csv")
+        if figure.is_curve:
+            drawn = read_csv(figures[name] / "figure.csv")
+            shown += drawn
+            warnings[name] = monitor.lines(drawn) if figure.kind == "monitor" else []
     out.mkdir(parents=True, exist_ok=True)
     better = labels.better({entry.label: entry.metric for pair in found for entry, _ in pair.cases})
     named = names(shown)
     answers = answer.answers(frames.values(), unperturbed or {}, named)
     context = {"study_name": study_name, "study": study, "frames": frames, "pictures": pictures, "names": named}
     context |= {"answers": answers, "rule": answer.rule(answers), "pairs": found, "better": better}
-    page.write("index", out, context)
+    page.write("index", out, {**context, "warnings": warnings})
     cards.run(study.title, shown, recipes, out)
 
 

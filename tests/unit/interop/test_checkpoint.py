@@ -210,6 +210,15 @@ def test_a_name_without_a_step_is_asked_about(name: str, project: Path, capsys: 
     assert "tables read" not in capsys.readouterr().out
 
 
+def test_a_name_without_a_step_is_of_the_step_that_the_study_names(project: Path) -> None:
+    raw = put(small(), "models.official", {"family": "adm", "gamma": 0.15, "imported": True})
+    write(project, put(raw, "datasets.tiny.final_step.official", 460000))
+    state = weights(spec_of(IP))
+    assert import_.import_checkpoint(save(project / "ADM_IP_015.pt", state), IP).directory == f"runs/{IP}/s0/460000"
+    named = save(project / "ema_0.9999_500000.pt", state)
+    assert import_.import_checkpoint(named, IP).directory == f"runs/{IP}/s0/500000"
+
+
 def test_the_step_inside_the_ddim_codes_list_is_used_and_the_one_asked_for_comes_first(project: Path) -> None:
     state = weights(spec_of(DDPM))
     path = save(project / "ckpt.pth", [state, {}, 3, 5000, state])

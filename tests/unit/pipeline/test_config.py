@@ -558,6 +558,11 @@ def test_names_inside_explicit_points(tmp_path: Path) -> None:
         ("adm", "ddim-5", "is unknown; use ancestral-N, ddimETA-N"),
         ("adm", "ancestral-05", "write it as 'ancestral-5' (one name, one artifact)"),
         ("adm", "ddim0.50-quad05", "write it as 'ddim0.5-quad5' (one name, one artifact)"),
+        ("adm", "ancestral-5-float32", "tiny is sampled in float32 anyway; leave it out"),
+        ("adm", "ancestral-5-float16", "float16 needs cuda, and datasets.tiny.compute.device is cpu"),
+        ("adm", "ancestral-5-n64", "64 images are drawn of tiny anyway; leave -n out"),
+        ("adm", "exposure-5-n48", "48 images are drawn of tiny anyway; leave -n out"),
+        ("adm", "ancestral-5-n016", "write it as 'ancestral-5-n16' (one name, one artifact)"),
         ("adm", "ancestral-\u0665", "write it as 'ancestral-5' (one name, one artifact)"),
     ],
 )

@@ -42,25 +42,29 @@ def recipes(cell: grid.Cell, cells: grid.Grid) -> list[dict[str, Any]]:
             "params": cells.param_values(behind),
             "inputs": dict.fromkeys(behind.inputs, "0" * 32),
         }
-        if behind.stage.verb == "train":
+        if behind.stage.verb in ("train", "import"):
             names = behind.bindings
             recipe["run"] = cells.of(behind).run_spec(names["dataset"], names["model"], int(names["seed"])).to_json()
+        if behind.given:
+            recipe["source"] = {"name": "model.pt"}
         made.append(recipe)
     return made
 
 
-def shown(kind: str, name: str, raw: dict[str, Any], folder: Path) -> list[entries.Entry]:
+def shown(kind: str, name: str, raw: dict[str, Any], folder: Path, study: str = "paper") -> list[entries.Entry]:
     """The entries of one of the study's tables or figures."""
     folder.mkdir(exist_ok=True)
-    write_params(folder, raw, "paper")
+    write_params(folder, raw, study)
     cells = grid.load(folder)
-    params = cells.studies.load("paper")
-    cell = cells.cell(kind, study="paper", **{kind: name})
+    params = cells.studies.load(study)
+    cell = cells.cell(kind, study=study, **{kind: name})
     files: list[Path] = []
     for path in cell.inputs:
         if path.endswith("/metrics.json"):
             _, dataset, model, seed, step, sampler, _ = path.split("/")
-            known = {"features": "inception", "n": 50_000, "reference_n": IMAGES[dataset], "sfid": 3.0}
+            images = IMAGES[dataset.removesuffix("_official")]
+            others = {"sfid": 3.0, "inception_score": 9.0, "precision": 0.7, "recall": 0.6}
+            known = {"features": "inception", "n": 50_000, "reference_n": images, **others}
             about = {"dataset": dataset, "model": model, "seed": int(seed[1:]), "step": int(step), "sampler": sampler}
             files.append(write(folder / path, **known, **about))
     behind = recipes(cell, cells)

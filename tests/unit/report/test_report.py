@@ -559,6 +559,7 @@ def test_the_papers_values_are_read() -> None:
         "ablation": 41,
         "figure3": 62,
         "es": 21,
+        "released": 1,
     }
     assert all(found.source and found.features == "inception" and found.n == 50000 for found in PAPER.values())
 

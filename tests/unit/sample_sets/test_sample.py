@@ -123,6 +123,30 @@ def oracle(x0):
     return model
 
 
+# Names
+
+
+@pytest.mark.parametrize("name", ["ancestral-5", "ddim0.5-quad5", "unipc-karras5"])
+@pytest.mark.parametrize("scale", ["", "-es1.1", "-es0.02t+0.9"])
+@pytest.mark.parametrize("precision", ["", "-float32", "-bfloat16", "-float16"])
+@pytest.mark.parametrize("images", ["", "-n5000"])
+def test_what_stands_behind_a_chain_is_read_and_written_alike(name, scale, precision, images):
+    text = f"{name}{scale}{precision}{images}"
+    found = Sampler.parse(text)
+    assert found.name == text
+    assert (found.precision, found.images) == (precision[1:] or None, 5000 if images else None)
+    assert found.bare == (text == name)
+    assert found.label().endswith(", N = 5,000") == bool(images)
+
+
+@pytest.mark.parametrize(
+    "name", ["ancestral-5-n", "ancestral-5-n5-es2", "ancestral-5-n5-float32", "ancestral-5-float8", "n5"]
+)
+def test_it_stands_in_one_order(name):
+    with pytest.raises(ValueError, match="is unknown; use"):
+        Sampler.parse(name)
+
+
 # Image i
 
 
@@ -170,6 +194,15 @@ def arr_0(out):
     with np.load(out / "samples.npz", allow_pickle=False) as file:
         assert file.files == ["arr_0"]
         return file["arr_0"]
+
+
+def test_a_set_of_its_own_size_has_the_first_images(run, tmp_path):
+    (tmp_path / "few").mkdir()
+    run(tmp_path)
+    run(tmp_path / "few", "ancestral-5-n6")
+    few = arr_0(tmp_path / "few")
+    assert len(few) == 6 < len(arr_0(tmp_path))
+    assert np.array_equal(few[:4], arr_0(tmp_path)[:4])  # the last call is of another size
 
 
 def test_a_larger_set_begins_with_the_smaller_one(run, tmp_path):
@@ -368,6 +401,7 @@ def test_chains_that_do_not_fit_are_refused(sampler, name):
         ("ancestral-5-es0", "b is 0.0; use more than 0"),
         ("unipc-5-es1", "eps is divided by 1; leave the suffix -es out"),
         ("dpmpp2m-5-es0t+1", "eps is divided by 1; leave the suffix -es out"),
+        ("ancestral-5-n1", "images is 1; use 2 or more"),
     ],
 )
 def test_a_sampler_out_of_range_is_named(name, reason):

@@ -54,7 +54,8 @@ def import_checkpoint(path: Path, run: str, *, seed: int = 0, step: int | None =
         path: see `ipdiff.interop.reading.read`.
         run: DATASET/MODEL; the model has `imported: true` in params.yaml.
         seed: the run's seed; sampling draws its noise by it.
-        step: the checkpoint's training step; the one that the file or its name tells if None.
+        step: the checkpoint's training step; if None the one that the file or its name tells, or else the one that the
+            data set's `final_step` has for this model itself.
 
     Raises:
         UserError: the file is no checkpoint of this network, its step is not known, the model is not one to import, or
@@ -69,10 +70,11 @@ def import_checkpoint(path: Path, run: str, *, seed: int = 0, step: int | None =
     spec = params.run_spec(dataset, model, seed)
     found = reading.read(path)
     checking.check(found.tensors, spec, str(path), run)
-    if step is None and (step := found.step or named_step(path.name)) is None:
+    settings = params.dataset(dataset)
+    if step is None and (step := found.step or named_step(path.name) or settings.final_step.get(model)) is None:
         raise UserError(
             f"{path}: its name does not say the training step, as ema_0.9999_460000.pt and model460000.pt do; give it "
-            f"with --step N (tables read step {params.dataset(dataset).last_step(model)} of {model})"
+            f"with --step N (tables read step {settings.last_step(model)} of {model})"
         )
     cell = known.cell("import", dataset=dataset, model=model, seed=str(seed), step=str(step))
     source = {

@@ -18,6 +18,7 @@ from ipdiff.pipeline import grid
 from ipdiff.pipeline.commands.study import memory, waiting
 from ipdiff.pipeline.commands.study.rates import Kind, Measured, Named, Speed
 from ipdiff.pipeline.config.spec import Dataset
+from ipdiff.pipeline.engines import imports
 from ipdiff.pipeline.grid import Cell, checks, selection
 from ipdiff.pipeline.grid.freshness import Freshness, State
 from ipdiff.pipeline.stages import IMPORT, STAGES
@@ -74,6 +75,7 @@ class Plan:
         unknown: data sets whose number of images is not known yet: their data is not counted.
         unmeasured: verb -> data sets for which it has no hours: on another kind of device, or in another precision.
         uncounted: data sets whose feature network is the user's own, whose arithmetic is not known.
+        missing: a line about each imported checkpoint that is not here.
     """
 
     rates: Measured | Named | None
@@ -87,6 +89,7 @@ class Plan:
     unknown: list[str]
     unmeasured: dict[str, list[str]]
     uncounted: list[str]
+    missing: list[str]
 
     @property
     def total(self) -> Cost:
@@ -105,6 +108,7 @@ class Plan:
             "unknown_datasets": self.unknown,
             "unmeasured": self.unmeasured,
             "uncounted_features": self.uncounted,
+            "missing_imports": self.missing,
         }
 
 
@@ -161,6 +165,7 @@ class Planner:
                 if any(of == verb for of, _ in self.unmeasured)
             },
             uncounted=sorted(self.uncounted),
+            missing=imports.missing(self.fresh.grid, cells.values()),
         )
 
     def _makers(self, cell: Cell, among: dict[str, Cell]) -> list[str]:
@@ -216,8 +221,9 @@ class Planner:
         return Cost(bytes=self._network(cell).weight_bytes * costs.STATE_COPIES)
 
     def _sample(self, cell: Cell) -> Cost:
-        dataset, images = self._dataset(cell), self._drawn(cell)
-        cost = self._evaluated(cell, images, nfe(_sampler(cell), self._spec(cell).diffusion), dataset.sampling_compute)
+        sampler, images = _sampler(cell), self._drawn(cell)
+        compute = self._dataset(cell).sampled_on(sampler)
+        cost = self._evaluated(cell, images, nfe(sampler, self._spec(cell).diffusion), compute)
         return cost + Cost(bytes=images * self._pixels(cell.bindings["dataset"]))
 
     def _evaluate(self, cell: Cell) -> Cost:

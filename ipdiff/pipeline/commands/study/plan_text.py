@@ -71,6 +71,7 @@ def _left_out(plan: Plan) -> Iterator[str]:
         yield f"not counted, a feature network of the user's own: {', '.join(plan.uncounted)}"
     if plan.unknown:
         yield f"not counted, since their number of images is not known yet: {', '.join(plan.unknown)}"
+    yield from plan.missing
 
 
 def _range(least: float, likely: float, most: float) -> str:
