@@ -14,12 +14,13 @@ from ipdiff.work import launch
 def make(args: argparse.Namespace) -> int:
     """Make the cell that a stage's verb names."""
     from ipdiff.pipeline import grid, jobs
-    from ipdiff.pipeline.engines import failures
+    from ipdiff.pipeline.engines import failures, imports
     from ipdiff.work import signals
 
     names = {name: getattr(args, name) for name in STAGES[args.verb].wildcards}
     known = grid.load()
     cell = known.cell(args.verb, **names)
+    imports.require_inputs(known, cell)
     if args.verb == "sample" and (args.index is not None or args.out is not None):
         if args.index is None:
             raise UserError("ipdiff sample: --out goes with --index")

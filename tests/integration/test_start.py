@@ -124,7 +124,9 @@ def test_an_imported_checkpoint_is_a_start(project: Path, capsys: pytest.Capture
     raw = params_factory.put(params(), "models.official", {"family": "adm", "imported": True})
     rewrite(params_factory.put(raw, "models.tuned.start", {"model": "official", "step": 70}))
     assert train("tuned", 4) == 2
-    assert "runs/tiny/official/s0/70/ema.safetensors is missing" in capsys.readouterr().err
+    assert (
+        "runs/tiny/official/s0/70 is not here: get its checkpoint; then `ipdiff import FILE" in capsys.readouterr().err
+    )
     given = ["import", f"{START}/ema.safetensors", "--as", "tiny/official", "--step", "70"]
     assert cli.main(given) == 0
     before = recipe(f"{TUNED}/4")

@@ -23,6 +23,11 @@ def require(known: Grid, cells: Iterable[Cell]) -> None:
         raise UserError(f"{lines[0]}{more}")
 
 
+def require_inputs(known: Grid, cell: Cell) -> None:
+    """The same of the imported checkpoints that a cell reads: nothing makes them."""
+    require(known, filter(None, map(known.maker, cell.inputs)))
+
+
 def _line(known: Grid, cell: Cell) -> str:
     if dvc_files.pointer_of(cell).exists():
         return f"{cell.directory} is not here: `ipdiff pull {cell.directory}`"

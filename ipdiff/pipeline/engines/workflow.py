@@ -79,7 +79,7 @@ class Workflow:
         """Snakemake's input function of a verb; nothing makes an imported checkpoint that is not here."""
 
         def files(cell: grid.Cell) -> list[str]:
-            imports.require(self.grid, filter(None, map(self.grid.maker, cell.inputs)))
+            imports.require_inputs(self.grid, cell)
             return list(cell.inputs)
 
         return self._asked(verb, files)

@@ -132,6 +132,9 @@ def test_a_file_that_is_not_here_is_said_with_its_command(project: Path, capsys:
         imports.require(known, known.imports("small"))
     assert cli.main(["plan", "small"]) == 0
     assert said in capsys.readouterr().out
+    names = ("--dataset", "tiny", "--model", "official", "--seed", "0", "--step", "460000")
+    assert cli.main(["sample", *names, "--sampler", "ancestral-5"]) == 2
+    assert capsys.readouterr().err == f"ipdiff: {said}\n"
     (project / RUN).mkdir(parents=True)
     (project / RUN / "ema.safetensors").touch()
     imports.require(known, known.imports("small"))
