@@ -140,7 +140,7 @@ def _settings(args: argparse.Namespace) -> None:
     JSON,
 )
 def _plan(args: argparse.Namespace) -> None:
-    from ipdiff.pipeline.commands.study import plan, plan_text, rates
+    from ipdiff.pipeline.commands.planning import plan, rates, text
 
     if args.device is not None and args.speed is not None:
         raise UserError("plan takes --device or --speed, not both: a device as published, or as it was measured here")
@@ -149,7 +149,7 @@ def _plan(args: argparse.Namespace) -> None:
     speed = rates.Named.parse(args.device) if args.device is not None else None
     speed = rates.Speed.parse(args.speed) if args.speed is not None else speed
     found = plan.run(args.targets, speed, args.gpus)
-    print(as_json(found.as_json()) if args.json else plan_text.describe(found))
+    print(as_json(found.as_json()) if args.json else text.describe(found))
 
 
 @verb(

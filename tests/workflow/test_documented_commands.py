@@ -32,7 +32,7 @@ from workflow.engines import environment, run, stale
 from ipdiff import cli
 from ipdiff.interop import checking
 from ipdiff.pipeline import config, grid
-from ipdiff.pipeline.commands.study import plan
+from ipdiff.pipeline.commands.planning import plan
 from ipdiff.pipeline.grid import selection
 from ipdiff.pipeline.stages import STAGES
 

@@ -31,7 +31,7 @@ from ipdiff.interop import checking, diffusers, reading, schedulers, writing
 from ipdiff.nets import build
 from ipdiff.pipeline import config, grid, jobs
 from ipdiff.pipeline.commands.exchange import export, import_
-from ipdiff.pipeline.commands.study import plan
+from ipdiff.pipeline.commands.planning import plan
 from ipdiff.pipeline.store import artifact
 from ipdiff.sample_sets.sample import ImageSampler
 from ipdiff.sample_sets.spec import Sampler

@@ -17,7 +17,8 @@ from ipdiff import cli
 from ipdiff.device.spec import Compute
 from ipdiff.metrics.scores import overlap
 from ipdiff.nets import costs
-from ipdiff.pipeline.commands.study import bench, rates
+from ipdiff.pipeline.commands.planning import rates
+from ipdiff.pipeline.commands.study import bench
 from ipdiff.pipeline.commands.study.bench import SHAPES, Measured
 
 

@@ -13,7 +13,8 @@ from unit.params_factory import drop, put, small
 from ipdiff import cli
 from ipdiff.metrics.spec import INCEPTION_SHA256
 from ipdiff.pipeline import config
-from ipdiff.pipeline.commands.study import doctor, memory
+from ipdiff.pipeline.commands.planning import memory
+from ipdiff.pipeline.commands.study import doctor
 from ipdiff.pipeline.commands.study.doctor import FINE, NOTE, WRONG, Finding
 from ipdiff.pipeline.engines import dvc_files
 

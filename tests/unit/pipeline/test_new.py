@@ -22,7 +22,7 @@ from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError
 from ipdiff.nets import build
 from ipdiff.pipeline import config, grid
-from ipdiff.pipeline.commands.study import plan
+from ipdiff.pipeline.commands.planning import plan
 from ipdiff.pipeline.commands.study.new import features, fit, presets, speeds, text
 from ipdiff.pipeline.commands.study.new.fit import Choice, Speed, Work
 from ipdiff.pipeline.engines import dvc_files

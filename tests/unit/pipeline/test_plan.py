@@ -14,10 +14,10 @@ from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError
 from ipdiff.nets import costs
 from ipdiff.pipeline import config, grid
-from ipdiff.pipeline.commands.study import plan
-from ipdiff.pipeline.commands.study.plan import Planner
-from ipdiff.pipeline.commands.study.plan_text import describe
-from ipdiff.pipeline.commands.study.rates import DEVICES, SHARES, Kind, Named, Speed
+from ipdiff.pipeline.commands.planning import plan
+from ipdiff.pipeline.commands.planning.plan import Planner
+from ipdiff.pipeline.commands.planning.rates import DEVICES, SHARES, Kind, Named, Speed
+from ipdiff.pipeline.commands.planning.text import describe
 from ipdiff.pipeline.grid.freshness import Freshness
 
 ROOT = Path(__file__).parents[3]

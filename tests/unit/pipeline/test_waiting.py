@@ -7,7 +7,7 @@ from itertools import permutations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipdiff.pipeline.commands.study.waiting import longest_chain, wall_clock
+from ipdiff.pipeline.commands.planning.waiting import longest_chain, wall_clock
 
 DIAMOND = {"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"]}
 

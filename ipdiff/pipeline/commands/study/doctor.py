@@ -29,7 +29,7 @@ from ipdiff.errors import UserError
 from ipdiff.metrics.features import inception_file
 from ipdiff.metrics.spec import FEATURES, Inception, TorchScript
 from ipdiff.pipeline import config, grid, selfcheck
-from ipdiff.pipeline.commands.study import memory
+from ipdiff.pipeline.commands.planning import memory
 from ipdiff.pipeline.engines import dvc_files
 from ipdiff.pipeline.grid import Grid, checks
 from ipdiff.pipeline.store import receipts

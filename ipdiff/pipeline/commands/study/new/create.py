@@ -20,8 +20,8 @@ from ipdiff.device.spec import Compute
 from ipdiff.errors import ConfigError, UserError
 from ipdiff.metrics.spec import Classifier, TorchScript
 from ipdiff.pipeline import config, grid
+from ipdiff.pipeline.commands.planning import plan
 from ipdiff.pipeline.commands.store.verify import bytes_text
-from ipdiff.pipeline.commands.study import plan
 from ipdiff.pipeline.commands.study.new import features, presets, speeds
 from ipdiff.pipeline.commands.study.new.features import Chosen
 from ipdiff.pipeline.commands.study.new.fit import Choice, Work, duration, fit, training_room

@@ -15,8 +15,8 @@ from ipdiff.device.spec import Compute
 from ipdiff.metrics.spec import FEATURES, NEAREST
 from ipdiff.nets import costs
 from ipdiff.pipeline import grid
-from ipdiff.pipeline.commands.study import memory, waiting
-from ipdiff.pipeline.commands.study.rates import Kind, Measured, Named, Speed
+from ipdiff.pipeline.commands.planning import memory, waiting
+from ipdiff.pipeline.commands.planning.rates import Kind, Measured, Named, Speed
 from ipdiff.pipeline.config.spec import Dataset
 from ipdiff.pipeline.engines import imports
 from ipdiff.pipeline.grid import Cell, checks, selection

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ipdiff.pipeline.commands.planning.plan import Cost, Plan
+from ipdiff.pipeline.commands.planning.rates import Named
 from ipdiff.pipeline.commands.store.verify import bytes_text
-from ipdiff.pipeline.commands.study.plan import Cost, Plan
-from ipdiff.pipeline.commands.study.rates import Named
 
 WIDTHS = (7, 9, 17, 19, 13, 12, 11)
 """Of the columns of numbers."""

@@ -1,0 +1,1 @@
+"""What targets cost before they are made: evaluations, memory, hours, disk."""
