@@ -110,7 +110,10 @@ def test_statistics_need_no_network(compare):
     code, text = compare("drawn_stats.npz", "real_stats.npz", "--features", "nowhere.pt", "--metrics", "pixel_fd,fid")
     assert code == 0, text
     code, text = compare("drawn_images.npz", "real_stats.npz", "--features", "nowhere.pt")
-    assert (code, text) == (2, "ipdiff: features 'nowhere.pt': no such file; use inception, or a path of a network\n")
+    assert (code, text) == (
+        2,
+        "ipdiff: features 'nowhere.pt': no such file; use inception or pixels, or a path of a network\n",
+    )
 
 
 @pytest.mark.parametrize(

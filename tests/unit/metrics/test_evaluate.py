@@ -353,8 +353,8 @@ def test_on_pixels_as_features_fid_is_the_pixel_distance(images, tmp_path):
     np.save(tmp_path / "images.npy", images)
     reference.run(ALL, pixels, CPU, tmp_path / "images.npy", tmp_path)
     save_npz(tmp_path / "samples.npz", arr_0=images[:500])
-    evaluate.run(pixels, CPU, tmp_path / "samples.npz", tmp_path / "stats.npz", {}, tmp_path)
+    words = evaluate.run(pixels, CPU, tmp_path / "samples.npz", tmp_path / "stats.npz", {}, tmp_path)["measured"]
     got = json.loads((tmp_path / "metrics.json").read_text())
     assert got["fid"] == got["pixel_fd"] > 0
     assert "sfid" not in got
-    assert label("fid", got["features"], got["features_digest"]) == "FD (pixels:1)"
+    assert label("fid", words["features"], words["features_digest"]) == "FD (pixels:1)"

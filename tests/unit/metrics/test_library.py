@@ -135,7 +135,10 @@ def test_refusals(folder, net, images, said):
         ({"threads": 0}, "threads is 0; use 1..1024"),
         ({"threads": "4"}, "threads is '4'; use a whole number"),
         ({"features": None}, "features is None; use inception, a network's path, a TorchScript record or a function"),
-        ({"features": "incepton"}, "features 'incepton': no such file; use inception, or a path of a network"),
+        (
+            {"features": "incepton"},
+            "features 'incepton': no such file; use inception or pixels, or a path of a network",
+        ),
     ],
 )
 def test_arguments_that_cannot_be(folder, arguments, said):

@@ -12,7 +12,7 @@ from unit.params_factory import drop, put, small
 
 from ipdiff import cli
 from ipdiff.metrics.spec import INCEPTION_SHA256
-from ipdiff.pipeline import config
+from ipdiff.pipeline import config, grid
 from ipdiff.pipeline.commands.planning import memory
 from ipdiff.pipeline.commands.study import doctor
 from ipdiff.pipeline.commands.study.doctor import FINE, NOTE, WRONG, Finding
@@ -95,15 +95,15 @@ def test_gpu_memory_is_said_of_what_trains_there_and_held_against_the_card(proje
     for reduction, mark, cut in (("fast", NOTE, True), ("exact", WRONG, False)):
         put(project, "datasets.tiny.families.adm.training.reduction", reduction)
         write(tmp_path, project)
-        studies = config.Studies()
-        (one,) = memory.of_runs({"tiny adm": studies.load("small").run_spec("tiny", "adm", 0)})
+        known = grid.load()
+        (one,) = memory.of_runs({"tiny adm": known.studies.load("small").run_spec("tiny", "adm", 0)})
         for card, found_mark, said in (
             (None, FINE, f"for {one.images} at a time"),
             (one.total, FINE, ", of "),
             (one.total - 1, mark, f"which hold {one.images - 1} at a time"),
             (one.fixed, WRONG, "which hold 0 at a time"),
         ):
-            found = next(iter(doctor._memory(studies, "small", card)))
+            found = next(iter(doctor._memory(known, "small", card)))
             assert (found.mark, found.about, found.text.partition(":")[0]) == (
                 found_mark,
                 "GPU memory",

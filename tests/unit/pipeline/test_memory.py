@@ -51,7 +51,11 @@ import os, sys
 os.chdir({str(ROOT)!r})
 from types import SimpleNamespace
 from ipdiff.pipeline.engines.workflow import Workflow
-asked = Workflow().memory("train")
+plain = SimpleNamespace(
+    modifier=SimpleNamespace(path_modifier=SimpleNamespace(prefix=None, modifies_prefixes=False)),
+    deployment_settings=None,
+)
+asked = Workflow(plain, {{}}, lambda: "params.yaml").memory("train")
 of = SimpleNamespace(dataset="ffhq128", model="adm-ip", seed="0")
 print(*(asked(of, attempt) for attempt in (1, 2, 3, 20)), "torch" in sys.modules)
 """
