@@ -71,7 +71,7 @@ def _tile(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _compose(blocks: Sequence[NDArray[np.uint8]], names: Sequence[tuple[str, str]]) -> Canvas:
     """Blocks below each other, pixel for pixel, their labels on the left."""
     margin, gap, dpi = 16, 14, canvas.DPI
-    label = 14 + round(max(7.0 * len(text) + 6 for pair in names for text in pair) * dpi / 100)
+    label = 14 + round(max(8.0 * len(text) + 6 for pair in names for text in pair) * dpi / 100)
     heights = [max(block.shape[0], 50) for block in blocks]
     height = sum(heights) + gap * (len(blocks) - 1) + 2 * margin
     width = label + max(block.shape[1] for block in blocks) + margin

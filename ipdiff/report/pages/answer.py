@@ -15,7 +15,7 @@ from ipdiff.report import labels
 from ipdiff.report.results import grouped
 from ipdiff.report.spec import Gamma
 from ipdiff.report.tables import layout
-from ipdiff.report.tables.entries import Entry
+from ipdiff.report.tables.entries import Entry, too_few
 from ipdiff.report.tables.table import Frame
 from ipdiff.report.tables.verdicts import SEPARATES, Verdict, separate
 from ipdiff.sample_sets.spec import Sampler
@@ -23,8 +23,14 @@ from ipdiff.sample_sets.spec import Sampler
 LEADING = ("fid", "sfid")
 """Metrics that answer, where a study has them: the paper's. Where it has neither, all of its metrics do."""
 
-WORDS = ("yes", "yes and no", "no", "")
+WORDS = ("yes", "mixed", "no", "")
 """What is said of a sampler, in the order in which it is said; nothing where nothing separates."""
+
+CHANCE = (
+    "With two training seeds in common, chance alone separates a metric one time in four, and one of several metrics, "
+    "gammas or T' more often."
+)
+"""What a separation by two seeds is worth."""
 
 NOT_ASKED = (
     "No table of this study holds a model with input perturbation against the same model without it, at equal sampler "
@@ -67,12 +73,17 @@ class Answer:
     Attributes:
         about: which these are; empty where the study has no others.
         sentence: the answer.
-        caution: a sentence on how far from converged the models are; empty where they are not, or nothing is known.
+        caution: which metrics are left out, and how far from converged the models are; empty where there is nothing to
+            say, or nothing is known.
+        base: how the model without input perturbation is called.
+        two_seeds: whether something is judged by two training seeds only.
     """
 
     about: str
     sentence: str
     caution: str
+    base: str
+    two_seeds: bool
 
 
 def answers(frames: Iterable[Frame], unperturbed: Mapping[str, str], named: Mapping[str, str]) -> list[Answer]:
@@ -90,24 +101,34 @@ def answers(frames: Iterable[Frame], unperturbed: Mapping[str, str], named: Mapp
         (one for one in found if one.ours.metric in leading), lambda one: (one.ours.dataset, one.base.model)
     )
     return [
-        Answer(
-            f"{labels.dataset(dataset)}, against {named[base]}" if len(groups) > 1 else "",
-            _sentence(group),
-            _caution(group),
-        )
+        _answer(f"{labels.dataset(dataset)}, against {named[base]}" if len(groups) > 1 else "", group, named[base])
         for (dataset, base), group in groups.items()
     ]
+
+
+def _answer(about: str, group: list[Comparison], base: str) -> Answer:
+    """Metrics whose covariances are singular do not decide it."""
+    fit = [one for one in group if not one.ours.singular]
+    few = too_few(one.ours for one in group)
+    left = f"Left out of the answer, for a covariance of fewer images than features is singular: {few}." if few else ""
+    caution = " ".join(text for text in (left, _caution(fit or group)) if text)
+    sentence = _sentence(fit) if fit else "Not known, for no metric that answers has as many images as features."
+    return Answer(about, sentence, caution, base, any(len(one.differences) == 2 for one in fit))
 
 
 def rule(found: Sequence[Answer]) -> str:
     """By what rule the answers are given."""
     if not found:
         return NOT_ASKED
-    return (
-        f"Yes and no are said where two models separate: {SEPARATES}. The marks in the tables ask that of the mean "
+    bases = list(dict.fromkeys(one.base for one in found))
+    said = (
+        f"{_words(bases)} {'is' if len(bases) == 1 else 'are'} trained without input perturbation (gamma 0). "
+        f"Yes and no are said where two models separate: {SEPARATES}; mixed where metrics or gammas contradict each "
+        "other; a metric does not tell where it separates for no gamma. The marks in the tables ask that of the mean "
         "difference alone. Held against each other are models that differ in gamma, with the same sampler, at the last "
         "training steps that the tables show. It is a plain mark of size, no significance test."
     )
+    return f"{said} {CHANCE}" if any(one.two_seeds for one in found) else said
 
 
 def comparisons(frames: Iterable[Frame], unperturbed: Mapping[str, str]) -> list[Comparison]:
@@ -146,8 +167,8 @@ def _sentence(group: list[Comparison]) -> str:
         metrics, gammas = _words(map(_label, judged)), _words(one.gamma for one in _ordered(judged))
         return f"Nothing separates at {_where(said)} ({metrics}, gamma {gammas}, {_seeds(judged)})."
     parts = [
-        f"at {_where(samplers)} {f'{word} ({why})' if word else 'nothing separates'}"
-        for (word, why), samplers in grouped(
+        f"at {_where(samplers)} {text}"
+        for (_, text), samplers in grouped(
             sorted(said, key=lambda one: WORDS.index(said[one][0])), said.__getitem__
         ).items()
     ]
@@ -156,19 +177,31 @@ def _sentence(group: list[Comparison]) -> str:
 
 
 def _said(ones: list[Comparison]) -> tuple[str, str]:
-    """Yes, no, both or nothing of one sampler, and why."""
-    whys: dict[str, list[str]] = {}
-    for side in ("better", "worse"):
-        facts = {
-            label: (_way(own[0]), _words(one.gamma for one in own), _counts(own))
-            for label, own in grouped((one for one in _ordered(ones) if one.says == side), _label).items()
-        }
-        whys[side] = [
-            f"{_words(alike)} {way} for gamma {gammas} in {counts}"
-            for (way, gammas, counts), alike in grouped(facts, facts.__getitem__).items()
-        ]
-    word = " and ".join(word for word, side in (("yes", "better"), ("no", "worse")) if whys[side])
-    return word, "; ".join((*whys["better"], *whys["worse"]))
+    """Of one sampler: yes, no, mixed or nothing; and that with what each metric says."""
+    ones = sorted(_ordered(ones), key=lambda one: list(METRICS).index(one.ours.metric))
+    sides = {side: _facts([one for one in ones if one.says == side]) for side in ("better", "worse")}
+    better, worse = sides["better"], sides["worse"]
+    if better and worse:
+        told = (f"{_words(alike)} {fact}" for facts in (better, worse) for fact, alike in facts.items())
+        word, text = "mixed", f"mixed ({'; '.join(told)})"
+    elif better or worse:
+        word = "yes" if better else "no"
+        text = f"{word} by {_words(f'{_words(alike)} ({fact})' for fact, alike in (better or worse).items())}"
+    else:
+        word, text = "", ""
+    telling = {label for facts in sides.values() for alike in facts.values() for label in alike}
+    silent = [label for label in dict.fromkeys(map(_label, ones)) if label not in telling]
+    mute = f"{_words(silent)} {'does' if len(silent) == 1 else 'do'} not tell" if silent else ""
+    return word, ", ".join(part for part in (text, mute) if part)
+
+
+def _facts(ones: list[Comparison]) -> dict[str, list[str]]:
+    """`lower for gamma 0.1 in 2 of 2 seeds`, and the metrics of which that holds."""
+    facts = {
+        label: f"{_way(own[0])} for gamma {_words(one.gamma for one in own)} in {_counts(own)}"
+        for label, own in grouped(ones, _label).items()
+    }
+    return grouped(facts, facts.__getitem__)
 
 
 def _label(one: Comparison) -> str:

@@ -130,6 +130,16 @@ class Entry:
         return self.half_real is not None and statistics.fmean(self.half_samples) > FAR * self.half_real
 
     @property
+    def images(self) -> int:
+        """Of the two sets that are compared, the images of the smaller one."""
+        return min(self.n, self.reference_n)
+
+    @property
+    def singular(self) -> bool:
+        """Whether it compares covariances, and one of them is of fewer images than it has rows, as far as is known."""
+        return bool(METRICS[self.metric].moments) and (self.dimensions or 0) > self.images
+
+    @property
     def same_sampler(self) -> bool:
         """Whether both sides of a difference were drawn by the same sampler."""
         return self.kind == "value" or self.sampler == self.baseline_sampler
@@ -177,6 +187,12 @@ def names(entries: Iterable[Entry]) -> dict[str, str]:
     found = list(entries)
     both = [(entry.model, entry.gamma) for entry in found]
     return labels.models([*both, *((entry.baseline, entry.baseline_gamma) for entry in found if entry.baseline)])
+
+
+def too_few(entries: Iterable[Entry]) -> str:
+    """The metrics of the singular ones, with both numbers: `sFID (1,792 features, 200 images)`; empty for none."""
+    found = (f"{e.label} ({e.dimensions:,} features, {e.images:,} images)" for e in entries if e.singular)
+    return ", ".join(dict.fromkeys(found))
 
 
 def write_csv(entries: Iterable[Entry], path: Path) -> None:

@@ -9,7 +9,7 @@ from ipdiff.report import labels
 from ipdiff.report.paper import PaperTable
 from ipdiff.report.results import grouped
 from ipdiff.report.spec import Table
-from ipdiff.report.tables.entries import FAR, Entry, names
+from ipdiff.report.tables.entries import FAR, Entry, names, too_few
 from ipdiff.report.tables.layout import PLUS_MINUS, best, contests
 from ipdiff.report.tables.verdicts import SEPARATES
 from ipdiff.sample_sets.spec import Sampler
@@ -31,6 +31,7 @@ def write(table: Table, entries: list[Entry], paper: PaperTable | None) -> list[
         _steps(table, values, named),
         _protocols(entries),
         _dimensions(values),
+        _singular(values),
         *_halves(values, named),
         _calls(values),
         _comparable(values, paper, named),
@@ -148,6 +149,11 @@ def _dimensions(values: list[Entry]) -> str:
         f"{name} {' or '.join(dict.fromkeys(f'{e.dimensions:,}' for e in group))}" for name, group in groups.items()
     )
     return f"Features of an image that are compared: {', '.join(parts)}." if groups else ""
+
+
+def _singular(values: list[Entry]) -> str:
+    few = too_few(values)
+    return f"Fewer images than features, so a covariance is singular and the distance biased: {few}." if few else ""
 
 
 def _halves(values: list[Entry], named: Mapping[str, str]) -> list[str]:

@@ -53,7 +53,7 @@ def test_yes_where_it_separates_and_with_which_gamma() -> None:
         "strong": {5: (7.0, 7.2), 10: (4.0, 4.2), 20: (4.5, 3.5)},
     }
     assert said(frame(values)) == (
-        "At T' = 5 and 10 yes (FID lower for gamma 0.05 and 0.1 in 2 of 2 seeds); at T' = 20 nothing separates; "
+        "At T' = 5 and 10 yes by FID (lower for gamma 0.05 and 0.1 in 2 of 2 seeds); at T' = 20 FID does not tell; "
         "best gamma 0.1, the largest tried."
     )
 
@@ -66,18 +66,71 @@ def test_the_best_gamma_may_lie_inside_and_not_stand_apart() -> None:
 
 def test_one_gamma_is_no_best_one() -> None:
     values: Values = {"adm": {5: (9.0, 9.1)}, "strong": {5: (7.0, 7.2)}}
-    assert said(frame(values)).endswith("(FID lower for gamma 0.1 in 2 of 2 seeds); no other gamma was tried.")
+    assert said(frame(values)).endswith("by FID (lower for gamma 0.1 in 2 of 2 seeds); no other gamma was tried.")
     fewer: Values = {**values, "weak": {5: (1.0,)}}
     assert said(frame(fewer)).endswith("; no other gamma has more than one seed (tried: 0.05).")
 
 
-def test_no_and_both() -> None:
+def test_no_and_mixed() -> None:
     worse = frame({"adm": {5: (7.0, 7.2)}, "strong": {5: (9.0, 9.1)}})
-    assert said(worse) == "At T' = 5 no (FID higher for gamma 0.1 in 2 of 2 seeds)."
+    assert said(worse) == "At T' = 5 no by FID (higher for gamma 0.1 in 2 of 2 seeds)."
     better = frame({"adm": {5: (9.0, 9.1)}, "strong": {5: (7.0, 7.2)}}, "sfid")
     assert said(worse, better).startswith(
-        "At T' = 5 yes and no (sFID lower for gamma 0.1 in 2 of 2 seeds; FID higher for gamma 0.1 in 2 of 2 seeds); "
+        "At T' = 5 mixed (sFID lower for gamma 0.1 in 2 of 2 seeds; FID higher for gamma 0.1 in 2 of 2 seeds); "
     )
+
+
+def test_each_metric_says_what_it_tells() -> None:
+    fid = frame({"adm": {5: (9.0, 9.1), 10: (6.0, 6.1)}, "strong": {5: (7.0, 7.2), 10: (5.0, 5.2)}})
+    sfid = frame({"adm": {5: (9.0, 7.0), 10: (6.0, 6.1)}, "strong": {5: (7.0, 8.0), 10: (5.0, 5.2)}}, "sfid")
+    assert said(fid, sfid) == (
+        "At T' = 5 yes by FID (lower for gamma 0.1 in 2 of 2 seeds), sFID does not tell; "
+        "at T' = 10 yes by FID and sFID (lower for gamma 0.1 in 2 of 2 seeds); no other gamma was tried."
+    )
+    more = frame({"adm": {5: (9.0, 9.1)}, "weak": {5: (8.0, 8.2)}, "strong": {5: (9.0, 9.3)}}, "sfid")
+    assert said(fid, more).startswith(
+        "At T' = 5 yes by FID (lower for gamma 0.1 in 2 of 2 seeds) and sFID (lower for gamma 0.05 in 2 of 2 seeds); "
+    )
+
+
+def test_the_rule_says_what_two_seeds_are_worth_and_what_the_baseline_is() -> None:
+    two, three = ((9.0, 9.1), (7.0, 7.2)), ((9.0, 9.1, 9.0), (7.0, 7.2, 7.0))
+    for (without, with_it), few in ((two, True), (three, False)):
+        found = answer.answers([frame({"adm": {5: without}, "strong": {5: with_it}})], LIKE, NAMES)
+        assert (answer.CHANCE in answer.rule(found)) is few
+        assert answer.rule(found).startswith("ADM is trained without input perturbation (gamma 0). ")
+
+
+def singular(made: table.Frame, dimensions: int) -> table.Frame:
+    """The frame as of 200 images."""
+    few = [dataclasses.replace(entry, n=200, dimensions=dimensions) for entry in made.entries]
+    return dataclasses.replace(made, entries=few)
+
+
+def test_singular_metrics_do_not_decide() -> None:
+    no: Values = {"adm": {5: (9.0, 9.1)}, "strong": {5: (9.1, 9.0)}}
+    yes: Values = {"adm": {5: (9.0, 9.1)}, "strong": {5: (7.0, 7.2)}}
+    fid, sfid = singular(frame(no), 200), singular(frame(yes, "sfid"), 1792)
+    (found,) = answer.answers([fid, sfid], LIKE, NAMES)
+    assert found.sentence == "Nothing separates at T' = 5 (FID, gamma 0.1, 2 seeds)."
+    assert found.caution == (
+        "Left out of the answer, for a covariance of fewer images than features is singular: "
+        "sFID (1,792 features, 200 images)."
+    )
+    (found,) = answer.answers([sfid], LIKE, NAMES)
+    assert found.sentence == "Not known, for no metric that answers has as many images as features."
+    assert not found.two_seeds
+    recall = frame({"adm": {5: (0.5, 0.51)}, "strong": {5: (0.6, 0.62)}}, "recall")
+    assert "yes by recall" in said(singular(recall, 1792))
+
+
+def test_the_notes_warn_of_singular_covariances() -> None:
+    found = [record(sfid=1.0, n=200, dimensions={"fid": 64, "sfid": 1792})]
+    view = Table("t", ["fid", "sfid"], ["model"], ["metric"], ["digits"], ["adm"], ["ancestral-100"])
+    text = "Fewer images than features, so a covariance is singular and the distance biased: "
+    assert f"{text}sFID (1,792 features, 200 images)." in table.frame(view, table.build(view, found)).notes
+    found = [record(sfid=1.0, n=1792, dimensions={"fid": 64, "sfid": 1792})]
+    assert text not in " ".join(table.frame(view, table.build(view, found)).notes)
 
 
 def test_noise_separates_nothing() -> None:
@@ -112,7 +165,7 @@ def test_solvers_are_named_and_put_together() -> None:
         for entry in made.entries
     ]
     assert said(dataclasses.replace(made, entries=more)).startswith(
-        "At T' = 5 and 10 with ancestral or UniPC-2 or DPM-Solver++(2M) yes (FID lower"
+        "At T' = 5 and 10 with ancestral or UniPC-2 or DPM-Solver++(2M) yes by FID (lower"
     )
 
 
@@ -124,13 +177,13 @@ def test_seeds_are_paired_and_others_left_out() -> None:
 
 def test_where_higher_is_better_the_words_turn() -> None:
     values: Values = {"adm": {5: (0.5, 0.51)}, "strong": {5: (0.6, 0.62)}}
-    assert said(frame(values, "recall")).startswith("At T' = 5 yes (recall higher for gamma 0.1 in 2 of 2 seeds)")
+    assert said(frame(values, "recall")).startswith("At T' = 5 yes by recall (higher for gamma 0.1 in 2 of 2 seeds)")
 
 
 def test_the_papers_metrics_answer_where_there_are_some() -> None:
     yes: Values = {"adm": {5: (9.0, 9.1)}, "strong": {5: (7.0, 7.2)}}
     no: Values = {"adm": {5: (9.0, 9.1)}, "strong": {5: (9.1, 9.0)}}
-    assert said(frame(yes, "pixel_fd")).startswith("At T' = 5 yes (pixel FD lower")
+    assert said(frame(yes, "pixel_fd")).startswith("At T' = 5 yes by pixel FD (lower")
     assert said(frame(yes, "pixel_fd"), frame(no, "sfid")).startswith("Nothing separates at T' = 5 (sFID,")
 
 
@@ -199,6 +252,6 @@ def test_the_page_begins_with_the_answer(tmp_path: Path, asked: bool) -> None:
     _, question, rest = text.partition("Does input perturbation help here?")
     assert question
     assert "Opening" in rest
-    expected = "At T\u2032 = 5 yes (FID lower for gamma 0.1 in 2 of 2 seeds)" if asked else "It was not asked."
+    expected = "At T\u2032 = 5 yes by FID (lower for gamma 0.1 in 2 of 2 seeds)" if asked else "It was not asked."
     assert expected in rest.partition("Opening")[0]
     assert (answer.NOT_ASKED in rest) is not asked

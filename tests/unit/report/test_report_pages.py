@@ -165,6 +165,18 @@ def test_samples_are_shown_pixel_by_pixel(tmp_path: Path) -> None:
     assert not any(str(tmp_path) in row["source"] for row in rows)
 
 
+def test_the_label_of_a_row_of_samples_keeps_off_its_images(tmp_path: Path) -> None:
+    """Left of the first image, which is black: a column of white as wide as a letter."""
+    view = dataclasses.replace(LINES, kind="samples", images=1)
+    named = {"adm-ip": (0.1,)}
+    gammas = {("digits", model): strength for model, strength in named.items()}
+    figure.run("f", view, [samples(tmp_path, "adm-ip", "ancestral-10")], tmp_path / "a", gammas=gammas)
+    with Image.open(tmp_path / "a" / "figure.png") as image:
+        grey = np.asarray(image.convert("L"))
+    first = int(np.argmax((grey == 0).sum(axis=0) >= 64))
+    assert (grey[:, first - 10 : first] == 255).all()
+
+
 def test_bad_sample_sets_are_named(tmp_path: Path) -> None:
     view = dataclasses.replace(LINES, kind="samples", images=30)
     with pytest.raises(UserError, match="expected 30 images or more"):
