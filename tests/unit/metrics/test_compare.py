@@ -110,7 +110,10 @@ def test_statistics_need_no_network(compare):
     code, text = compare("drawn_stats.npz", "real_stats.npz", "--features", "nowhere.pt", "--metrics", "pixel_fd,fid")
     assert code == 0, text
     code, text = compare("drawn_images.npz", "real_stats.npz", "--features", "nowhere.pt")
-    assert (code, text) == (2, "ipdiff: features 'nowhere.pt': no such file; use inception, or a path of a network\n")
+    assert (code, text) == (
+        2,
+        "ipdiff: features 'nowhere.pt': no such file; use inception or pixels, or a path of a network\n",
+    )
 
 
 @pytest.mark.parametrize(
@@ -200,6 +203,7 @@ def test_pixels_need_no_network(compare, folder, monkeypatch):
     )
     assert code == 0, text
     got = json.loads(text)
+    assert "features" not in compare("drawn_images.npz", "real_images.npz", "--metrics", "pixel_fd")[1]
     whole = json.loads(compare("drawn_images.npz", "real_images.npz", "--json")[1])
     assert got["pixel_fd"] == pytest.approx(whole["pixel_fd"], rel=1e-9)
     assert (got["features"], got["features_digest"], got["dimensions"]) == (None, None, {"pixel_fd": 192})
