@@ -135,7 +135,10 @@ def test_refusals(folder, net, images, said):
         ({"threads": 0}, "threads is 0; use 1..1024"),
         ({"threads": "4"}, "threads is '4'; use a whole number"),
         ({"features": None}, "features is None; use inception, a network's path, a TorchScript record or a function"),
-        ({"features": "incepton"}, "features 'incepton': no such file; use inception, or a path of a network"),
+        (
+            {"features": "incepton"},
+            "features 'incepton': no such file; use inception or pixels, or a path of a network",
+        ),
     ],
 )
 def test_arguments_that_cannot_be(folder, arguments, said):
@@ -175,7 +178,7 @@ def test_folders_that_are_no_set_of_images(folder, net, tmp_path):
     )
     text = said(**{letter * 50: 8 for letter in "cdefgh"})
     assert len(text) < 300 - len(str(tmp_path))
-    assert text.endswith("is P, not RGB (channels: 3); and 4 more")
+    assert text.endswith("are P, not RGB; and 4 more; --convert makes all RGB")
     for path in tmp_path.glob("[c-h]*.png"):
         path.unlink()
     (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:40])
