@@ -44,9 +44,8 @@ def make(args: argparse.Namespace) -> int:
 def add_files(sub: argparse.ArgumentParser) -> None:
     """The second form of `evaluate`: any two files."""
     names = " ".join(f"--{name} {name.upper()}" for name in STAGES["evaluate"].wildcards)
-    sub.usage = (
-        f"%(prog)s {names}\n       %(prog)s SAMPLES --reference FILE [--size N] [--features F] [--metrics M] [--json]"
-    )
+    options = "[--size N] [--convert] [--features F] [--metrics M] [--json]"
+    sub.usage = f"%(prog)s {names}\n       %(prog)s SAMPLES --reference FILE {options}"
     files = sub.add_argument_group("files from outside the pipeline")
     text = "npz with arr_0 (uint8 NHWC) or mu, sigma, mu_s, sigma_s (used as they are); npy, folder or zip of images"
     files.add_argument("samples", nargs="?", metavar="SAMPLES", type=Path, help=text)
@@ -54,6 +53,7 @@ def add_files(sub: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--size", type=int, help="resize images to NxN: halved, bicubic, the centre cut out, as `prepare` does"
     )
+    files.add_argument("--convert", action="store_true", help="make all images RGB, as `modes: convert` does")
     text = "inception (default) or the path of its file, a classifier.safetensors, or a .json of a TorchScript network"
     files.add_argument("--features", help=text)
     files.add_argument("--metrics", help="comma-separated (default: all that the files permit)")
@@ -71,7 +71,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     """Either form of `evaluate`: one or the other, and whole. Raises UserError."""
     wildcards = STAGES["evaluate"].wildcards
     names = [f"--{name}" for name in wildcards if getattr(args, name) is not None]
-    options = ("reference", "size", "features", "metrics", "device", "threads", "save_statistics", "no_cache", "json")
+    options = ("reference", "size", "convert", "features", "metrics", "device", "threads")
+    options += ("save_statistics", "no_cache", "json")
     files = [f"--{name.replace('_', '-')}" for name in options if getattr(args, name) not in (None, False)]
     if args.samples is None:
         if files:
@@ -96,12 +97,14 @@ def _compare(args: argparse.Namespace) -> int:
     from ipdiff.pipeline.progress.reporter import reporting
 
     compute, features = compute_of(args.device or "cpu", args.threads), args.features or "inception"
-    more = {"size": args.size, "cache": not args.no_cache, "save": args.save_statistics}
+    more = {"size": args.size, "convert": args.convert, "cache": not args.no_cache, "save": args.save_statistics}
     with reporting(str(args.samples)):
         compared = compare(args.samples, args.reference, features, compute, metrics, **more)
     for warning in compared.warnings:
         say(f"warning: {warning}")
     said = {name: "unknown" if value is None else value for name, value in compared.values.items()}
+    if all(METRICS[name].ending == "_pixel" for name in METRICS if name in said):  # no network's features
+        said = {name: value for name, value in said.items() if not name.startswith("features")}
     said["dimensions"] = ", ".join(f"{of} {size}" for of, size in compared.values["dimensions"].items())
     print(as_json(compared.values) if args.json else "\n".join(f"{name:<16}{value}" for name, value in said.items()))
     return 0

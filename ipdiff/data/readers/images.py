@@ -209,8 +209,17 @@ def _first(faults: Sequence[tuple[str, decode.Unusable]]) -> tuple[int, str]:
         if reasons and (taken > NAMES or len("".join({*reasons, fault.reason})) > REASONS):
             break
         reasons.setdefault(fault.reason, []).append(shown)
-    said = "; ".join(f"{', '.join(names)} {reason}" for reason, names in reasons.items())
+    said = "; ".join(
+        f"{', '.join(names)} {reason if len(names) == 1 else _of_several(reason)}" for reason, names in reasons.items()
+    )
     return sum(map(len, reasons.values())), said
+
+
+def _of_several(reason: str) -> str:
+    """A reason of one image, said of more."""
+    verb, _, rest = reason.partition(" ")
+    each = "each " if rest.startswith(("a ", "an ")) else ""
+    return f"{ {'is': 'are', 'has': 'have'}.get(verb, verb) } {each}{rest}"
 
 
 def _remedies(kinds: set[str], source: Source) -> Iterator[str]:

@@ -33,6 +33,7 @@ class Survey:
         refused: images that can be read, but not used: their names, and why.
         passed_over: files that are no images: the end of their names or "hidden" -> how many.
         labels: folders that images are labelled by -> how many usable ones each has; empty where there are no labels.
+        grey: usable images without colour once decoded, however they are stored.
         seconds: that it took to look at all of them.
     """
 
@@ -43,6 +44,7 @@ class Survey:
     refused: Mapping[str, str]
     passed_over: Mapping[str, int]
     labels: Mapping[str, int]
+    grey: int
     seconds: float
 
     @property
@@ -82,7 +84,7 @@ def survey(
     sizes, modes, per_label = Counter[tuple[int, int]](), Counter[str](), Counter[int]()
     broken: dict[str, str] = {}
     refused: dict[str, str] = {}
-    start = time.perf_counter()
+    grey, start = 0, time.perf_counter()
     with files.opened(raw) as found:
         chosen, passed_over = sorted_out(found)
         if not chosen:
@@ -91,9 +93,10 @@ def survey(
         for done, ((name, entry), label) in enumerate(zip(chosen.items(), numbers, strict=True), 1):
             try:
                 data = bytes_of(name, entry)
-                _, mode = decode.own(data, asked)
+                pixels, mode = decode.own(data, asked)
                 sizes[decode.upright_size(data)] += 1
                 modes[mode] += 1
+                grey += bool((pixels == pixels[:, :, :1]).all())
                 per_label[label] += 1
             except decode.Unusable as fault:
                 (broken if fault.fault == "unreadable" else refused)[name] = str(fault)
@@ -102,6 +105,5 @@ def survey(
         name, why = next(iter((broken | refused).items()))
         raise UserError(f"{raw}: none of {len(chosen)} images can be used; the first: {files.shown(name)} {why}")
     known = {folder: per_label[label] for label, folder in enumerate(folders)}
-    return Survey(
-        modes.total(), dict(sizes), dict(modes), broken, refused, passed_over, known, time.perf_counter() - start
-    )
+    seconds = time.perf_counter() - start
+    return Survey(modes.total(), dict(sizes), dict(modes), broken, refused, passed_over, known, grey, seconds)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipdiff.data.arrays import save_npz
+from ipdiff.data.formats import filekind
 from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError, brief
 from ipdiff.metrics import evaluate
@@ -35,6 +36,7 @@ def fid(
     threads: int | None = None,
     *,
     size: int | None = None,
+    convert: bool = False,
     cache: bool = True,
 ) -> dict[str, Any]:
     """The Frechet distance between two sets of images: FID, where the features are those of Inception.
@@ -53,11 +55,13 @@ def fid(
         device: cpu or cuda.
         threads: CPU threads; all cores if None.
         size: resize images to this side first, see `Side.read`.
+        convert: make all images RGB first, see `Side.read`.
         cache: keep features in the user's cache directory, and take them from there, see `cache.measured`.
 
     Returns:
         fid, and what it is of: dimensions (features of an image, by metric), features and features_digest, n and
-        reference_n (None where a file does not say it), and resized, the rule, where `size` is given. On other features
+        reference_n (None where a file does not say it), resized, the rule, where `size` is given, and converted, the
+        mode, where `convert` is. On other features
         than Inception's it is no FID, whatever the key says; name the features beside it.
 
     Raises:
@@ -66,7 +70,9 @@ def fid(
 
     Source: Heusel et al., arXiv:1706.08500; guided-diffusion evaluations/evaluator.py (the resizing, the features).
     """
-    return _only("fid", images, reference, features, compute_of(device, threads), size=size, cache=cache)
+    return _only(
+        "fid", images, reference, features, compute_of(device, threads), size=size, convert=convert, cache=cache
+    )
 
 
 def kid(
@@ -80,6 +86,7 @@ def kid(
     subset_size: int = 1000,
     seed: int = 0,
     size: int | None = None,
+    convert: bool = False,
     cache: bool = True,
 ) -> dict[str, Any]:
     """The kernel distance between two sets of images: KID, where the features are those of Inception.
@@ -94,6 +101,7 @@ def kid(
         subset_size: images of each set in a subset, 2 or more; all of a set that has fewer.
         seed: of the subsets.
         size: see `fid`.
+        convert: see `fid`.
         cache: see `fid`.
 
     Returns:
@@ -111,7 +119,17 @@ def kid(
         settings = {"kid": KernelDistance(**{name: _whole(name, value) for name, value in asked.items()})}
     except ValueError as error:
         raise UserError(str(error)) from None
-    return _only("kid", images, reference, features, compute_of(device, threads), settings, size=size, cache=cache)
+    return _only(
+        "kid",
+        images,
+        reference,
+        features,
+        compute_of(device, threads),
+        settings,
+        size=size,
+        convert=convert,
+        cache=cache,
+    )
 
 
 def save_statistics(
@@ -122,6 +140,7 @@ def save_statistics(
     threads: int | None = None,
     *,
     size: int | None = None,
+    convert: bool = False,
     cache: bool = True,
 ) -> None:
     """Write the moments of a set's features to an npz, which `fid` and `ipdiff evaluate` take in the set's place.
@@ -136,13 +155,14 @@ def save_statistics(
         device: see `fid`.
         threads: see `fid`.
         size: see `fid`.
+        convert: see `fid`.
         cache: see `fid`.
 
     Raises:
         UserError: see `fid`; or `images` are statistics already, or the file cannot be written.
         IntegrityError: see `fid`.
     """
-    compute, side = compute_of(device, threads), Side.read(images, "images", size)
+    compute, side = compute_of(device, threads), Side.read(images, "images", size, convert=convert)
     if side.images is None:
         raise UserError(f"{side.name}: holds statistics already; give images")
     found = kept.measured(opened(features, compute), side.images, pooled=False, device=compute.device, use=cache)
@@ -210,6 +230,7 @@ def compare(
     settings: Mapping[str, Any] | None = None,
     *,
     size: int | None = None,
+    convert: bool = False,
     cache: bool = True,
     save: Path | None = None,
 ) -> Comparison:
@@ -225,23 +246,28 @@ def compare(
         metrics: which of `METRICS`; all that the sets permit if empty.
         settings: of metrics that have some, by their key; defaults where it is not there.
         size: resize images to this side first.
+        convert: make all images RGB first.
         cache: see `fid`.
         save: where the reference's statistics are written, for later.
 
     Returns:
         The metrics, and what they are of: dimensions, features, features_digest, n, reference_n (null where unknown),
-        and resized where a size is given.
+        resized where a size is given, and converted where images are made RGB.
         Warnings of fewer images than features, and of images of 0 and 1 only.
 
     Raises:
         UserError: the files cannot be compared, or not by a metric that was asked for.
     """
-    ours, theirs = Side.read(samples, "samples", size), Side.read(reference, "reference", size)
-    if None not in (ours.shape, theirs.shape) and ours.shape != theirs.shape:
-        resize = "; --size N resizes both" if size is None else ""
-        raise UserError(
-            f"{ours.name}: images are {ours.shape} [H, W, C]; those of {theirs.name} are {theirs.shape}{resize}"
-        )
+    for source in (samples, reference):  # neither is read where the other is missing
+        if isinstance(source, str | os.PathLike) and not Path(source).is_dir():
+            filekind.head_of(Path(source))
+    ours = Side.read(samples, "samples", size, convert=convert)
+    theirs = Side.read(reference, "reference", size, convert=convert)
+    shape, other = ours.shape, theirs.shape
+    if shape is not None and other is not None and shape != other:
+        remedies = "; --size N resizes both" if size is None and shape[:2] != other[:2] else ""
+        remedies += "; --convert makes both RGB" if not convert and shape[2] != other[2] else ""
+        raise UserError(f"{ours.name}: images are {shape} [H, W, C]; those of {theirs.name} are {other}{remedies}")
     wanted = [name for name in METRICS if name in (metrics or METRICS) and _permitted(name, ours, theirs)]
     _refuse_missing(metrics, wanted, ours, theirs)
     look = (
@@ -274,6 +300,7 @@ def compare(
         "n": ours.n,
         "reference_n": theirs.n,
         **({} if size is None else {"resized": f"{RESIZED} to {size}x{size}"}),
+        **({"converted": "RGB"} if convert else {}),
     }
     sizes = {metric: size for metric, size in dimensions.items() if metric in MOMENTS}
     return Comparison(values, [*_few_images(ours, theirs, sizes), *_cast(ours, theirs)])

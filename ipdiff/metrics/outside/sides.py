@@ -51,7 +51,7 @@ class Side:
     statistics: Mapping[str, NDArray[Any]]
 
     @staticmethod
-    def read(source: Images, name: str, size: int | None = None) -> Side:
+    def read(source: Images, name: str, size: int | None = None, *, convert: bool = False) -> Side:
         """Take images as they are, or read a file or folder; its bytes decide what it is.
 
         Args:
@@ -63,6 +63,7 @@ class Side:
             size: side of the square that images of another size are made: halved with a box filter while the shorter
                 side is twice as long or more, bicubic to `size`, the centre cut out (guided-diffusion's rule). A folder
                 may then hold images of any size.
+            convert: make all images RGB, as `modes: convert` does: a folder may then hold images of any mode.
 
         Raises:
             UserError: it is none of these, or is damaged; its images are not uint8 [N, H, W, C] with N >= 2 and C 1 or
@@ -73,15 +74,15 @@ class Side:
         source = _array_of(source, name)
         if isinstance(source, np.ndarray):
             check_images(source.shape, source.dtype, name)
-            return Side(name, _usable(name, source, size), {})
+            return Side(name, _usable(name, source, size, convert), {})
         if not isinstance(source, str | os.PathLike):
             raise UserError(f"{name}: found {type(source).__name__}; expected images as an array or tensor, or a path")
         path, name = Path(source), str(source)
         kind = filekind.Kind("folder", "a folder") if path.is_dir() else filekind.look(path)
         if kind.name in ("folder", "zip", "gzip"):
-            return Side(name, _usable(name, _folder(path, kind, size), size), {})
+            return Side(name, _usable(name, _folder(path, kind, size, convert), size, convert), {})
         if kind.name == "npy":
-            return Side(name, _usable(name, load_images(path), size), {})
+            return Side(name, _usable(name, load_images(path), size, convert), {})
         if kind.name != "npz":
             raise UserError(f"{path}: is {kind.words}; expected {_EXPECTED}")
         with open_npz(path) as file:
@@ -92,9 +93,11 @@ class Side:
             elif not {"mu", "sigma"} <= {*file.names}:
                 raise UserError(f"{path}: expected {_EXPECTED}; found {brief(', '.join(file.names))}")
             statistics = _moments(file) | _about(file)
-            images = _usable(name, file.read("arr_0"), size) if pictures else None
+            images = _usable(name, file.read("arr_0"), size, convert) if pictures else None
         if size is not None and statistics and shape and shape[1:3] != (size, size):
             raise UserError(f"{path}: holds statistics of images {list(shape[1:])}; leave the size out")
+        if convert and statistics and shape and shape[3] == 1:
+            raise UserError(f"{path}: holds statistics of grey images; leave the conversion out")
         return Side(name, images, statistics)
 
     @property
@@ -120,10 +123,12 @@ class Side:
         return self.images is not None and any(name not in MOMENTS or self.lacks(name) for name in wanted)
 
 
-def _usable(name: str, images: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:
-    """Two images or more, of the size that is asked for."""
+def _usable(name: str, images: NDArray[np.uint8], size: int | None, convert: bool) -> NDArray[np.uint8]:
+    """Two images or more, of the size and number of channels that are asked for."""
     if len(images) < 2:
         raise UserError(f"{name}: a Frechet distance needs 2 images or more; got {len(images)}")
+    if convert and images.shape[3] == 1:
+        images = np.repeat(images, 3, axis=3)
     if size is None or images.shape[1:3] == (size, size):
         return images
     from PIL import Image
@@ -151,24 +156,27 @@ def _array_of(source: Images, name: str) -> Any:
     return to_uint8(source)
 
 
-def _folder(path: Path, kind: filekind.Kind, size: int | None) -> NDArray[np.uint8]:
-    """The images of a folder or archive, [N, H, W, C], all of the first's mode, and of its size if none is asked."""
+def _folder(path: Path, kind: filekind.Kind, size: int | None, convert: bool) -> NDArray[np.uint8]:
+    """The images of a folder or archive, [N, H, W, C], all of the first's mode or RGB, of its size if none is asked."""
     height, width, channels = _first(path, kind)
+    channels = 3 if convert else channels
     if height != width and size is None:
         raise UserError(
             f"{path}: the first image is {width}x{height} pixels; a folder's images have to be square, or a size is "
             "asked for (--size); others can be given as an npz"
         )
     made = None if size is None else RESIZED
-    source = Source("folder", size or height, channels, raw=str(path), preprocessing=made, labels="none")
+    modes = "convert" if convert else "refuse"
+    source = Source("folder", size or height, channels, raw=str(path), preprocessing=made, modes=modes, labels="none")
     with tempfile.TemporaryDirectory() as scratch:
         try:
             return np.concatenate([images for images, _ in readers.read(source, [path], Path(scratch), {})])
         except UnusableImages as error:  # a data set's settings do not exist here
-            found = brief(error.found.replace(" (image_size)", ""), 250)
-            raise UserError(
-                found + "; --size N makes them one size" * (size is None and found != error.found)
-            ) from None
+            setting = f" (channels: {channels})"
+            sizes, mixed = " (image_size)" in error.found, setting in error.found
+            found = brief(error.found.replace(" (image_size)", "").replace(setting, ""), 220)
+            remedies = "; --size N makes them one size" * (size is None and sizes)
+            raise UserError(found + remedies + "; --convert makes all RGB" * mixed) from None
 
 
 def _first(path: Path, kind: filekind.Kind) -> tuple[int, int, int]:

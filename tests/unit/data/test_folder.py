@@ -104,7 +104,7 @@ def test_what_looks_like_an_image_and_is_not_read_is_refused(tmp_path, name):
 def test_a_still_gif_is_read_under_any_name_and_an_animation_is_not(tmp_path):
     fill(tmp_path, a_gif=data(laid(), "GIF"), b_png=data(laid(), "GIF"))
     text = refusal(folder(tmp_path))
-    assert "2 of 2 images cannot be used: a.gif, b.png is P, not RGB (channels: 3); convert" in text
+    assert "2 of 2 images cannot be used: a.gif, b.png are P, not RGB (channels: 3); convert" in text
     images, _ = prepared(folder(tmp_path, modes="convert"))
     np.testing.assert_array_equal(images, np.stack([np.asarray(laid())] * 2))
     fill(tmp_path, c_gif=data(grey(0), "GIF", save_all=True, append_images=[grey(255)]))
@@ -148,8 +148,8 @@ def test_all_that_cannot_be_used_is_counted_and_the_first_ten_named(tmp_path):
         (raw / f"{i:02d}.png").write_bytes(data(grey(i, "RGBA" if i % 2 else "L")))
     text = refusal(folder(raw))
     assert text == (
-        f"{raw}: 14 of 15 images cannot be used: 00.png, 02.png, 04.png, 06.png, 08.png is L, not RGB (channels: 3); "
-        "01.png, 03.png, 05.png, 07.png, 09.png is RGBA, not RGB (channels: 3); and 4 more; convert, or set "
+        f"{raw}: 14 of 15 images cannot be used: 00.png, 02.png, 04.png, 06.png, 08.png are L, not RGB (channels: 3); "
+        "01.png, 03.png, 05.png, 07.png, 09.png are RGBA, not RGB (channels: 3); and 4 more; convert, or set "
         "source.modes: convert; resize, or choose a preprocessing; mend or remove, or set source.skip_broken: true"
     )
     images, _ = prepared(folder(raw, modes="convert", skip_broken=True, preprocessing="center-crop"))

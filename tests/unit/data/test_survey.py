@@ -64,7 +64,7 @@ def test_everything_is_counted_and_what_is_wrong_is_named(mixed: Path) -> None:
     assert list(found.broken) == ["b/7.png"]
     assert "damaged" in found.broken["b/7.png"]
     assert found.refused == {}
-    assert found.labels == {"a": 4, "b": 2}
+    assert (found.labels, found.grey) == ({"a": 4, "b": 2}, 1)
     assert (found.channels, found.mixed, found.fits(16)) == (3, True, False)
 
 
@@ -88,6 +88,15 @@ def test_pictures_without_colour_are_one_channel(tmp_path: Path) -> None:
     fill(root, {"3.png": picture("1", (16, 16))})
     found = survey(root, 16)
     assert (found.channels, found.mixed) == (1, True)
+    prepared(Source("folder", 16, 1, raw=str(root), modes="convert"))
+
+
+def test_grey_pictures_that_are_stored_as_colour_are_counted(tmp_path: Path) -> None:
+    root = fill(tmp_path / "raw", {f"{i}.png": picture("L", (16, 16)) for i in range(4)})
+    for name, mode in (("0.png", "RGB"), ("1.png", "RGBA"), ("2.png", "P")):
+        Image.open(root / name).convert(mode).save(root / name)
+    found = survey(root, 16)
+    assert (found.channels, found.grey, found.usable) == (3, 4, 4)
     prepared(Source("folder", 16, 1, raw=str(root), modes="convert"))
 
 

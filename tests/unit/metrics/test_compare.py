@@ -203,6 +203,7 @@ def test_pixels_need_no_network(compare, folder, monkeypatch):
     )
     assert code == 0, text
     got = json.loads(text)
+    assert "features" not in compare("drawn_images.npz", "real_images.npz", "--metrics", "pixel_fd")[1]
     whole = json.loads(compare("drawn_images.npz", "real_images.npz", "--json")[1])
     assert got["pixel_fd"] == pytest.approx(whole["pixel_fd"], rel=1e-9)
     assert (got["features"], got["features_digest"], got["dimensions"]) == (None, None, {"pixel_fd": 192})

@@ -173,10 +173,12 @@ def test_folders_that_are_no_set_of_images(folder, net, tmp_path):
     assert said(a=(8, 8), b=(9, 9)) == (  # no settings are here
         "FOLDER: b.png: is 9x9 pixels, not 8x8; --size N makes them one size"
     )
-    assert said(a=8, b=8) == "FOLDER: 2 of 2 images cannot be used: a.png, b.png is P, not RGB (channels: 3)"
+    assert (
+        said(a=8, b=8) == "FOLDER: 2 of 2 images cannot be used: a.png, b.png are P, not RGB; --convert makes all RGB"
+    )
     text = said(**{letter * 50: 8 for letter in "cdefgh"})
     assert len(text) < 300 - len(str(tmp_path))
-    assert text.endswith("is P, not RGB (channels: 3); and 4 more")
+    assert text.endswith("are P, not RGB; and 4 more; --convert makes all RGB")
     for path in tmp_path.glob("[c-h]*.png"):
         path.unlink()
     (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:40])
@@ -196,6 +198,34 @@ def test_the_package_is_cheap_to_import():
     }
     with pytest.raises(AttributeError, match="no attribute 'sfid'"):
         _ = metrics.sfid
+
+
+@pytest.mark.filterwarnings("ignore:fewer images than features")
+def test_images_of_mixed_modes_are_made_rgb_as_prepare_does(folder, net, tmp_path):
+    (tmp_path / "mixed").mkdir()
+    for number, mode in enumerate(("RGB", "L", "RGBA", "P")):
+        noise = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).convert(mode).save(tmp_path / f"mixed/{number}.png")
+    got = fid(tmp_path / "mixed", folder / "real.npy", net, threads=1, convert=True)
+    source = Source("folder", 8, 3, raw=str(tmp_path / "mixed"), labels="none", modes="convert")
+    (blocks,) = readers.read(source, [tmp_path / "mixed"], tmp_path, {})
+    assert got == fid(blocks[0], folder / "real.npy", net, threads=1) | {"converted": "RGB"}
+    grey = np.load(folder / "real.npy")[..., :1]
+    assert Side.read(grey, "grey", convert=True).shape == [8, 8, 3]
+    with pytest.raises(UserError, match=r"those of reference are \[8, 8, 1\]; --convert makes both RGB$"):
+        fid(folder / "real.npy", grey, net, threads=1)
+    with pytest.raises(UserError, match="1.png is L, not RGB; 2.png is RGBA, not RGB; .*; --convert makes all RGB$"):
+        fid(tmp_path / "mixed", folder / "real.npy", net, threads=1)
+    save_npz(tmp_path / "grey.npz", mu=np.zeros(2), sigma=np.eye(2), arr_0=grey)
+    with pytest.raises(UserError, match="holds statistics of grey images; leave the conversion out"):
+        Side.read(tmp_path / "grey.npz", "grey", convert=True)
+
+
+def test_neither_side_is_read_where_the_other_is_missing(folder, net, monkeypatch):
+    monkeypatch.setattr(Side, "read", None)
+    for sides in ((folder / "drawn", "nowhere.npz"), ("nowhere.npz", folder / "drawn")):
+        with pytest.raises(UserError, match="nowhere.npz is missing"):
+            fid(*sides, net, threads=1)
 
 
 # Tensors, sizes, functions, statistics, the cache

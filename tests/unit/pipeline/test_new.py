@@ -23,7 +23,7 @@ from ipdiff.errors import UserError
 from ipdiff.nets import build
 from ipdiff.pipeline import config, grid
 from ipdiff.pipeline.commands.planning import plan
-from ipdiff.pipeline.commands.study.new import features, fit, presets, speeds, text
+from ipdiff.pipeline.commands.study.new import create, features, fit, presets, speeds, text
 from ipdiff.pipeline.commands.study.new.fit import Choice, Speed, Work
 from ipdiff.pipeline.engines import dvc_files
 
@@ -96,6 +96,9 @@ def test_a_budget_that_is_too_short_says_which_is_not() -> None:
         fit.fit(WORK, SPEEDS, 5)
     named = str(caught.value).partition("give about ")[2].partition(",")[0]
     assert fit.fit(WORK, SPEEDS, 1.1 * fit.seconds_of(named)).preset.name == "tiny"  # as it is rounded
+    assert str(caught.value).endswith("or fewer --gammas or --seeds, or a smaller --size")
+    with pytest.raises(UserError, match="or fewer --gammas or --seeds$"):
+        fit.fit(WORK, SPEEDS, 5, smaller=False)
 
 
 @pytest.mark.parametrize(
@@ -146,6 +149,25 @@ def test_this_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(speeds.of_networks(presets.of_size(16)[:2], 1, 16, Compute(), room=1e-6, runs=1)[0]) == 1
 
 
+@pytest.mark.parametrize(
+    ("load", "wall", "cpu", "said"),
+    [
+        (0.3, 3.0, 2.9, ""),
+        (0.9, 3.0, 2.5, ""),
+        (0.0, 0.01, 0.001, ""),  # too short to tell
+        (2.0, 3.0, 1.5, "about 2 times as long"),
+        (2.0, 3.0, 3.0, "up to 2 times as long"),
+        (4.2, 6.0, 3.0, "2 to 3 times as long"),
+        (0.0, 6.0, 2.0, "up to 3 times as long"),
+    ],
+)
+def test_what_others_take_of_the_machine_is_said(
+    monkeypatch: pytest.MonkeyPatch, load: float, wall: float, cpu: float, said: str
+) -> None:
+    monkeypatch.setattr(speeds, "all_cores", lambda: 2)
+    assert speeds.longer(load, wall, cpu) == said
+
+
 # The command
 
 
@@ -170,6 +192,8 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speeds, "of_distances", lambda dimensions: (0.5, 1e-5))
     monkeypatch.setattr(speeds, "of_classifier", lambda *_: (1e-4, 0.05))
     monkeypatch.setattr(speeds, "cores", lambda: 2)
+    monkeypatch.setattr(speeds, "all_cores", lambda: 2)
+    monkeypatch.setattr(speeds, "load", lambda: 0.0)
 
 
 New = Callable[..., tuple[int, str, str]]
@@ -230,6 +254,33 @@ def test_what_is_written_describes_the_runs_that_were_measured(new: New, tmp_pat
     assert params.run_spec("mine", "adm-ip-g01", 0) == replace(
         expected, objective=replace(expected.objective, gamma=0.1)
     )
+
+
+def test_what_is_to_be_minded_is_said(new: New, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = pictures(tmp_path / "raw")
+    said = new("mine", images, "--dry-run")[1]
+    assert "mind       pictures are mirrored at random; set flip: false for text and digits\n" in said
+    assert "busy" not in said
+    assert "grey" not in said
+    monkeypatch.setattr(speeds, "load", lambda: 4.2)
+    said = new("mine", images, "--dry-run", "--device", "cpu")[1]
+    assert "mind       the machine is busy (load 4.2 on 2 cores): the study may take up to 3 times as long\n" in said
+    for path in images.rglob("*.png"):
+        Image.open(path).convert("L").convert("RGB").save(path)
+    said = new("mine", images, "--dry-run")[1]
+    assert "all 12 pictures are grey but stored as colour: channels: 1 with modes: convert would do" in said
+
+
+def test_features_are_refused_before_the_pictures_are_read(
+    new: New, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("pictures were read")
+
+    monkeypatch.setattr(create, "survey", never)
+    code, said, errors = new("mine", pictures(tmp_path / "raw"), "--features", "nosuch.pt")
+    assert (code, said) == (2, "")
+    assert "--features is 'nosuch.pt': no such file, and none of" in errors
 
 
 def test_a_dry_run_says_the_same_and_writes_nothing(new: New, tmp_path: Path) -> None:
@@ -305,7 +356,7 @@ def test_models_go_on_from_a_checkpoint_whose_network_is_found(new: New, tmp_pat
         ("x", ("--gammas", "0.1,0.1"), "stands twice"),
         ("x", ("--gammas", "0"), "name a strength above 0"),
         ("x", ("--gammas", "nan"), "write numbers in 0..1"),
-        ("x", ("--budget", "1s"), "--budget 1s is too short"),
+        ("x", ("--budget", "1s"), "or fewer --gammas or --seeds\n"),
         ("x", ("--budget", "soon"), "--budget is 'soon'"),
         ("x", ("--seeds", "0"), "--seeds is 0"),
         ("x", ("--features", "incepton"), "did you mean 'inception'?"),

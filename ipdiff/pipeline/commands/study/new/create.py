@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -104,6 +105,7 @@ def create(request: Request, *, dry_run: bool, say: Say) -> list[Path]:
         UserError: something is refused; nothing is written then.
     """
     _check(request)
+    load = speeds.load()
     device = _device(request.device)
     say("looking", f"at every file of {request.images}")
     found = _looked_at(request, say)
@@ -113,7 +115,7 @@ def create(request: Request, *, dry_run: bool, say: Say) -> list[Path]:
     if request.checkpoint is not None:
         step, channels, candidates = _start(request.checkpoint, request, found.channels, candidates)
         say("start", f"{request.checkpoint}, step {step:,}: the network {candidates[0].name}; all models go on from it")
-    choice, compute = _fitted(request, device, found, chosen, channels, candidates, say)
+    choice, compute, clocks = _fitted(request, device, found, chosen, channels, candidates, say)
     if isinstance(chosen.settings, Classifier):
         chosen = replace(chosen, settings=replace(chosen.settings, steps=choice.classifier_steps))
     draft = Draft(
@@ -132,6 +134,8 @@ def create(request: Request, *, dry_run: bool, say: Say) -> list[Path]:
     )
     files = _checked(draft, say)
     _warn(request, found, choice, say)
+    if device == "cpu" and (longer := speeds.longer(load, *clocks)):
+        say("mind", f"the machine is busy (load {load:.1f} on {speeds.all_cores()} cores): the study may take {longer}")
     written = [] if dry_run else _write(request.name, files)
     _next(request, step, dry_run, say)
     return written
@@ -161,6 +165,7 @@ def _check(request: Request) -> None:
         raise UserError(f"--seeds is {request.seeds}; use 1 or more")
     if request.step is not None and request.step < 1:
         raise UserError(f"--step is {request.step}; use 1 or more")
+    features.check(request.features)
 
 
 def _looked_at(request: Request, say: Say) -> Survey:
@@ -248,8 +253,8 @@ def _fitted(
     channels: int,
     candidates: Sequence[Preset],
     say: Say,
-) -> tuple[Choice, Compute]:
-    """What fits the budget on this machine, and what networks run on."""
+) -> tuple[Choice, Compute, tuple[float, float]]:
+    """What fits the budget on this machine, what networks run on, and how long measuring took by wall and CPU."""
     cores, runs = speeds.cores(), len(request.gammas) * request.seeds
     if device == "cuda":
         compute, jobs = Compute(device="cuda", precision="bfloat16"), 1
@@ -273,12 +278,15 @@ def _fitted(
         distance=distance,
     )
     room = training_room(work, request.budget)
+    start = time.perf_counter(), speeds.cpu_seconds(compute.threads)
     known, limit = speeds.of_networks(candidates, channels, request.size, compute, room, runs)
+    clocks = time.perf_counter() - start[0], speeds.cpu_seconds(compute.threads) - start[1]
     if chosen.name == "inception":
         work = replace(work, feature=speeds.of_inception(limit) + moments)
-    choice = fit(work, known, request.budget)
+    smaller = request.size > min(presets.SIZES) and request.checkpoint is None
+    choice = fit(work, known, request.budget, smaller=smaller)
     _say_choice(choice, compute, cores, channels, request, say)
-    return choice, compute
+    return choice, compute, clocks
 
 
 def _say_choice(choice: Choice, compute: Compute, cores: int, channels: int, request: Request, say: Say) -> None:
@@ -345,6 +353,12 @@ def _warn(request: Request, found: Survey, choice: Choice, say: Say) -> None:
         say("mind", "one seed shows no spread: a difference may be chance; --seeds 2 or more tells")
     if found.usable < FEW:
         say("mind", f"{found.usable:,} pictures are few: networks soon know them by heart, and distances are noisy")
+    if found.channels == 3 and found.grey == found.usable and request.checkpoint is None:
+        say(
+            "mind",
+            f"all {found.usable:,} pictures are grey but stored as colour: channels: 1 with modes: convert would do",
+        )
+    say("mind", "pictures are mirrored at random; set flip: false for text and digits")
 
 
 def _write(name: str, files: Mapping[Path, str]) -> list[Path]:

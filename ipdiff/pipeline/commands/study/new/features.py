@@ -43,6 +43,13 @@ class Chosen:
         return (2048, MAP, pixels) if self.name == "inception" else (pixels, pixels)
 
 
+def check(asked: str | None) -> None:
+    """Refuse a word that is neither one of `FEATURES` nor the path of a file; see `choose`."""
+    if asked not in (None, *_WITHOUT) and not Path(asked).is_file():
+        near = config.nearest(asked, _WITHOUT)
+        raise UserError(f"--features is '{asked}': no such file, and none of {', '.join(_WITHOUT)}{near}")
+
+
 def choose(asked: str | None, found: Survey, side: int) -> Chosen:
     """The features that were asked for, or the best that there are.
 
@@ -93,9 +100,7 @@ def _of_file(path: Path, side: int) -> Chosen:
 
     from ipdiff.metrics.features.torchscript_file import first_line, open_file, unfused
 
-    if not path.exists():
-        near = config.nearest(str(path), _WITHOUT)
-        raise UserError(f"--features is '{path}': no such file, and none of {', '.join(_WITHOUT)}{near}")
+    check(str(path))
     shown, remedy = f"images [2, 3, {side}, {side}]", "another side may be given with --feature-size"
     network, sha256 = open_file(path, torch.device("cpu"), None)
     try:

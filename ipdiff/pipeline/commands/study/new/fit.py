@@ -157,7 +157,7 @@ class Choice:
         return serial + (self.one_by_one - serial) / self.work.parallel
 
 
-def fit(work: Work, speeds: Sequence[Speed], budget: float) -> Choice:
+def fit(work: Work, speeds: Sequence[Speed], budget: float, *, smaller: bool = True) -> Choice:
     """The largest study that is made within the budget.
 
     More time never gives a narrower network, and with the same network never fewer updates or T', nor fewer samples at
@@ -167,6 +167,7 @@ def fit(work: Work, speeds: Sequence[Speed], budget: float) -> Choice:
         work: what there is to do.
         speeds: of the networks to choose from, narrowest first.
         budget: seconds.
+        smaller: whether there are networks for smaller images.
 
     Raises:
         UserError: not even the least there is to do fits; the line says what would.
@@ -182,7 +183,7 @@ def fit(work: Work, speeds: Sequence[Speed], budget: float) -> Choice:
         needed = 60 * math.ceil(needed * 1.1 / 60)
     raise UserError(
         f"--budget {duration(budget)} is too short for {len(work.gammas)} gammas x {work.seeds} seeds here; give about "
-        f"{duration(needed)}, or fewer --gammas or --seeds, or a smaller --size"
+        f"{duration(needed)}, or fewer --gammas or --seeds" + ", or a smaller --size" * smaller
     )
 
 

@@ -36,10 +36,50 @@ FRECHET_FLOPS = 30
 EFFICIENCY = 0.4
 """Share of the convolutions' rate that a large feature network reaches, where it cannot be measured."""
 
+BUSY = 1.5
+"""Times as long that work takes on a machine that counts as busy."""
+SHORTEST = 0.5
+"""Seconds of measuring below which its CPU time says nothing."""
+
 
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def all_cores() -> int:
+    """CPU cores of the machine, whose load `load` is."""
+    return os.cpu_count() or 1
+
+
+def load() -> float:
+    """Processes that wanted a core in the last minute; 0 where the system does not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+
+def cpu_seconds(threads: int) -> float:
+    """CPU time of this process, or its part of each thread, whichever is more."""
+    return max(time.thread_time(), time.process_time() / threads)
+
+
+def longer(load: float, wall: float, cpu: float) -> str:
+    """How much longer work takes because other processes want the cores; empty where that is hardly longer.
+
+    A rate is that of the quickest turns, which others did not disturb: what they take comes on top of it.
+
+    Args:
+        load: before the measuring.
+        wall: seconds that measuring took.
+        cpu: CPU seconds of these, one thread's.
+    """
+    waited = max(1.0, wall / max(cpu, 1e-9)) if wall > SHORTEST else 1.0
+    crowded = 1 + load / all_cores()
+    low, high = (round(times) for times in sorted((waited, crowded)))
+    if max(waited, crowded) < BUSY:
+        return ""
+    if low == high:
+        return f"about {high} times as long"
+    return f"{low} to {high} times as long" if low > 1 else f"up to {high} times as long"
 
 
 def of_networks(
