@@ -29,9 +29,6 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs the kernels themselves here"),
     pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning"),  # 1 / (1 + inf) is meant
 ]
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # looked at when a kernel is defined: before any test has run
-
 
 DRAWS = KernelDraws(torch.device("cpu"))
 
