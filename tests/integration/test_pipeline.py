@@ -201,7 +201,14 @@ def test_tables_show_the_measured_numbers():
     for cell in CELLS:
         if cell.stage.verb != "table":
             continue
-        measured = {(m["model"], m["sampler"]): m for m in (json.loads(Path(p).read_text()) for p in cell.inputs)}
+        found = [json.loads(Path(path).read_text()) for path in cell.inputs if path.endswith("/metrics.json")]
+        words = [
+            json.loads(Path(path).read_text())["measured"] for path in cell.inputs if path.endswith("/recipe.json")
+        ]
+        measured = {
+            (recipe["measured"]["model"], recipe["measured"]["sampler"]): numbers
+            for recipe, numbers in zip(recipes, found, strict=True)
+        }
         values = [row for row in rows(cell) if row["kind"] == "value"]
         assert {(row["model"], row["sampler"]) for row in values} == set(measured)
         for row in values:

@@ -117,15 +117,16 @@ def test_after_dvc_both_see_a_changed_strength(by_dvc: Path, copy: Callable[[Pat
     params.write_text(params.read_text().replace("gamma: 0.1", "gamma: 0.15", 1))
     predicted = stale(project)
     assert {name for name, state in predicted.items() if state == "changed"} == {
-        "runs/digits_mini/adm-ip/s0/4", "runs/digits_mini/adm-ip/s0/8"
-    }  # fmt: skip
+        *("runs/digits_mini/adm-ip/s0/4", "runs/digits_mini/adm-ip/s0/8"),
+        *("tables/mini/table1", "tables/mini/table3", "figures/mini/figure3", "figures/mini/samples"),  # name it
+    }
     assert planned(project) == changed(project) == predicted.keys()
 
 
 def test_metrics_are_readable_by_dvc(by_dvc: Path) -> None:
-    shown = json.loads(run(by_dvc, "dvc", "metrics", "show", "--json").stdout)
-    found = [name for name in shown[""]["data"] if "digits_mini" in name]
-    assert len(found) == 3
+    file = "tables/mini/summary.json"
+    shown = json.loads(run(by_dvc, "dvc", "metrics", "show", "--json", file).stdout)
+    assert shown[""]["data"][file]["data"] == json.loads((by_dvc / file).read_text())
 
 
 def test_a_dvc_yaml_that_was_not_written_anew_is_one_line_when_recording(project: Path) -> None:

@@ -95,7 +95,7 @@ def redrawn(by_snakemake: Path, copy: Callable[[Path], Path]) -> Path:
     """The mini study with other code of its tables and figures: their jobs and the report's are due."""
     project = copy(by_snakemake)
     edit(project / "ipdiff/report/results.py", lambda text: f"{text}\n_REDRAWN = True\n")
-    due = {name for name, cell in cells(project).items() if cell.stage.verb in ("table", "figure", "report")}
+    due = {name for name, cell in cells(project).items() if cell.stage.verb in ("table", "summary", "figure", "report")}
     assert stale(project).keys() == due
     return project
 
