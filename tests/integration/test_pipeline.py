@@ -202,9 +202,7 @@ def test_tables_show_the_measured_numbers():
         if cell.stage.verb != "table":
             continue
         found = [json.loads(Path(path).read_text()) for path in cell.inputs if path.endswith("/metrics.json")]
-        words = [
-            json.loads(Path(path).read_text())["measured"] for path in cell.inputs if path.endswith("/recipe.json")
-        ]
+        recipes = [json.loads(Path(path).read_text()) for path in cell.inputs if path.endswith("/recipe.json")]
         measured = {
             (recipe["measured"]["model"], recipe["measured"]["sampler"]): numbers
             for recipe, numbers in zip(recipes, found, strict=True)
