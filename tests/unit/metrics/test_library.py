@@ -178,7 +178,7 @@ def test_folders_that_are_no_set_of_images(folder, net, tmp_path):
     )
     text = said(**{letter * 50: 8 for letter in "cdefgh"})
     assert len(text) < 300 - len(str(tmp_path))
-    assert text.endswith("are P, not RGB; and 4 more; --convert makes all RGB")
+    assert text.endswith("; --convert makes all RGB")  # how much of the names is left depends on the folder's
     for path in tmp_path.glob("[c-h]*.png"):
         path.unlink()
     (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:40])
