@@ -286,7 +286,9 @@ def _verdict(family: str, compute: Compute) -> list[Check]:
     codes = [code_digest(STAGES[verb].module) for verb in ("train", "sample")]
     deciding = [family, dataclasses.asdict(compute), *_machine(), *codes]
     key = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:32]
-    path = cache() / f"{key}.json"
+    if (folder := cache()) is None:
+        return elsewhere(family, compute)
+    path = folder / f"{key}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.with_suffix(".lock")):
@@ -295,9 +297,11 @@ def _verdict(family: str, compute: Compute) -> list[Check]:
         return elsewhere(family, compute)
 
 
-def cache() -> Path:
-    """Where verdicts are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ipdiff" / "gpu"
+def cache() -> Path | None:
+    """Where verdicts are kept, in the user's cache directory; None: nowhere, so that each run is checked."""
+    from ipdiff.metrics.outside.cache import folder
+
+    return None if (base := folder()) is None else base / "gpu"
 
 
 def _kept(path: Path) -> list[Check]:

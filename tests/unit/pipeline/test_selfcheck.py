@@ -31,7 +31,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path) -> Iterator[None]:
     for name in (*selfcheck.PATHS, selfcheck.SWITCH):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("IPDIFF_CACHE", str(tmp_path))
     kernels.available.cache_clear()
     yield
     kernels.available.cache_clear()
@@ -175,7 +175,9 @@ def test_a_verdict_is_kept_for_this_machine_and_this_code(monkeypatch: pytest.Mo
     machine[1] = "590"
     selfcheck.trust("adm", GPU)
     assert tried == ["adm", "ddpm", "adm"]
-    next(selfcheck.cache().glob("*.json")).write_text("[{")  # one of three is damaged: made again when it is met
+    folder = selfcheck.cache()
+    assert folder is not None
+    next(folder.glob("*.json")).write_text("[{")  # one of three is damaged: made again when it is met
     selfcheck.trust("adm", GPU)
     machine[1] = "580"
     for family in ("adm", "ddpm"):
