@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ipdiff.metrics.spec import METRICS
+from ipdiff.metrics.spec import METRICS, rounded
 from ipdiff.report.results import grouped
 from ipdiff.report.tables.entries import Entry, read_csv
 
@@ -14,8 +14,6 @@ MOST = 30
 """Numbers of a summary."""
 KINDS = 2
 """Metrics of a summary."""
-DIGITS = 10
-"""Significant digits, as those of a metric."""
 
 
 def run(tables: Sequence[Path], out: Path) -> None:
@@ -35,7 +33,7 @@ def run(tables: Sequence[Path], out: Path) -> None:
     found: dict[str, dict[str, float]] = {}
     for entry in shown:
         point = f"{entry.dataset}/" * several + f"{entry.model}/{entry.sampler}"
-        found.setdefault(entry.metric, {})[point] = float(f"{entry.mean:.{DIGITS}g}")
+        found.setdefault(entry.metric, {})[point] = rounded(entry.mean)
     (out / "summary.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
 
 
