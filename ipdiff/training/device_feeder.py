@@ -48,7 +48,7 @@ class DeviceFeeder:
         """Go on from the run's state; `passes`: of each batch, cut smaller where the device's memory does not suffice.
 
         Raises:
-            UserError: it does not suffice for any cut, or the program cannot be captured.
+            UserError: it does not suffice for any cut.
         """
         self.run, self.step, self.every = run, run.step, EVERY
         self.passes = passes or passes_of(run)
