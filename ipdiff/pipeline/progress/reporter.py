@@ -183,15 +183,19 @@ def job(cell: str, processes: int) -> Iterator[Reporter]:
 
     The caller says by `keep_status(Status(cell, ...))` that the cell is its own to make.
     """
-    with reporting(cell, processes=processes) as reporter:
-        try:
-            yield reporter
-        except BaseException as error:
-            _leave_word(reporter.status, cell, error)
-            raise
-        if reporter.status is not None:
-            with suppress(OSError):
-                status.remove(cell)
+    told: Status | None = None
+    try:
+        with reporting(cell, processes=processes) as reporter:
+            try:
+                yield reporter
+            finally:
+                told = reporter.status
+    except BaseException as error:  # outside of the block: nothing ticks any more that would write over it
+        _leave_word(told, cell, error)
+        raise
+    if told is not None:
+        with suppress(OSError):
+            status.remove(cell)
 
 
 def _leave_word(mine: Status | None, cell: str, error: BaseException) -> None:

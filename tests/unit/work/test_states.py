@@ -190,22 +190,22 @@ from pathlib import Path
 import torch
 from ipdiff.work.train_states import States, Tensors
 
-def peak():
-    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1)) * 1024
+def memory(kind):
+    return int(re.search(kind + r":\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1)) * 1024
 
 States(Path(sys.argv[1])).save(0, Tensors({"warm": torch.ones(1024, 1024).t()}))
-before = peak()
-parts = {f"w{i}": torch.full((1024, 1024), float(i)).t() for i in range(32)}  # 128 MiB, each to be copied for the disk
-size = sum(part.nbytes for part in parts.values())
+parts = {f"w{i}": torch.full((1024, 1024), float(i)).t() for i in range(128)}  # 512 MiB, each to be copied for the disk
+size, before = sum(part.nbytes for part in parts.values()), memory("VmRSS")
+assert before >= size
 States(Path(sys.argv[1])).save(1, Tensors(parts))
-print((peak() - before) / size)
+print((memory("VmHWM") - before) / size)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc tells how much memory was used")
 def test_a_save_needs_no_memory_for_a_second_copy(tmp_path):
     done = subprocess.run([sys.executable, "-c", PEAK, tmp_path], capture_output=True, text=True, check=True)
-    assert 0.9 < float(done.stdout) <= 1.2
+    assert float(done.stdout) <= 0.2  # on top of the state itself; 25 to 50 MiB of it whatever the size
 
 
 # Versions of a run
