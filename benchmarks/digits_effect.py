@@ -1,7 +1,7 @@
 """Does input perturbation help on the digits? Train configurations over several seeds and compare, paired.
 
     python benchmarks/digits_effect.py --set pilot --seeds 10 11 --out work/effect
-    python benchmarks/digits_effect.py --set confirm --seeds 100 101 102 103 --out work/effect
+    python benchmarks/digits_effect.py --set confirm --seeds 300 301 302 303 --out work/effect
     python benchmarks/digits_effect.py --summary work/effect
 
 Uses the pipeline's own trainer, sampler and metrics; two runs side by side, one thread each. Every run is a
@@ -29,8 +29,8 @@ from ipdiff.sample_sets.spec import Sampler
 from ipdiff.spec import Objective, RunSpec
 
 ANCESTRAL = [f"ancestral-{steps}" for steps in (5, 10, 20, 50)]
-DDIM = ["ddim0-10", "ddim0.5-10"]
-EXPOSURE = ["exposure-100", "exposure-300"]
+DDIM = ["ddim0-uniform10", "ddim0.5-uniform10"]
+EXPOSURE = ["exposure-100", "exposure-300", "exposure-500"]
 """Table 1: real images diffused to t, t steps back."""
 
 BASE = {
