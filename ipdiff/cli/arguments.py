@@ -41,7 +41,9 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}{'' if message.endswith('?') else f'; see {self.prog} --help'}\n")
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+    def parse_known_args(  # type: ignore[override]
+        self, args: Any = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
         """As argparse, but an unknown option is said by the verb, with the one that may have been meant."""
         known, rest = super().parse_known_args(args, namespace)
         if rest and hasattr(known, "work"):
