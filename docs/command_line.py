@@ -47,9 +47,11 @@ def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPa
 def spelt(action: argparse.Action) -> str:
     """An argument as it is typed."""
     name = action.metavar if isinstance(action.metavar, str) else action.dest.upper()
-    value = "" if action.nargs == 0 else "|".join(map(str, action.choices)) if action.choices else name
+    value = "" if action.nargs == 0 else f"{{{','.join(map(str, action.choices))}}}" if action.choices else name
     if not action.option_strings:
-        return {"?": f"[{value}]", "*": f"[{value} ...]", argparse.REMAINDER: f"{value} ..."}.get(str(action.nargs), value)
+        return {"?": f"[{value}]", "*": f"[{value} ...]", argparse.REMAINDER: f"{value} ..."}.get(
+            str(action.nargs), value
+        )
     return " ".join([", ".join(action.option_strings), value]).strip()
 
 
