@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 CORES ?= all
 SEED ?= $(shell date +%s)
 
-.PHONY: help install demo demo-pull test test-unit test-all lint fix raw-tiny graph clean
+.PHONY: help install demo demo-pull test test-unit test-all lint fix raw-tiny graph docs clean
 help:
 	@sed -n 's/^## //p' Makefile
 
@@ -15,7 +15,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "ipdiff needs Python 3.11 or later, found " + sys.version.split()[0] + "; use make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch setuptools
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[pipeline,cluster,data,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[pipeline,cluster,data,docs,dev]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps clean-fid pytorch-fid torch-fidelity
 	touch $@
 
@@ -54,6 +54,7 @@ lint: install
 	snakemake --lint
 	ipdiff grid --check
 	python docs/rooms.py --check
+	python docs/command_line.py --check
 
 ## make fix        what a program can mend: written files, format, lint
 fix: graph
@@ -70,6 +71,11 @@ raw-tiny: install
 graph: install
 	ipdiff grid --write
 	python docs/rooms.py --write
+	python docs/command_line.py --write
+
+## make docs       the manual as pages for a browser, in work/manual; a broken link fails
+docs: install
+	python -m mkdocs build --strict
 
 ## make clean      drop artifacts and work in progress, keep .venv and DVC's cache
 clean:

@@ -1,7 +1,4 @@
-"""The command line: one verb a stage, and the verbs that look after the project.
-
-Exit codes: 0 done, 2 bad input, 3 integrity, 75 preempted (run me again), 130 Ctrl-C.
-"""
+"""The command line: one verb a stage, and the verbs that look after the project."""
 
 from __future__ import annotations
 
@@ -10,14 +7,12 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from ipdiff import __version__
-from ipdiff.cli import engines, exchange, stages, store, study  # noqa: F401  # each adds its verbs
-from ipdiff.cli.verbs import VERBS, say
+from ipdiff.cli import arguments
+from ipdiff.cli.verbs import say
 from ipdiff.errors import IntegrityError, Preempted, UserError, brief
 from ipdiff.pipeline.engines import fork_server
-from ipdiff.pipeline.stages import STAGES, WILDCARDS
+from ipdiff.pipeline.stages import STAGES
 from ipdiff.work import launch
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -26,35 +21,9 @@ DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
 """What it says where one may not write, or read."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Argument errors as one line."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = _Parser(prog="ipdiff", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    top.set_defaults(main=main)  # what a server of commands runs
-    top.add_argument("--version", action="version", version=f"ipdiff {__version__}")
-    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb, stage in STAGES.items():
-        sub = verbs.add_parser(verb, help=stage.help, description=stage.help)
-        for name in stage.wildcards:
-            sub.add_argument(f"--{name}", required=verb != "evaluate", help=WILDCARDS[name])
-        sub.set_defaults(work=stages.make)
-        if verb == "evaluate":
-            stages.add_files(sub)
-        if verb == "sample":
-            sub.add_argument("--index", type=int, help="draw only this image of the set, as a PNG")
-            sub.add_argument("--out", type=Path, help="where --index writes its PNG")
-    for verb, (text, arguments, work) in VERBS.items():
-        sub = verbs.add_parser(verb, help=text, description=text)
-        for name, options in arguments:
-            sub.add_argument(name, **options)
-        sub.set_defaults(work=work)
-    return top
+    return arguments.parser(main)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

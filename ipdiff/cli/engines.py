@@ -15,6 +15,12 @@ from ipdiff.pipeline.engines import fork_server
     flag("--record-only", "leave Snakemake's records alone (it is running)"),
 )
 def _sync(args: argparse.Namespace) -> int:
+    """Reads recipes and both engines' records; writes dvc.lock, DVC's cache and Snakemake's records.
+
+    Snakemake runs it when it starts and ends.
+
+    ipdiff sync
+    """
     from ipdiff.pipeline.engines import sync
 
     if (why := sync.obstacle()) is not None:
@@ -38,6 +44,10 @@ def _sync(args: argparse.Namespace) -> int:
     arg("command", "such as: dvc repro", nargs=argparse.REMAINDER, metavar="COMMAND"),
 )
 def _warm(args: argparse.Namespace) -> int:
+    """Reads and writes what the command does.
+
+    ipdiff warm dvc repro
+    """
     if args.serve is not None:
         fork_server.serve(args.serve, args.main)
         return 0

@@ -26,6 +26,10 @@ EXPORT_FORMATS = ("safetensors", "guided-diffusion", "diffusers")
     arg("--step", "its training step (default: what the file or its name says)", type=int),
 )
 def _import(args: argparse.Namespace) -> None:
+    """Reads the file and params.yaml; writes runs/DATASET/MODEL/sSEED/STEP/ and a .dvc file to commit.
+
+    ipdiff import ema_0.9999_460000.pt --as cifar10/adm-ip-official
+    """
     from ipdiff.pipeline.commands.exchange import import_
 
     print(import_.import_checkpoint(args.file, args.run, seed=args.seed, step=args.step))
@@ -49,6 +53,10 @@ def _import(args: argparse.Namespace) -> None:
     arg("--push", "also to this repository of the Hugging Face Hub (needs huggingface_hub)", metavar="ORG/NAME"),
 )
 def _export(args: argparse.Namespace) -> None:
+    """Reads runs/DATASET/MODEL/sSEED/STEP/; writes what --to names.
+
+    ipdiff export digits/adm-ip --format safetensors --to PATH
+    """
     from ipdiff.pipeline.commands.exchange import export
 
     def tell(line: str) -> None:

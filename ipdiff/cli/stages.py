@@ -23,7 +23,7 @@ def make(args: argparse.Namespace) -> int:
     imports.require_inputs(known, cell)
     if args.verb == "sample" and (args.index is not None or args.out is not None):
         if args.index is None:
-            raise UserError("ipdiff sample: --out goes with --index")
+            raise UserError("sample: --out goes with --index")
         path = args.out or Path(f"{args.index}.png")
         jobs.draw_one(cell, args.index, path)
         print(path)
@@ -76,14 +76,14 @@ def _evaluate(args: argparse.Namespace) -> int:
     files = [f"--{name.replace('_', '-')}" for name in options if getattr(args, name) not in (None, False)]
     if args.samples is None:
         if files:
-            raise UserError(f"ipdiff evaluate: {files[0]} goes with a file of samples: SAMPLES --reference FILE")
+            raise UserError(f"evaluate: {files[0]} goes with a file of samples: SAMPLES --reference FILE")
         if missing := [f"--{name}" for name in wildcards if getattr(args, name) is None]:
-            raise UserError(f"ipdiff evaluate: needs {', '.join(missing)}, or SAMPLES --reference FILE")
+            raise UserError(f"evaluate: needs {', '.join(missing)}, or SAMPLES --reference FILE")
         return make(args)
     if names:
-        raise UserError(f"ipdiff evaluate: {names[0]} names a cell of the grid; leave it out, or leave SAMPLES out")
+        raise UserError(f"evaluate: {names[0]} names a cell of the grid; leave it out, or leave SAMPLES out")
     if args.reference is None:
-        raise UserError("ipdiff evaluate: SAMPLES needs --reference FILE")
+        raise UserError("evaluate: SAMPLES needs --reference FILE")
     return _compare(args)
 
 

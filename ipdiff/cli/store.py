@@ -24,6 +24,11 @@ from ipdiff.pipeline.stages import WILDCARDS
     ),
 )
 def _verify(args: argparse.Namespace) -> int:
+    """Reads every artifact, its recipe, dvc.lock and DVC's cache; writes nothing. Exit code 3: something is wrong.
+
+    ipdiff verify --study digits
+    ipdiff verify --against HEAD
+    """
     from ipdiff.pipeline.commands.store import verify
 
     if args.against is not None:
@@ -44,6 +49,11 @@ def _verify(args: argparse.Namespace) -> int:
     flag("--force", "replace files here that DVC does not know"),
 )
 def _pull(args: argparse.Namespace) -> int:
+    """Reads dvc.lock and the remote; writes the artifacts where they belong, and DVC's cache.
+
+    ipdiff pull --metrics-only
+    ipdiff pull runs/digits/adm-ip/s0/1500
+    """
     from ipdiff.pipeline.commands.store import pull
 
     if args.jobs is not None and args.jobs < 1:
@@ -61,6 +71,10 @@ def _pull(args: argparse.Namespace) -> int:
     arg("study", WILDCARDS["study"]),
 )
 def _publish(args: argparse.Namespace) -> None:
+    """Reads the study's metrics, tables, figures and receipts; writes published/STUDY/.
+
+    ipdiff publish digits
+    """
     from ipdiff.pipeline.commands.store import publish
 
     print(*publish.publish(args.study), sep="\n")

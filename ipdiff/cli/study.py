@@ -34,6 +34,10 @@ from ipdiff.pipeline.stages import WILDCARDS
     flag("--dry-run", "say everything and write nothing"),
 )
 def _new(args: argparse.Namespace) -> None:
+    """Reads every picture and measures this machine; writes studies/NAME/params.yaml and studies/NAME/dvc.yaml.
+
+    ipdiff new photos --images my-photos.zip --size 32 --budget 2h
+    """
     from ipdiff.pipeline.commands.study.new import create, fit
 
     request = create.Request(
@@ -65,6 +69,11 @@ def _new(args: argparse.Namespace) -> None:
     flag("--json", "print JSON, for a bug report"),
 )
 def _doctor(args: argparse.Namespace) -> int:
+    """Reads params.yaml and looks at programs, files and the GPU; writes nothing.
+
+    ipdiff doctor --study paper
+    ipdiff doctor --gpu
+    """
     from ipdiff.pipeline.commands.study import doctor
 
     findings = doctor.gpu() if args.gpu else doctor.examine(args.study)
@@ -82,6 +91,11 @@ def _doctor(args: argparse.Namespace) -> int:
     flag("--fill", "first write the defaults of missing keys that both engines compare into the study's params.yaml"),
 )
 def _grid(args: argparse.Namespace) -> int | None:
+    """Reads every study's params.yaml and the recipes; --write writes dvc.yaml, config/README.md and the schema.
+
+    ipdiff grid --study digits --stale
+    ipdiff grid --write
+    """
     from ipdiff.pipeline import config, grid
     from ipdiff.pipeline.commands.study import fill, generated_files
     from ipdiff.pipeline.engines import dvc_files
@@ -120,6 +134,10 @@ def _grid(args: argparse.Namespace) -> int | None:
     arg("--study", WILDCARDS["study"], required=True),
 )
 def _settings(args: argparse.Namespace) -> None:
+    """Reads params.yaml and the code; writes settings/STUDY/. DVC runs it by itself.
+
+    ipdiff settings --study digits
+    """
     from ipdiff.pipeline import grid
     from ipdiff.pipeline.grid import cache_keys
 
@@ -140,6 +158,11 @@ def _settings(args: argparse.Namespace) -> None:
     JSON,
 )
 def _plan(args: argparse.Namespace) -> None:
+    """Reads params.yaml and the recipes of what is there; writes nothing.
+
+    ipdiff plan paper --device h100 --gpus 8
+    ipdiff plan table:paper/table3
+    """
     from ipdiff.pipeline.commands.planning import plan, rates, text
 
     if args.device is not None and args.speed is not None:
@@ -161,6 +184,10 @@ def _plan(args: argparse.Namespace) -> None:
     JSON,
 )
 def _bench(args: argparse.Namespace) -> None:
+    """Reads params.yaml and runs the network for some seconds; writes nothing.
+
+    ipdiff bench --dataset cifar10
+    """
     from ipdiff.pipeline.commands.study import bench
 
     rows = bench.run(args.dataset, args.model, args.seconds)
@@ -177,6 +204,10 @@ def _bench(args: argparse.Namespace) -> None:
     JSON,
 )
 def _watch(args: argparse.Namespace) -> None:
+    """Reads recipes and work/progress/; writes nothing.
+
+    ipdiff watch digits
+    """
     from ipdiff.pipeline import config, grid
     from ipdiff.pipeline.commands.study import watch
 

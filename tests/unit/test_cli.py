@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +17,8 @@ import torch
 from unit.params_factory import put, small, write
 
 from ipdiff import cli
+from ipdiff.cli import arguments
+from ipdiff.cli.verbs import VERBS
 from ipdiff.errors import IntegrityError, Preempted, UserError
 from ipdiff.pipeline import grid
 from ipdiff.pipeline.stages import STAGES, WILDCARDS
@@ -108,7 +113,13 @@ RUN = "--dataset tiny --model adm --seed 0 --step 8"
         ("prepare --dataset photos", "raw/photos.zip is missing: "),
         ("grid --check", "not what params.yaml asks for; run `ipdiff grid --write`"),
         ("watch smol", "study 'smol' is not here, there is no studies/smol/params.yaml; did you mean 'small'?"),
-        ("trein --dataset tiny", "invalid choice: 'trein'"),
+        ("trein --dataset tiny", "invalid choice: 'trein'; did you mean 'train'?"),
+        ("watch small --jsn", "unrecognized arguments: --jsn; did you mean '--json'?"),
+        ("export tiny/adm --to x --format difusers", "invalid choice: 'difusers'; did you mean 'diffusers'?"),
+        ("export tiny/adm --to x --format gif", "invalid choice: 'gif'; use safetensors, guided-diffusion, diffusers"),
+        ("new mine --images . --size 16 --budget -5min", "--budget is '-5min'; write days, hours, minutes"),
+        ("new mine --images . --size 16 --gammas -0.1,0.2", "--gammas is '-0.1,0.2'; write numbers in 0..1"),
+        ("plan --speed -.5", "--speed is '-.5'; write DATASET=TRAIN,SAMPLE"),
         ("", "the following arguments are required: VERB; see ipdiff --help"),
         ("prepare --dataset tiny --gama 3", "unrecognized arguments: --gama 3"),
         ("prepare", "the following arguments are required: --dataset; see ipdiff prepare --help"),
@@ -299,6 +310,49 @@ def test_help_lists_every_verb(run: Run) -> None:
     listed = {line.split()[0] for line in done.out.splitlines() if line.startswith("    ")}
     assert {*STAGES, "grid", "settings"} <= listed
     assert run("--version").out.startswith("ipdiff 0.")
+
+
+def test_help_has_four_groups_and_each_verb_in_one() -> None:
+    groups = list(arguments.groups())
+    assert len(groups) == 4
+    assert sorted(name for _, verbs, _ in groups for name, _ in verbs) == sorted({**STAGES, **VERBS})
+    for _, verbs, example in groups:
+        assert cli.parser().parse_args(example.split()[1:]).verb in dict(verbs)
+
+
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_help_of_a_verb_says_what_it_reads_and_writes_with_examples_that_it_takes(run: Run, verb: str) -> None:
+    said, _, examples = run(verb, "--help").out.partition("\nExamples:\n")
+    assert re.search(r"^Reads .*\bwrites? ", said, re.MULTILINE | re.DOTALL)
+    assert examples.splitlines()
+    for line in examples.splitlines():
+        program, *words = shlex.split(line)
+        assert (program, cli.parser().parse_args(words).verb) == ("ipdiff", verb)
+
+
+@pytest.mark.parametrize("verb", list(STAGES))
+def test_help_of_a_stage_says_which_files_it_reads_and_writes(run: Run, verb: str) -> None:
+    after = run(verb, "--help").out.partition("\nReads:\n")[2]
+    reads, _, writes = after.partition("\nWrites:\n")
+    assert len(reads.splitlines()) >= max(1, len(STAGES[verb].inputs))
+    assert [line.rpartition("/")[2] for line in writes.splitlines()] == [*STAGES[verb].files, "recipe.json"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not here")
+def test_a_shell_completes_verbs_options_and_files(tmp_path: Path) -> None:
+    pytest.importorskip("shtab", reason="DVC brings it")
+    command = [sys.executable, "-m", "shtab", "--shell", "bash", "ipdiff.cli.parser"]
+    script = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    (tmp_path / "weights.pt").touch()
+    for words, expected in (
+        ("ipdiff tra", "train"),
+        ("ipdiff verify --ag", "--against"),
+        ("ipdiff export --format g", "guided-diffusion"),
+        ("ipdiff import wei", "weights.pt"),
+    ):
+        ask = f"COMP_WORDS=({words}); COMP_CWORD={len(words.split()) - 1}; _shtab_ipdiff; echo ${{COMPREPLY[@]}}"
+        done = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, cwd=tmp_path)
+        assert done.stdout.split() == [expected], done.stderr
 
 
 @pytest.mark.parametrize("verb", list(STAGES))

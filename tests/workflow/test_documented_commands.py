@@ -85,8 +85,8 @@ class Rule:
 MINI = (("cifar10", "digits_mini"),)
 RULES = [
     *(
-        Rule(start, None, "another program, which changes the machine")
-        for start in ("cd", "git clone", "pip", "sbatch", "sha256sum")
+        Rule(start, None, "another program")
+        for start in ("cat", "cd", "eval", "git clone", "pip", "sbatch", "sha256sum", "source")
     ),
     Rule("make", None, "it installs, and runs for minutes"),
     Rule("python -m benchmarks", None, "minutes"),
