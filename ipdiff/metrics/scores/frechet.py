@@ -107,7 +107,7 @@ def _nuclear(overlap: Array) -> float:
     values, noise = np.sqrt(squares.clip(0)), EPS * squares[-1]
     doubt = np.sum(noise / np.maximum(2 * values, np.sqrt(noise)))
     if doubt > ACCURACY * values.sum():
-        values = linalg.svdvals(overlap, overwrite_a=True, check_finite=False)
+        values = np.asarray(linalg.svdvals(overlap, overwrite_a=True, check_finite=False))
     return float(scale * values.sum())
 
 
