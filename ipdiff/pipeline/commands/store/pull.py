@@ -120,8 +120,8 @@ def _left_out(wanted: dict[str, Cell], kept: dict[str, Cell]) -> str | None:
         return None
     folders = ", ".join(sorted({path.partition("/")[0] for path in absent}))
     return (
-        f"{count(len(absent), 'file')} not in {in_git.STORE}, which keeps a part ({folders}): make them with Snakemake "
-        "or DVC, or pull from a remote that has them (--remote NAME)"
+        f"{count(len(absent), 'file')} not brought ({folders}): {in_git.STORE} keeps only a part of a study; "
+        "make them with Snakemake or DVC, or name a remote that has them (--remote NAME)"
     )
 
 
