@@ -86,7 +86,7 @@ def test_a_clone_pulls_verifies_and_draws_without_a_server(published: Path, stra
     assert {path.partition("/")[0] for path in others} == {"analysis", "drift", "features", "reference"}
     absent = {path for cell in cells(published).values() for path in cell.outputs} - here
     assert said[0].startswith(f"{len(here)} of the files asked for are here and verified")
-    assert said[1].startswith(f"{len(absent)} files not brought (data, halves, runs, samples, states): ")
+    assert said[1].startswith(f"{len(absent)} files not brought (data, halves, neighbours, runs, samples, states): ")
     assert ", 0 fetched now)" in run(stranger, "ipdiff", "pull", "mini").stdout
     verified = run(stranger, "ipdiff", "verify", "--study", "mini").stdout
     assert verified.startswith(f"verified {len(cells(published))} artifacts, {len(here)} files")
