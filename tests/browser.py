@@ -1,4 +1,4 @@
-"""Pages in a headless Chromium, driven by its DevTools protocol; tests that ask for it are skipped where there is none."""
+"""Pages in a headless Chromium, by its DevTools protocol; a test that asks is skipped where there is none."""
 
 from __future__ import annotations
 
@@ -94,7 +94,9 @@ class Page:
         """A click of the mouse in the middle of the first element of a CSS selector."""
         found = f"document.querySelector({selector!r})"
         self.run(f"{found}.scrollIntoView({{block: 'center'}})")
-        box = self.run(f"(({{x, y, width, height}}) => ({{x: x + width / 2, y: y + height / 2}}))({found}.getBoundingClientRect())")
+        box = self.run(
+            f"(({{x, y, width, height}}) => ({{x: x + width / 2, y: y + height / 2}}))({found}.getBoundingClientRect())"
+        )
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **box)
 

@@ -45,8 +45,10 @@ def draw(inputs: list[Path], images: int, out: Path, named: Mapping[str, str]) -
     sheet, places = _compose(blocks, [_row_label(item, found, named) for item in found])
     canvas.save(sheet, out)
     rows = [
-        [row, one.dataset, one.model, one.seed, one.step, one.sampler, 0, images - 1, one.source]
-        + [*place, enlarged.shape[1], scale]
+        [
+            *(row, one.dataset, one.model, one.seed, one.step, one.sampler, 0, images - 1, one.source),
+            *(*place, enlarged.shape[1], scale),
+        ]
         for row, (one, place, (enlarged, scale)) in enumerate(zip(found, places, shown, strict=True))
     ]
     write_rows(out / "figure.csv", COLUMNS, rows)
@@ -67,11 +69,14 @@ def read(folder: Path) -> Iterator[tuple[Place, NDArray[np.uint8]]]:
             left, top, side, scale, last = (int(row[key]) for key in ("left", "top", "side", "scale", "last"))
             corners = (divmod(place, LINE) for place in range(last + 1))
             at = [(top + line * (side + GAP), left + column * (side + GAP)) for line, column in corners]
-            yield identify(Path(row["source"]), SHAPE), np.stack([sheet[y : y + side, x : x + side] for y, x in at])[
-                :, ::scale, ::scale
-            ]
+            yield (
+                identify(Path(row["source"]), SHAPE),
+                np.stack([sheet[y : y + side, x : x + side] for y, x in at])[:, ::scale, ::scale],
+            )
     except (OSError, KeyError, ValueError, TypeError, UnidentifiedImageError) as error:
-        raise UserError(f"{folder}: expected a grid of images and its csv ({error!r:.80}); make the figure again") from error
+        raise UserError(
+            f"{folder}: expected a grid of images and its csv ({error!r:.80}); make the figure again"
+        ) from error
 
 
 def _images(path: Path, count: int) -> tuple[NDArray[np.uint8], int]:

@@ -118,9 +118,7 @@ def _answer(about: str, group: list[Comparison], base: str) -> Answer:
     left = f"Left out of the answer, for a covariance of fewer images than features is singular: {few}." if few else ""
     caution = " ".join(text for text in (left, _caution(fit or group)) if text)
     sentence = _sentence(fit) if fit else "Not known, for no metric that answers has as many images as features."
-    return Answer(
-        about, _numbers(fit or group), sentence, caution, base, any(len(one.differences) == 2 for one in fit)
-    )
+    return Answer(about, _numbers(fit or group), sentence, caution, base, any(len(one.differences) == 2 for one in fit))
 
 
 def rule(found: Sequence[Answer]) -> str:

@@ -108,9 +108,7 @@ def strips(folder: Path, named: Mapping[str, str], unperturbed: Mapping[str, str
     return Strips(options, panels)
 
 
-def _block(
-    place: Place, images: NDArray[np.uint8], named: Mapping[str, str], unperturbed: Mapping[str, str]
-) -> Block:
+def _block(place: Place, images: NDArray[np.uint8], named: Mapping[str, str], unperturbed: Mapping[str, str]) -> Block:
     known = {**dict.fromkeys(unperturbed.values(), False), **dict.fromkeys(unperturbed, True)}
     sheet = _sheet(images)
     stream = io.BytesIO()
