@@ -42,13 +42,16 @@ def parser() -> argparse.ArgumentParser:
     for verb, stage in STAGES.items():
         sub = verbs.add_parser(verb, help=stage.help, description=stage.help)
         for name in stage.wildcards:
-            sub.add_argument(f"--{name}", required=verb != "evaluate", help=WILDCARDS[name])
+            sub.add_argument(f"--{name}", required=verb not in stages.OPTIONAL, help=WILDCARDS[name])
         sub.set_defaults(work=stages.make)
         if verb == "evaluate":
             stages.add_files(sub)
         if verb == "sample":
             sub.add_argument("--index", type=int, help="draw only this image of the set, as a PNG")
             sub.add_argument("--out", type=Path, help="where --index writes its PNG")
+        if verb == "report":
+            text = "instead: a page of the study's numbers at this git revision, now, and their differences"
+            sub.add_argument("--against", metavar="REV", help=text)
     for verb, (text, arguments, work) in VERBS.items():
         sub = verbs.add_parser(verb, help=text, description=text)
         for name, options in arguments:
