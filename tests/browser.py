@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ import pytest
 
 T = TypeVar("T")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+PATIENCE = 100
+"""Seconds after which what has not come is said to hang."""
 KEYS = {"Tab": 9, "Enter": 13, " ": 32, "ArrowLeft": 37, "ArrowRight": 39}
 """Windows' code of a key, which the protocol wants."""
 
@@ -48,7 +51,7 @@ class Page:
         sent = {"id": self._sent, "method": method, "params": params}
         await self._socket.send_json(sent | ({"sessionId": self._session} if self._session else {}))
         while True:
-            said = await self._socket.receive_json()
+            said = await self._socket.receive_json(timeout=PATIENCE)
             if said.get("id") == self._sent:
                 assert "error" not in said, said
                 return said["result"]
@@ -71,10 +74,7 @@ class Page:
         self.errors.clear()
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=path.resolve().as_uri() + anchor)
-        script = "new Promise(done => document.readyState == 'complete' ? done(1) : addEventListener('load', done))"
-        while self.run("location.protocol") != "file:":  # the new document is not there yet
-            pass
-        self.run(f"{script}.then(() => 1)")
+        self.wait("location.protocol == 'file:' && document.readyState == 'complete'")
 
     def emulate(self, theme: str, media: str = "screen") -> None:
         """A theme, and on what the page is shown."""
@@ -89,6 +89,12 @@ class Page:
         done = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in done, done["exceptionDetails"]
         return done["result"].get("value")
+
+    def wait(self, condition: str) -> None:
+        """Come back when an expression holds, of whatever page is there by then."""
+        end = time.monotonic() + PATIENCE
+        while not self.run(condition):
+            assert time.monotonic() < end, f"never: {condition}"
 
     def click(self, selector: str) -> None:
         """A click of the mouse in the middle of the first element of a CSS selector."""

@@ -69,10 +69,10 @@ def read(folder: Path) -> Iterator[tuple[Place, NDArray[np.uint8]]]:
             left, top, side, scale, last = (int(row[key]) for key in ("left", "top", "side", "scale", "last"))
             corners = (divmod(place, LINE) for place in range(last + 1))
             at = [(top + line * (side + GAP), left + column * (side + GAP)) for line, column in corners]
-            yield (
-                identify(Path(row["source"]), SHAPE),
-                np.stack([sheet[y : y + side, x : x + side] for y, x in at])[:, ::scale, ::scale],
-            )
+            images = np.stack([sheet[y : y + side, x : x + side] for y, x in at])
+            if images.shape[1:] != (side, side, 3):
+                raise ValueError(f"the picture is {sheet.shape[1]} x {sheet.shape[0]} pixels")
+            yield identify(Path(row["source"]), SHAPE), images[:, ::scale, ::scale]
     except (OSError, KeyError, ValueError, TypeError, UnidentifiedImageError) as error:
         raise UserError(
             f"{folder}: expected a grid of images and its csv ({error!r:.80}); make the figure again"

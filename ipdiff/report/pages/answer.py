@@ -175,7 +175,7 @@ def _numbers(group: list[Comparison]) -> str:
     found = max(grouped(found, lambda one: Sampler.parse(one.ours.sampler).method).values(), key=len)
     found.sort(key=lambda one: Sampler.parse(one.ours.sampler).steps)
     ends = found[:1] + found[1:][-1:]
-    places = layout.decimals([entry for one in found for entry in (one.ours, one.base)])[metric]
+    places = layout.decimals([entry for one in ends for entry in (one.ours, one.base)])[metric]
     said = [
         " and ".join(layout.mean_text(entry, places).replace(" ", NARROW) for entry in (one.ours, one.base))
         + f" at {_where([one.ours.sampler])}"

@@ -523,6 +523,7 @@ TABLE = "tables.table3"
         ("figures.figure3.steps", [7], "figures.figure3.steps: 7 is not one of"),
         ("figures.figure3.models", [], "figures.figure3: no cell; name datasets, models and samplers"),
         ("figures.figure3.kind", "errors", "figures.figure3: samplers is ['ancestral-5']; prediction errors need no"),
+        ("figures.figure3.kind", "training", "figures.figure3: samplers is ['ancestral-5']; a training loss needs no"),
         ("figures.figure3.models", ["amd"], "figures.figure3.models: unknown name 'amd'"),
         (f"{TABLE}.samplers", ["ancestrl-5"], f"{TABLE}.samplers: sampler 'ancestrl-5' is unknown; use ancestral-N, "),
         ("datasets.tiny.families.adm", None, "datasets.tiny.families.adm: missing; model adm needs it"),
