@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import re
 import shutil
+import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +17,10 @@ from typing import Any, TypeVar
 
 import aiohttp
 import pytest
+from patience import PATIENCE_S, wait_until
 
 T = TypeVar("T")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PATIENCE = 100
-"""Seconds after which what has not come is said to hang."""
 KEYS = {"Tab": 9, "Enter": 13, " ": 32, "ArrowLeft": 37, "ArrowRight": 39}
 """Windows' code of a key, which the protocol wants."""
 
@@ -51,7 +51,7 @@ class Page:
         sent = {"id": self._sent, "method": method, "params": params}
         await self._socket.send_json(sent | ({"sessionId": self._session} if self._session else {}))
         while True:
-            said = await self._socket.receive_json(timeout=PATIENCE)
+            said = await self._socket.receive_json(timeout=PATIENCE_S)
             if said.get("id") == self._sent:
                 assert "error" not in said, said
                 return said["result"]
@@ -92,9 +92,7 @@ class Page:
 
     def wait(self, condition: str) -> None:
         """Come back when an expression holds, of whatever page is there by then."""
-        end = time.monotonic() + PATIENCE
-        while not self.run(condition):
-            assert time.monotonic() < end, f"never: {condition}"
+        wait_until(lambda: self.run(condition), lambda: condition)
 
     def click(self, selector: str) -> None:
         """A click of the mouse in the middle of the first element of a CSS selector."""
@@ -132,24 +130,27 @@ def browser() -> Iterator[Page]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         options = ["--headless", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-port=0", "--no-first-run"]
         options += ["--no-sandbox"] if os.geteuid() == 0 else []
-        started = subprocess.Popen(
-            [program, *options, f"--user-data-dir={folder}", "about:blank"], stderr=subprocess.PIPE, text=True
-        )
+        said = Path(folder, "stderr")
+        with said.open("wb") as stream:  # a file, for a pipe would fill up, and keep this process's own open
+            started = subprocess.Popen(
+                [program, *options, f"--user-data-dir={folder}", "about:blank"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stream,
+                start_new_session=True,
+            )
         loop = asyncio.new_event_loop()
         try:
-            assert started.stderr is not None
-            lines = iter(started.stderr.readline, "")
-            address = next((line.split()[-1] for line in lines if "DevTools listening on" in line), None)
-            assert address is not None, f"{program} does not start"
+            wait_until(lambda: "DevTools listening on ws" in said.read_text(), said.read_text)
+            address = re.findall(r"DevTools listening on (\S+)", said.read_text())[0]
             session, socket = loop.run_until_complete(_connect(address))
             try:
                 yield Page(loop, socket)
             finally:
                 loop.run_until_complete(_all(socket.close(), session.close()))
         finally:
-            started.kill()
+            os.killpg(started.pid, signal.SIGKILL)  # its helpers too, which are of its own session
             started.wait()
-            started.stderr.close()  # pyright: ignore[reportOptionalMemberAccess]
             loop.close()
 
 
