@@ -216,6 +216,26 @@ def test_bad_sample_sets_are_named(tmp_path: Path) -> None:
         figure.run("f", view, [tmp_path / "elsewhere.npz"], tmp_path / "a")
 
 
+def test_a_runs_checkpoints_are_one_curve_of_its_loss(tmp_path: Path) -> None:
+    """However they are ordered, and whatever the steps of others are."""
+    said = {("adm", 8): "5,0.5\n8,0.4", ("adm-ip", 12): "9,0.3", ("adm", 4): "2,0.9\n4,0.7", ("adm-ip", 4): "4,0.8"}
+    files = [tmp_path / f"runs/digits/{model}/s3/{step}/loss.csv" for model, step in said]
+    for path, text in zip(files, said.values(), strict=True):
+        path.parent.mkdir(parents=True)
+        path.write_text(f"step,loss\n{text}\n")
+    view = Figure("training", "Loss", ["digits"], ["adm", "adm-ip"])
+    figure.run("f", view, files, tmp_path / "a")
+    assert (tmp_path / "a/figure.csv").read_text().split() == [
+        "dataset,model,seed,step,loss",
+        *("digits,adm,3,2,0.9", "digits,adm,3,4,0.7", "digits,adm,3,5,0.5", "digits,adm,3,8,0.4"),
+        *("digits,adm-ip,3,4,0.8", "digits,adm-ip,3,9,0.3"),
+    ]
+    assert (tmp_path / "a/figure.png").read_bytes()[:4] == b"\x89PNG"
+    files[0].write_text("step,loss\n5,nan\n")
+    with pytest.raises(UserError, match=r"loss\.csv: expected runs/DATASET/MODEL/sSEED/STEP/loss\.csv with step, loss"):
+        figure.run("f", view, files, tmp_path / "a")
+
+
 # The report ---------------------------------------------------------------------------------------------------
 
 
