@@ -32,8 +32,8 @@ CHANCE = (
 )
 """What a separation by two seeds is worth."""
 
-NARROW = "\N{NARROW NO-BREAK SPACE}"
-"""Keeps a mean and its spread on one line."""
+NARROW, FIXED = "\N{NARROW NO-BREAK SPACE}", "\N{NO-BREAK SPACE}"
+"""They keep a mean and its spread, and T' and its value, on one line."""
 
 NOT_ASKED = (
     "No table of this study holds a model with input perturbation against the same model without it, at equal sampler "
@@ -178,7 +178,7 @@ def _numbers(group: list[Comparison]) -> str:
     places = layout.decimals([entry for one in ends for entry in (one.ours, one.base)])[metric]
     said = [
         " and ".join(layout.mean_text(entry, places).replace(" ", NARROW) for entry in (one.ours, one.base))
-        + f" at {_where([one.ours.sampler])}"
+        + f" at {_where([one.ours.sampler])}".replace("T' = ", f"T'{FIXED}={FIXED}")
         for one in ends
     ]
     counts = sorted({entry.seed_count for one in ends for entry in (one.ours, one.base)})
