@@ -27,7 +27,7 @@ demo: install
 	@echo "figures: figures/digits/*/figure.png"
 	@echo "report:  report/digits/index.html"
 
-## make demo-pull  clone HEAD, pull a checkpoint and the metrics over http (REMOTE_URL=...), verify, draw an image
+## make demo-pull  clone HEAD, pull what published/store keeps (or from REMOTE_URL=...), verify, draw 64 images
 demo-pull: install
 	examples/demo_pull.sh
 

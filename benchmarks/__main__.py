@@ -3,7 +3,7 @@
 Prints tables: the speed of training and sampling (what, ours, arithmetic, limit measured in the same run, ratio), what
 measuring costs and how long commands take to start (what, ours, limit or goal, ratio), how the cost grows, and how
 nearly the steps of other code bases are ours; and writes them all as JSON with the machine they were measured on. Where
-a GPU is, the paper's networks are measured there.
+a GPU is, the paper's networks are measured there. `--peers` measures other tools beside this one instead, on the CPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import agreement, configurations, metrics, scaling, startup
+from benchmarks import agreement, configurations, metrics, peers, scaling, startup
 from benchmarks.rows import Row, as_json, describe
 from ipdiff.errors import UserError
 from ipdiff.pipeline.commands.study import bench
@@ -67,6 +67,19 @@ def printed(rows: Iterable[Row]) -> list[dict[str, float | str]]:
     return as_json(found)
 
 
+def beside_peers(official: Path | None, threads: int, turns: int, quick: bool) -> dict[str, object]:
+    """Other tools beside this one, each row printed as soon as it is measured; and which were left out, and why."""
+    left_out = peers.missing(official)
+    for peer, why in left_out.items():
+        print(f"{peer}: left out: {why}")
+    print(peers.describe([]))
+    rows: list[peers.Turns] = []
+    for row in peers.table(official, threads, turns, quick):
+        print(peers.describe([row]).splitlines()[-1], flush=True)
+        rows.append(row)
+    return {"peers": peers.as_json(rows), "left out": left_out}
+
+
 def _release() -> None:
     """Give the memory of one configuration back before the next."""
     gc.collect()
@@ -83,13 +96,22 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS, action="append", help="one part (may be repeated; default: all)")
     parser.add_argument("--json", type=Path, default=Path("work/benchmarks.json"), help="where to write everything")
     parser.add_argument("--gpu-tests", action="store_true", help="run tests/gpu first, and stop if one of them fails")
+    parser.add_argument("--peers", action="store_true", help="other tools beside this one, in turns, and nothing else")
+    parser.add_argument("--official", type=Path, metavar="DIR", help="with --peers: a copy of the authors' repository")
+    parser.add_argument("--turns", type=int, default=7, help="with --peers: pairs of turns of each (default: 7)")
     args = parser.parse_args()
+    if args.turns < 1:
+        parser.error(f"--turns is {args.turns}; use 1 or more")
+    if args.official is not None and (found_none := peers.refused(args.official)):
+        parser.error(found_none)
     if args.gpu_tests and (failed := subprocess.run([sys.executable, "-m", "pytest", "-q", "tests/gpu"]).returncode):
         sys.exit(failed)
     seconds = 0.1 if args.quick else args.seconds
     found: dict[str, object] = {"machine": machine(args.threads)}
     print(json.dumps(found["machine"]))
-    parts = args.only or PARTS
+    parts = args.only or (() if args.peers else PARTS)
+    if args.peers:
+        found |= beside_peers(args.official, args.threads, 1 if args.quick else args.turns, args.quick)
     if "speed" in parts:
         print(bench.describe([]))
         if torch.cuda.is_available():

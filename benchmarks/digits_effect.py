@@ -1,7 +1,7 @@
 """Does input perturbation help on the digits? Train configurations over several seeds and compare, paired.
 
     python benchmarks/digits_effect.py --set pilot --seeds 10 11 --out work/effect
-    python benchmarks/digits_effect.py --set confirm --seeds 100 101 102 103 --out work/effect
+    python benchmarks/digits_effect.py --set confirm --seeds 300 301 302 303 --out work/effect
     python benchmarks/digits_effect.py --summary work/effect
 
 Uses the pipeline's own trainer, sampler and metrics; two runs side by side, one thread each. Every run is a
@@ -28,11 +28,16 @@ from ipdiff.pipeline import config
 from ipdiff.sample_sets.spec import Sampler
 from ipdiff.spec import Objective, RunSpec
 
+ANCESTRAL = [f"ancestral-{steps}" for steps in (5, 10, 20, 50)]
+DDIM = ["ddim0-uniform10", "ddim0.5-uniform10"]
+EXPOSURE = ["exposure-100", "exposure-300", "exposure-500"]
+"""Table 1: real images diffused to t, t steps back."""
+
 BASE = {
     "model": "adm",
-    "steps": 4000,
+    "steps": 5000,
     "batch_size": 64,
-    "T": 200,
+    "T": 1000,
     "lr": 2e-3,
     "lr_decay": "cosine",
     "learn_sigma": False,
@@ -40,35 +45,18 @@ BASE = {
     "ema_decay": 0.998,
     "width": 16,
     "channel_mult": [1, 2],
-    "samplers": ["ancestral-5", "ancestral-10", "ancestral-20", "ancestral-50"],
-    "n": 4000,
+    "samplers": [*ANCESTRAL, *DDIM, *EXPOSURE],
+    "n": 3000,
+    "exposure_n": 1000,
 }
-SHORT: dict[str, Any] = {"gammas": [0.0, 0.3], "steps": 1500, "T": 100, "lr": 3e-3, "channel_mult": [1, 1]}
 """The digits study's runs."""
+NARROW: dict[str, Any] = {"channel_mult": [1, 1], "lr": 3e-3}
 SETS: dict[str, dict[str, dict[str, Any]]] = {
-    "choose": {
-        "2000": {
-            "gammas": [0.0, 0.2, 0.3],
-            "steps": 2000,
-            "samplers": [*BASE["samplers"], "ddim0-uniform10", "ddim0.5-uniform10"],
-        },
-    },
-    "confirm": {"2000": {"gammas": [0.0, 0.3], "steps": 2000}},
-    "shorter": {  # for a study of minutes: fewer updates, half the arithmetic, T = 100
-        "T100 1200": {**SHORT, "steps": 1200, "channel_mult": [1, 2]},
-        "T100 1500 narrow": {**SHORT, "lr": 2e-3},
-        "T100 1500 narrow lr3": SHORT,
-        "T100 1500 narrow lr4": {**SHORT, "lr": 4e-3},
-        "T100 1200 narrow lr6": {**SHORT, "steps": 1200, "lr": 6e-3},
-        "T200 1200 narrow lr6": {**SHORT, "steps": 1200, "lr": 6e-3, "T": 200},
-    },
-    "confirm-short": {"1500": {**SHORT, "n": 3000}},
-    "longer": {"4000": {"gammas": [0.0, 0.3], "steps": 4000}},
-    "pilot": {
-        "2500": {"gammas": [0.0, 0.2, 0.3], "steps": 2500},
-        "1500": {"gammas": [0.0, 0.2], "steps": 1500},
-        "2500-learned": {"gammas": [0.0, 0.2], "steps": 2500, "learn_sigma": True, "timesteps": "loss-second-moment"},
-    },
+    "pilot": {"5000": {"gammas": [0.0, 0.2]}},
+    "strengths": {"5000": {"gammas": [0.1, 0.3]}},
+    "narrow": {"5000 narrow": {**NARROW, "gammas": [0.0, 0.2]}},
+    "shorter": {"2500": {"gammas": [0.0, 0.2], "steps": 2500}},
+    "confirm": {"5000": {"gammas": [0.0, 0.2]}},
 }
 
 
@@ -130,7 +118,8 @@ def measure(job: tuple[str, dict[str, Any], float, int, str]) -> dict[str, Any]:
                 compute=spec.compute,
                 images=images,
             )
-            found[text] = metrics(np.concatenate([draw.draw(b) for b in cut(options["n"], 500)]), folder)
+            count = options["exposure_n" if text in EXPOSURE else "n"]
+            found[text] = metrics(np.concatenate([draw.draw(b) for b in cut(count, 500)]), folder)
     return {
         "config": name,
         "gamma": gamma,

@@ -118,7 +118,8 @@ def parser(main: Callable[..., int]) -> argparse.ArgumentParser:
         if verb == "evaluate":
             stages.add_files(sub)
         if verb == "sample":
-            sub.add_argument("--index", type=int, help="draw only this image of the set, as a PNG")
+            text = "draw only this image of the set (7), or these (0-63, 8 a line), as a PNG"
+            sub.add_argument("--index", type=stages.images, help=text)
             sub.add_argument("--out", type=Path, help="where --index writes its PNG")
     for verb, (text, arguments, work) in VERBS.items():
         sub = verbs.add_parser(verb, help=text, description=text, epilog=of_verb(work))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from ipdiff.cli.verbs import as_json, say
@@ -24,8 +25,9 @@ def make(args: argparse.Namespace) -> int:
     if args.verb == "sample" and (args.index is not None or args.out is not None):
         if args.index is None:
             raise UserError("sample: --out goes with --index")
-        path = args.out or Path(f"{args.index}.png")
-        jobs.draw_one(cell, args.index, path)
+        first, last = args.index[0], args.index[-1]
+        path = args.out or Path(f"{first}.png" if first == last else f"{first}-{last}.png")
+        jobs.draw_some(cell, args.index, path)
         print(path)
         return 0
     count = launch.wanted(shared=STAGES[args.verb].shared)
@@ -39,6 +41,15 @@ def make(args: argparse.Namespace) -> int:
             jobs.make(cell)
     print(cell.directory)
     return 0
+
+
+def images(text: str) -> range:
+    """What --index names: an image, `7`, or several, `0-63`."""
+    found = re.fullmatch(r"(-?\d+)(?:-(\d+))?", text)
+    chosen = range(int(found[1]), int(found[2] or found[1]) + 1) if found else range(0)
+    if not chosen:
+        raise argparse.ArgumentTypeError(f"'{text}' is no image; use a number such as 7, or FIRST-LAST such as 0-63")
+    return chosen
 
 
 def add_files(sub: argparse.ArgumentParser) -> None:

@@ -43,7 +43,7 @@ def _verify(args: argparse.Namespace) -> int:
     "pull",
     "bring artifacts from a DVC remote, verify them, and tell Snakemake of them",
     arg("targets", TARGETS, nargs="*", metavar="TARGET"),
-    arg("--remote", "name of the DVC remote (default: the project's default remote)"),
+    arg("--remote", "name of the DVC remote (default: the project's default remote, else published/store)"),
     flag("--metrics-only", "only metrics, tables, figures, reports and recipes"),
     arg("--jobs", "files at a time (default: what DVC chooses for the remote)", type=int),
     flag("--force", "replace files here that DVC does not know"),
@@ -59,7 +59,7 @@ def _pull(args: argparse.Namespace) -> int:
     if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs is {args.jobs}; use 1 or more")
     done = pull.pull(args.targets, remote=args.remote, metrics_only=args.metrics_only, jobs=args.jobs, force=args.force)
-    print(done.said)
+    print(*filter(None, [done.said, done.left_out]), sep="\n")
     for line in [*done.wrong, *filter(None, [done.failed])]:
         say(line)
     return 3 if done.wrong else 2 if done.failed is not None else 0
@@ -67,8 +67,9 @@ def _pull(args: argparse.Namespace) -> int:
 
 @verb(
     "publish",
-    "copy a study's numbers, tables, figures and receipts to published/STUDY, for git",
+    "copy a study's numbers, tables, figures, receipts and first images to published/STUDY, for git",
     arg("study", WILDCARDS["study"]),
+    flag("--store", "make published/store anew too: the DVC remote inside the repository, of all published studies"),
 )
 def _publish(args: argparse.Namespace) -> None:
     """Reads the study's metrics, tables, figures and receipts; writes published/STUDY/.
@@ -77,4 +78,4 @@ def _publish(args: argparse.Namespace) -> None:
     """
     from ipdiff.pipeline.commands.store import publish
 
-    print(*publish.publish(args.study), sep="\n")
+    print(*publish.publish(args.study, store=args.store), sep="\n")

@@ -168,15 +168,17 @@ def _sample(job: Job, made: Publication) -> None:
     made.extra = sample.run(draw, sampling, made.staging, job.shared(made))
 
 
-def draw_one(cell: Cell, index: int, path: Path) -> None:
-    """Draw image `index` of a sample set alone and write it as a PNG.
+def draw_some(cell: Cell, images: range, path: Path) -> None:
+    """Draw these images of a sample set alone and write them as one PNG, 8 a line (see `sheet.png`).
 
-    The network call it belongs to is repeated whole, so its bytes are those of the set.
+    The network calls they belong to are repeated whole, so their bytes are those of the set.
 
     Raises:
         UserError: there is no such image, or no such place.
     """
-    from PIL import Image
+    import numpy as np
+
+    from ipdiff.pipeline.store import sheet
 
     if not path.parent.is_dir():
         raise UserError(f"--out {path}: {path.parent} is no directory; make it first")
@@ -184,9 +186,12 @@ def draw_one(cell: Cell, index: int, path: Path) -> None:
         raise UserError(f"--out {path}: is a directory; name the PNG in it")
     job = _job(cell)
     sampling = job.dataset.sampling
-    call = unit_of(index, sampling.count(Sampler.parse(job.names["sampler"])), sampling.batch_size)
-    image = _image_sampler(job).draw(call)[index - call.start]
-    Image.fromarray(image.squeeze()).save(path, format="PNG")
+    count = sampling.count(Sampler.parse(job.names["sampler"]))
+    calls = dict.fromkeys(unit_of(index, count, sampling.batch_size) for index in images)
+    draw = _image_sampler(job)
+    drawn = np.concatenate([draw.draw(call) for call in calls])
+    first = images.start - next(iter(calls)).start
+    path.write_bytes(sheet.png(drawn[first : first + len(images)]))
 
 
 def _evaluate(job: Job, made: Publication) -> None:

@@ -34,6 +34,7 @@ class Stage:
         kind: "result" for what is small and what a reader wants first, "made" for the rest.
         card: whether a number's card tells of it.
         published: names of its files that are copied to published/.
+        stored: whether published/store keeps it besides the results (of a run, the last checkpoint alone).
         decided_by: names besides those in `params` that decide the code that counts.
         variant: name of a stage with other inputs; cells of one name have equal templates.
     """
@@ -53,6 +54,7 @@ class Stage:
     kind: str = "made"
     card: bool = False
     published: tuple[str, ...] = ()
+    stored: bool = False
     decided_by: tuple[str, ...] = ()
     variant: str = ""
 
@@ -152,6 +154,7 @@ STAGES = {
             inputs=(IMAGES, f"{DATA}/labels.npy"),
             params=(f"{SETTINGS}.classifier", *_FLOAT32),
             network=True,
+            stored=True,
         ),
         Stage(
             verb="reference",
@@ -165,6 +168,7 @@ STAGES = {
             runs=("ipdiff.metrics.spec.FEATURES",),
             shared=True,
             network=True,
+            stored=True,
         ),
         Stage(
             verb="neighbours",
@@ -209,6 +213,7 @@ STAGES = {
             shared=True,
             network=True,
             card=True,
+            stored=True,
         ),
         Stage(
             verb="resume",
@@ -262,6 +267,7 @@ STAGES = {
             help="statistics of a checkpoint's prediction error",
             directory="analysis/{dataset}/{model}/s{seed}/{step}",
             files=("errors.csv", "histogram.csv", "analysis.json"),
+            stored=True,
             wildcards=_OF_RUN,
             inputs=(*_CHECKPOINT, IMAGES),
             params=(f"{SETTINGS}.analysis", f"{SETTINGS}.compute"),
@@ -275,6 +281,7 @@ STAGES = {
             help="how far a sampling chain strays from diffused images",
             directory="drift/{dataset}/{model}/s{seed}/{step}/{sampler}",
             files=("drift.csv",),
+            stored=True,
             wildcards=(*_OF_RUN, "sampler"),
             inputs=(*_CHECKPOINT, IMAGES),
             params=(

@@ -118,23 +118,14 @@ class DeviceFeeder:
         factor = torch.exp2(self._log2).to(torch.float32)
         gamma = None if run.gamma(0) is None else row.gamma
 
-        def add(cut: list[range]) -> tuple[Tensor, list[Tensor]]:
-            mine: list[Tensor] = []
+        def gradients(part: range) -> tuple[Tensor, list[Tensor]]:
+            here = slice(part.start, part.stop)
+            flipped = None if mirrored is None else mirrored[here]
+            return run.gradients(
+                pictures[here], flipped, t[here], weights[here], self._places[here], row.step, factor, gamma
+            )
 
-            def gradients(number: int) -> list[Tensor]:
-                here = slice(cut[number].start, cut[number].stop)
-                flipped = None if mirrored is None else mirrored[here]
-                places = self._places[here]
-                losses, grads = run.gradients(
-                    pictures[here], flipped, t[here], weights[here], places, row.step, factor, gamma
-                )
-                mine.append(losses)
-                return grads
-
-            grads = optimizer.tree_sum(len(cut), gradients, halves=False)
-            return torch.cat(mine), grads
-
-        losses, grads = self.passes.fitting(add)
+        losses, grads = self.passes.fitting(lambda cut: optimizer.of_parts(cut, gradients, halves=False))
         norm = torch.nn.utils.get_total_norm(grads)
         mean = (losses * weights).sum() / len(t)
         finite = torch.isfinite(mean) & torch.isfinite(norm)

@@ -60,23 +60,15 @@ class HostFeeder:
         strength = run.gamma(run.step)
         gamma = None if strength is None else self._tensor(strength)
 
-        def add(cut: list[range]) -> tuple[Tensor, list[Tensor]]:
-            mine: list[Tensor] = []
+        def gradients(part: range) -> tuple[Tensor, list[Tensor]]:
+            check()
+            here = slice(part.start, part.stop)
+            flipped = None if mirrored is None else self._tensor(mirrored[here])
+            pictures = run.pictures(indices[here])
+            losses, grads = run.gradients(pictures, flipped, t[here], weights[here], part, run.step, factor, gamma)
+            return losses.cpu(), grads
 
-            def gradients(number: int) -> list[Tensor]:
-                check()
-                part = cut[number]
-                here = slice(part.start, part.stop)
-                flipped = None if mirrored is None else self._tensor(mirrored[here])
-                pictures = run.pictures(indices[here])
-                losses, grads = run.gradients(pictures, flipped, t[here], weights[here], part, run.step, factor, gamma)
-                mine.append(losses.cpu())
-                return grads
-
-            grads = optimizer.tree_sum(len(cut), gradients, halves=exact)
-            return torch.cat(mine), grads
-
-        losses, grads = self.passes.fitting(add)
+        losses, grads = self.passes.fitting(lambda cut: optimizer.of_parts(cut, gradients, halves=exact))
         self.processes.sum_(grads, exact=exact)
         return self.processes.join(losses, spec.batch_size).numpy(), grads
 

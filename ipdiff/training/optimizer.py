@@ -31,6 +31,21 @@ def tree_sum(count: int, leaf: Callable[[int], list[Tensor]], first: int = 0, *,
     return total
 
 
+def of_parts(
+    parts: Sequence[range], gradients: Callable[[range], tuple[Tensor, list[Tensor]]], *, halves: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """Losses [n] of all parts of a batch, one part after another, and the sum of their gradients (see `tree_sum`)."""
+    losses: list[Tensor] = []
+
+    def leaf(number: int) -> list[Tensor]:
+        found, grads = gradients(parts[number])
+        losses.append(found)
+        return grads
+
+    grads = tree_sum(len(parts), leaf, halves=halves)
+    return torch.cat(losses), grads
+
+
 def _add_(total: list[Tensor], other: list[Tensor]) -> None:
     torch._foreach_add_(total, other)  # type: ignore[attr-defined]
 

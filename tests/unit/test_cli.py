@@ -123,7 +123,7 @@ RUN = "--dataset tiny --model adm --seed 0 --step 8"
         ("", "the following arguments are required: VERB; see ipdiff --help"),
         ("prepare --dataset tiny --gama 3", "unrecognized arguments: --gama 3"),
         ("prepare", "the following arguments are required: --dataset; see ipdiff prepare --help"),
-        (f"sample {RUN} --sampler ancestral-5 --index one", "invalid int value: 'one'"),
+        (f"sample {RUN} --sampler ancestral-5 --index one", "'one' is no image; use a number such as 7, or FIRST-LAST"),
     ],
 )
 def test_bad_input_ends_with_2_and_one_line(run: Run, tmp_path: Path, command: str, said: str) -> None:

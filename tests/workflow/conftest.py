@@ -16,6 +16,7 @@ import pytest
 from workflow.engines import MINI, run
 
 ROOT = Path(__file__).parents[2]
+LEFT_OUT = ("tests/", "published/store/")
 
 
 def make_project(folder: Path) -> Path:
@@ -27,7 +28,7 @@ def make_project(folder: Path) -> Path:
     tracked = run(ROOT, "git", "ls-files", "-z").stdout
     new = run(ROOT, "git", "ls-files", "-z", "--others", "--exclude-standard", "ipdiff").stdout
     for name in filter(None, (tracked + new).split("\0")):
-        if (ROOT / name).is_file() and not name.startswith("tests/") and not name.endswith("dvc.lock"):
+        if (ROOT / name).is_file() and not name.startswith(LEFT_OUT) and not name.endswith("dvc.lock"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     run(folder, "git", "init", "--quiet")

@@ -90,6 +90,8 @@ RULES = [
     ),
     Rule("make", None, "it installs, and runs for minutes"),
     Rule("python -m benchmarks", None, "minutes"),
+    Rule("python examples/train_your_own.py", None, "a minute; test_examples.py runs it for fewer updates"),
+    Rule("jupyter execute examples/", None, "minutes; test_examples.py runs it"),
     Rule("snakemake --profile", None, "it needs a cluster; test_profiles.py has a stand-in for one"),
     Rule("snakemake tables/paper/", None, "days on a GPU", dry=True),
     Rule("snakemake --report", "digits"),

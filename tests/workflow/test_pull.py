@@ -175,11 +175,13 @@ def test_a_read_only_http_server(origin: Path, clone: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_strangers_path(origin: Path) -> None:
-    said = run(origin, "examples/demo_pull.sh", STUDY="mini", SAMPLER="ancestral-5", OUT="work/pulled.png")
-    assert said.stdout.splitlines()[-1] == f"image: {origin}/work/pulled.png"
+def test_a_strangers_path_to_a_server(origin: Path) -> None:
+    options = {"STUDY": "mini", "SAMPLER": "ancestral-5", "OUT": "work/pulled.png"}
+    with servers.http(store_of(origin)) as url:
+        said = run(origin, "examples/demo_pull.sh", **options, REMOTE_URL=url)
+    assert said.stdout.splitlines()[-1] == f"images: {origin}/work/pulled.png"
     with Image.open(origin / "work/pulled.png") as image:
-        assert image.size == (8, 8)
+        assert image.size == (64, 64)
 
 
 def pull_in_parts(project: Path, remote: str) -> None:

@@ -186,7 +186,9 @@ def test_the_conda_environment_has_the_locked_versions() -> None:
         line.lower().split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
     )
     assert all(locked[name] == version for name, version in (line.split(" ==") for line in pip))
-    assert {"torch", "numpy", "scipy", "pyyaml", "pydantic", "safetensors", "pillow"} <= {p.split()[0] for p in pip}
+    assert {"torch", "numpy", "scipy", "threadpoolctl", "pyyaml", "pydantic", "safetensors", "pillow"} <= {
+        p.split()[0] for p in pip
+    }
     for path in (ROOT / "workflow/rules").glob("*.smk"):
         text = path.read_text()
         assert text.count("rule ") == text.count('"../envs/ipdiff.yaml"')

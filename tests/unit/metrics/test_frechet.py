@@ -1,14 +1,18 @@
 """The Frechet distance against closed forms and scipy's matrix square root; moments and batches."""
 
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from scipy import linalg
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from ipdiff.metrics import frechet_distance
-from ipdiff.metrics.scores.frechet import Moments
+from ipdiff.metrics.scores import frechet
+from ipdiff.metrics.scores.blas import one_thread
+from ipdiff.metrics.scores.frechet import ACCURACY, Moments
 
 
 def gaussian(rng, dim, rank=None):
@@ -22,10 +26,124 @@ def reference_distance(mu1, cov1, mu2, cov2):
     return float(((mu1 - mu2) ** 2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * cross)
 
 
+def by_singular_values(mu1, cov1, mu2, cov2):
+    """The distance by eigenvectors and singular values alone: three times as slow, exact for singular covariances."""
+
+    def root(cov):
+        values, vectors = linalg.eigh(cov)
+        kept = values > len(values) * np.finfo(float).eps * values[-1]
+        return vectors[:, kept] * np.sqrt(values[kept])
+
+    shared = linalg.svdvals(root(cov1).T @ root(cov2)).sum()
+    return float(((mu1 - mu2) ** 2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * shared)
+
+
+SPECTRA = {
+    "even": np.ones(64),
+    "as i^-1": np.arange(1, 65) ** -1.0,
+    "as i^-3": np.arange(1, 65) ** -3.0,
+    "down to 1e-6": np.geomspace(1, 1e-6, 64),
+    "down to 1e-12": np.geomspace(1, 1e-12, 64),
+    "down to 1e-18": np.geomspace(1, 1e-18, 64),
+    "large": np.geomspace(1e200, 1e199, 64),
+    "small": np.geomspace(1e-170, 1e-174, 64),
+}
+
+
+def sets(spectrum, n1, n2):
+    """Moments of two samples of Gaussians with one basis and nearly one spectrum."""
+    rng = np.random.default_rng(n1 + n2)
+    mix = np.linalg.qr(rng.standard_normal((64, 64)))[0] * np.sqrt(spectrum)
+    found = []
+    for n, scale in ((n1, 1.0), (n2, 1.01)):
+        rows = rng.standard_normal((n, 64)) @ mix.T * scale
+        found += [rows.mean(0), np.cov(rows, rowvar=False)]
+    return found
+
+
+@pytest.mark.parametrize("sizes", [(500, 300), (70, 65), (64, 64), (30, 500), (500, 30), (40, 20)])
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_the_quick_way_is_exact_to_the_stated_accuracy(spectrum, sizes):
+    """Random, ill-conditioned and rank-deficient sets (fewer images than features), of any size of values."""
+    arguments = sets(SPECTRA[spectrum], *sizes)
+    traces = np.trace(arguments[1]) + np.trace(arguments[3])
+    expected = by_singular_values(*arguments)
+    assert frechet_distance(*arguments) == pytest.approx(expected, rel=0, abs=ACCURACY * traces)
+    assert frechet_distance(*arguments) == pytest.approx(expected, rel=1e-7)
+
+
+def test_well_conditioned_sets_take_the_quick_way_and_the_others_do_not(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("singular values were asked for")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(frechet.linalg, "svdvals", refuse)
+        patch.setattr(frechet.linalg, "eigh", refuse)
+        frechet_distance(*sets(SPECTRA["as i^-1"], 500, 300))
+    asked = []
+    exact = linalg.svdvals
+    monkeypatch.setattr(frechet.linalg, "svdvals", lambda *a, **k: asked.append(1) or exact(*a, **k))
+    frechet_distance(*sets(SPECTRA["down to 1e-12"], 500, 300))
+    assert asked
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_a_set_against_itself(spectrum):
+    """0 for the same moments, and for the same rows in another order what rounding leaves of the traces."""
+    rng = np.random.default_rng(12)
+    rows = rng.standard_normal((300, 64)) * np.sqrt(SPECTRA[spectrum])
+    mu, cov = rows.mean(0), np.cov(rows, rowvar=False)
+    again = np.cov(rows[::-1], rowvar=False)
+    assert frechet_distance(mu, cov, mu, cov) == 0
+    assert frechet_distance(mu, cov, mu, again) <= ACCURACY * 2 * np.trace(cov)
+
+
 def test_equal_covariances_leave_the_means():
     mu, cov = gaussian(np.random.default_rng(0), 20)
-    assert frechet_distance(mu, cov, mu + 0.5, cov) == pytest.approx(20 * 0.25, rel=1e-12)
-    assert frechet_distance(mu, cov, mu, cov) == pytest.approx(0.0, abs=1e-11)
+    assert frechet_distance(mu, cov, mu + 0.5, cov) == pytest.approx(20 * 0.25, rel=1e-15)
+    indefinite = np.diag([1, -0.5])
+    with pytest.raises(ValueError, match="negative eigenvalue"):
+        frechet_distance([0, 0], indefinite, [0, 0], indefinite)
+
+
+def test_bits_do_not_depend_on_the_blas_threads():
+    """In processes of their own, as OpenBLAS reads the number of its threads when it is loaded."""
+    code = (
+        "import numpy as np\n"
+        "from ipdiff.metrics.scores.frechet import Moments, frechet_distance\n"
+        "rng, found = np.random.default_rng(0), []\n"
+        "for n in (1500, 1400, 1300, 300):\n"
+        "    moments = Moments(500)\n"
+        "    moments.update(np.abs(rng.standard_normal((n, 500))) * np.geomspace(1, 1e-3, 500))\n"
+        "    found.append((moments.mu, moments.cov))\n"
+        "    print(moments.mu.tobytes().hex()[-64:], float(moments.cov.sum()).hex())\n"
+        "print(*(frechet_distance(*one, *other).hex() for one in found for other in found))\n"
+    )
+    said = []
+    for threads in "1", "2":
+        environment = os.environ | {f"{pool}_NUM_THREADS": threads for pool in ("OMP", "OPENBLAS", "MKL")}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+        said.append(done.stdout)
+    assert said[0] == said[1]
+    assert len(said[0].split()) == 8 + 16
+
+
+def test_the_number_of_blas_threads_comes_back():
+    def threads():
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    with threadpool_limits(2, user_api="blas"):
+        before, within = threads(), []
+
+        @one_thread()
+        def work():
+            within.extend(threads())
+            raise ValueError("stop")
+
+        with pytest.raises(ValueError, match="stop"):
+            work()
+        assert set(within) == {1}
+        assert threads() == before
 
 
 def test_one_dimension():

@@ -1,14 +1,6 @@
-"""The same numbers as pytorch-fid, torch-fidelity and clean-fid on the same features.
-
-The first two import torchvision for networks that nothing here uses. Its builds go with one build of torch each, so
-it is no dependency; where it is absent, names stand in for it while they are imported. What is compared with is
-theirs.
-"""
+"""The same numbers as pytorch-fid, torch-fidelity and clean-fid on the same features."""
 
 import importlib
-import importlib.util
-import sys
-import types
 import warnings
 
 import numpy as np
@@ -16,6 +8,7 @@ import pytest
 import torch
 from inception import write_inception
 
+from benchmarks.peers import torchvision_or_names
 from ipdiff.device.spec import Compute
 from ipdiff.metrics import frechet_distance
 from ipdiff.metrics.features.extractors import Pooled, Statistics, show
@@ -29,24 +22,10 @@ from ipdiff.metrics.spec import KernelDistance, Measured
 CPU = Compute()
 
 
-class StandIn(types.ModuleType):
-    """A module whose every name is an empty class."""
-
-    __path__ = ()
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return sys.modules.get(f"{self.__name__}.{name}") or type(name, (), {})
-
-
 @pytest.fixture(scope="module")
 def other():
     """Import a module of another tool."""
-    with pytest.MonkeyPatch.context() as patch:
-        if importlib.util.find_spec("torchvision") is None:
-            for part in ("", ".transforms", ".transforms.functional", ".models", ".models.inception", ".datasets"):
-                patch.setitem(sys.modules, f"torchvision{part}", StandIn(f"torchvision{part}"))
+    with torchvision_or_names():
         yield importlib.import_module
 
 

@@ -37,7 +37,7 @@ PAPER = {
 TINY = {name: RUNS[name] for name in ("adm", "ddim")}
 OTHERS = {
     "digits": config.load().run_spec("digits", "adm", 0),
-    "digits ddim": config.load().run_spec("digits", "ddim", 0),
+    "digits ddim": config.load().run_spec("digits_short", "ddim", 0),
     "heads": change(CIFAR10, num_head_channels=None, num_heads=2, channel_mult=[2, 1, 2], num_res_blocks=1),
     "strided": change(CIFAR10, resblock_updown=False, use_scale_shift_norm=False, dropout=0.0),
     "old order": change(CIFAR10, new_attention_order=False, attention_resolutions=[]),

@@ -10,7 +10,7 @@ import torch
 from unit.tiny import RUNS
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import metrics
+from benchmarks import metrics, peers
 from benchmarks.configurations import CIFAR10, FFHQ128
 from benchmarks.rows import Row, as_json, describe
 from ipdiff import cli
@@ -139,3 +139,59 @@ def test_quick_benchmarks_write_everything(tmp_path, monkeypatch, capsys):
     for what in ("moments", "FID", "radii", "precision and recall", "peak memory", "Inception", "ipdiff --help"):
         assert any(row["what"].startswith(what) for row in rows), what
     assert "tiny float32 sampling" in capsys.readouterr().out
+
+
+def test_peers_are_compared_by_adjacent_pairs():
+    row = peers.Turns("work", "other", (1.0, 2.0, 4.0), (2.0, 2.0, 6.0))
+    assert row.ratios == [1.0, 1.5, 2.0]
+    assert row.ratio == 1.5
+    assert "1.50x  [1.00, 2.00] of 3 pairs" in peers.describe([row])
+    assert peers.as_json([row])[0]["range"] == [1.0, 2.0]
+
+
+def test_turns_are_taken_one_after_the_other_and_the_first_pair_does_not_count():
+    done = []
+
+    def work(name):
+        return lambda: done.append(name)
+
+    worker = peers.Here({name: work(name) for name in ("ours", "other")})
+    row = peers._turns("work", "other", worker, worker, 2)
+    assert done == ["ours", "other"] * 3
+    assert len(row.ours) == len(row.theirs) == 2
+
+
+def test_peers_are_measured_in_processes_of_their_own(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "found.json"
+    command = ["benchmarks", "--peers", "--quick", "--threads", "1", "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", command)
+    benchmarks.main()
+    found = json.loads(path.read_text())
+    assert {row["peer"] for row in found["peers"]} | found["left out"].keys() == {*peers.NETWORKS, *peers.FID}
+    assert "diffusers" not in found["left out"]
+    assert all(0 < row["range"][0] <= row["ratio"] <= row["range"][1] for row in found["peers"])
+    assert "official: left out: give a fetched copy of its code with --official DIR\n" in capsys.readouterr().out
+
+
+def test_a_peer_that_fails_costs_no_other(capfd):
+    settings = {"work": "sampling", "threads": 1, "quick": True, "official": "/nowhere"}
+    with peers._or_left_out("official"), peers.Apart("networks", ["official"], settings, 1) as worker:
+        worker.turn("official")
+    said = capfd.readouterr()
+    assert "official: left out: the process of official ended with code 1\n" in said.out
+    assert "guided_diffusion" in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--official", "."], "--official .: no guided_diffusion/script_util.py in it"),
+        (["--turns", "0"], "--turns is 0; use 1 or more"),
+    ],
+)
+def test_peers_refusals_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--peers", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        benchmarks.main()
+    assert message in capsys.readouterr().err.splitlines()[-1]

@@ -1,7 +1,8 @@
-"""What a clone can read without a pull: a study's numbers, tables, figures and receipts, copied to published/.
+"""What a clone can read without a pull: a study's numbers, tables, figures, receipts and first images, in published/.
 
 DVC keeps the artifacts themselves out of git. The copies are made from artifacts that hold and are recorded in
-dvc.lock; they are for people, and for saying later how another machine differs.
+dvc.lock; they are for people, and for saying later how another machine differs. What a program goes on with is in
+published/store: `in_git`.
 """
 
 from __future__ import annotations
@@ -11,27 +12,38 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from ipdiff.errors import UserError
 from ipdiff.pipeline import grid
+from ipdiff.pipeline.commands.store import in_git
+from ipdiff.pipeline.commands.store.in_git import PUBLISHED
 from ipdiff.pipeline.engines import dvc_files
 from ipdiff.pipeline.grid import Cell
 from ipdiff.pipeline.grid.freshness import Freshness, State
-from ipdiff.pipeline.store import receipts
+from ipdiff.pipeline.store import receipts, sheet
 from ipdiff.report import results
 
-PUBLISHED = Path("published")
 RECEIPTS = "receipts.json"
+IMAGES = 64
+"""Images of each sample set that are published."""
 
 
-def publish(study: str) -> list[Path]:
-    """Copy a study's results to published/STUDY; returns what was written.
+def publish(study: str, *, store: bool = False) -> list[str]:
+    """Copy a study's results to published/STUDY; returns a line for each thing that was written.
+
+    Args:
+        study: its name.
+        store: make published/store anew as well, of this study and of those that are published already.
 
     Raises:
-        UserError: a cell of the study does not hold, or is not what dvc.lock records.
+        UserError: a cell of the study does not hold, or is not what dvc.lock records; or published/store would lack
+            something or be too large. Nothing is written then.
     """
     fresh = Freshness(grid.load())
     cells = fresh.grid.study(study)
     _check(study, cells, fresh)
+    kept = in_git.plan(fresh.grid, [*in_git.studies(fresh.grid), study]) if store else None
     folder = PUBLISHED / study
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -52,7 +64,18 @@ def publish(study: str) -> list[Path]:
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(Path(cell.directory) / name, target)
             written.append(target)
-    return written
+        if cell.stage.verb == "sample":
+            written.append(_write_images(Path(cell.outputs[0]), folder / f"{cell.directory}.png"))
+    return [*map(str, written), *([] if kept is None else [in_git.write(kept)])]
+
+
+def _write_images(samples: Path, target: Path) -> Path:
+    """Write the first images of a set as one PNG, pixel by pixel."""
+    with np.load(samples, allow_pickle=False) as data:
+        images = data["arr_0"][:IMAGES]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(sheet.png(images))
+    return target
 
 
 def _check(study: str, cells: Iterable[Cell], fresh: Freshness) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ipdiff.errors import UserError
 from ipdiff.pipeline import grid
-from ipdiff.pipeline.commands.store import verify
+from ipdiff.pipeline.commands.store import in_git, verify
 from ipdiff.pipeline.commands.store.verify import Verified, bytes_text, count
 from ipdiff.pipeline.engines import dvc_files, sync
 from ipdiff.pipeline.grid import Cell, Grid, cache_keys, selection
@@ -29,11 +29,13 @@ class Pulled:
         said: what is here now.
         wrong: files that came damaged and were removed, and problems of others.
         failed: why some files did not come, or None.
+        left_out: what was not asked for, because published/store keeps only a part; None if it was asked.
     """
 
     said: str
     wrong: list[str]
     failed: str | None
+    left_out: str | None = None
 
 
 def pull(
@@ -50,7 +52,7 @@ def pull(
 
     Args:
         names: targets (see `selection.select`); nothing means all that dvc.lock records.
-        remote: name of a DVC remote; the default one if None.
+        remote: name of a DVC remote; the default one if None, and published/store where none is set.
         metrics_only: only metrics, tables, figures, reports and recipes.
         jobs: transfers at a time; DVC's default if None.
         force: replace files here that DVC does not know.
@@ -68,6 +70,15 @@ def pull(
     if metrics_only:
         selected = selection.results(selected)
     wanted = _wanted(selected, recorded, names)
+    if remote is None and in_git.is_fallback():
+        remote = in_git.REMOTE
+    left_out = None
+    if remote == in_git.REMOTE:
+        there = _kept(wanted, recorded)
+        left_out = _left_out(wanted, there)
+        if left_out is not None and not set(names) <= set(known.studies.names):
+            raise UserError(left_out)  # what is named has to come
+        wanted = there
     digests = {path: recorded[path] for path in [*wanted, *_settings(known, wanted, recorded)]}
     _make_way(digests, force)
     brought = _bring(digests, remote=remote, jobs=jobs)
@@ -79,7 +90,7 @@ def pull(
         f"{len(good)} of the files asked for are here and verified ({count(artifacts, 'artifact')}, "
         f"{bytes_text(size)}, {brought.fetched} fetched now); told Snakemake of {len(sync.adopt())}"
     )
-    return Pulled(said, [*brought.damaged, *damaged, *map(str, seen.problems)], brought.failed)
+    return Pulled(said, [*brought.damaged, *damaged, *map(str, seen.problems)], brought.failed, left_out)
 
 
 def _wanted(selected: dict[str, Cell], recorded: dict[str, str], names: Sequence[str]) -> dict[str, Cell]:
@@ -90,6 +101,28 @@ def _wanted(selected: dict[str, Cell], recorded: dict[str, str], names: Sequence
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         raise UserError(f"{lacking[0]}{more}: not in dvc.lock; nobody has made and recorded that at this commit")
     return wanted
+
+
+def _kept(wanted: dict[str, Cell], recorded: dict[str, str]) -> dict[str, Cell]:
+    """Those outputs that published/store keeps, or that are in DVC's cache already."""
+    root = dvc_cache.root()
+    return {
+        path: cell
+        for path, cell in wanted.items()
+        if in_git.has(recorded[path]) or dvc_cache.path_in(root, recorded[path]).exists()
+    }
+
+
+def _left_out(wanted: dict[str, Cell], kept: dict[str, Cell]) -> str | None:
+    """A line about the outputs that published/store does not keep; None if it keeps them all."""
+    absent = [path for path in wanted if path not in kept]
+    if not absent:
+        return None
+    folders = ", ".join(sorted({path.partition("/")[0] for path in absent}))
+    return (
+        f"{count(len(absent), 'file')} not brought ({folders}): {in_git.STORE} keeps only a part of a study; "
+        "make them with Snakemake or DVC, or name a remote that has them (--remote NAME)"
+    )
 
 
 def _settings(known: Grid, wanted: dict[str, Cell], recorded: dict[str, str]) -> list[str]:
@@ -158,16 +191,18 @@ def _bring(digests: dict[str, str], *, remote: str | None, jobs: int | None) -> 
         if digest in fetched
     ]
     missing = {path: digest for path, digest in absent.items() if digest not in fetched}
-    return _Brought(len(fetched - set(absent.values())), there, damaged, _failure(missing, said))
+    return _Brought(len(fetched - set(absent.values())), there, damaged, _failure(missing, said, remote))
 
 
-def _failure(absent: dict[str, str], said: list[str]) -> str | None:
+def _failure(absent: dict[str, str], said: list[str], remote: str | None) -> str | None:
     """Why some outputs did not come."""
     if not absent:
         return None
     path, digest = next(iter(absent.items()))
     more = f" and {len(absent) - 1} more files" if len(absent) > 1 else ""
     why = next((line for line in said if line.startswith("failed")), "")
+    if remote == in_git.REMOTE:
+        why = why or f"the copy in {in_git.STORE} is damaged; git checkout {in_git.STORE}"
     return f"{path}{more} did not come: {why or f'the remote cannot be reached, or has no {digest}'}"
 
 

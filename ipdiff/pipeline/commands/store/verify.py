@@ -17,7 +17,8 @@ from typing import Any
 
 from ipdiff.errors import IntegrityError, UserError
 from ipdiff.pipeline import grid
-from ipdiff.pipeline.commands.store.publish import PUBLISHED, RECEIPTS
+from ipdiff.pipeline.commands.store.in_git import PUBLISHED
+from ipdiff.pipeline.commands.store.publish import RECEIPTS
 from ipdiff.pipeline.engines import dvc_files
 from ipdiff.pipeline.grid import Cell, Grid, cache_keys, selection
 from ipdiff.pipeline.progress.reporter import reporting

@@ -121,7 +121,7 @@ def measure(
 
     with closing(feeder):
         train()  # half the weights start at zero, and a GPU multiplies zeros with less power
-        sampler = _sampler(feeder.settle(), computes["sample"])
+        sampler = sampler_of(feeder.settle(), computes["sample"])
         calls = {
             "train": train,
             "sample": lambda: sampler.draw(range(sample_batch)),
@@ -187,7 +187,8 @@ def _images(spec: RunSpec) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
-def _sampler(run: Run, compute: Compute) -> ImageSampler:
+def sampler_of(run: Run, compute: Compute) -> ImageSampler:
+    """Draws ancestral chains of 4 steps with a run's moving average."""
     spec = run.spec
     steps = Sampler.parse(f"ancestral-{min(4, spec.diffusion.T)}")
     with tempfile.TemporaryDirectory() as folder:
