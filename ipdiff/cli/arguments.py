@@ -21,7 +21,7 @@ GROUPS = (
         "ipdiff new photos --images my-photos.zip --size 32 --budget 2h",
     ),
     ("Stages: each makes one artifact, and both engines run them", (stages,), "ipdiff prepare --dataset digits"),
-    ("Artifacts: checked, brought, published, recorded", (store, engines), "ipdiff pull table:digits/table3"),
+    ("Artifacts: checked, brought, published, recorded", (store, engines), "ipdiff pull tables/digits/table3"),
     ("Checkpoints of other code: in and out", (exchange,), "ipdiff import ADM_IP_015.pt --as cifar10/adm-ip-official"),
 )
 """What the help calls a group, the modules whose verbs are in it, and an example."""

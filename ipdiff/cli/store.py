@@ -72,7 +72,7 @@ def _pull(args: argparse.Namespace) -> int:
     flag("--store", "make published/store anew too: the DVC remote inside the repository, of all published studies"),
 )
 def _publish(args: argparse.Namespace) -> None:
-    """Reads the study's metrics, tables, figures and receipts; writes published/STUDY/.
+    """Reads the study's metrics, tables, figures and receipts; writes published/STUDY/, and published/store.
 
     ipdiff publish digits
     """

@@ -106,8 +106,8 @@ def measured(sampler: str, weights: str, **found: Any) -> None:
     with artifact.publishing(
         Path(f"metrics/{run}/{sampler}"), ("metrics.json",), {"cell": "", "stage": "evaluate", "inputs": {}}
     ) as made:
-        about = {"sampler": sampler, "nfe": 5, "n": 64, "reference_n": 60, "features": "classifier"}
-        (made.staging / "metrics.json").write_text(json.dumps({**about, "features_digest": "0", **found}))
+        made.extra = {"measured": {"sampler": sampler, "features": "classifier", "features_digest": "0"}}
+        (made.staging / "metrics.json").write_text(json.dumps({"nfe": 5, "n": 64, "reference_n": 60, **found}))
 
 
 def exported_card(capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], str, str]:

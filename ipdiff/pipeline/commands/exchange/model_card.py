@@ -12,6 +12,7 @@ from ipdiff.interop import card
 from ipdiff.metrics.spec import METRICS, label
 from ipdiff.pipeline.stages import IMPORT, STAGES
 from ipdiff.pipeline.store import artifact
+from ipdiff.report.results import with_words
 from ipdiff.sample_sets.spec import Sampler
 from ipdiff.spec import RunSpec
 from ipdiff.work import recipes
@@ -69,7 +70,7 @@ def _measured(folder: Path, cell: Path, weights: str, say: Callable[[str], None]
             say(f"{path.parent.name}: its metrics are left out, for nothing says that they are of these weights")
             continue
         artifact.verify_inputs((str(path),))
-        found = json.loads(path.read_text())
+        found = with_words(json.loads(path.read_text()), path)
         features, digest = found["features"], found["features_digest"]
         values = {
             label(name, features, digest): f"{found[name]:.{kind.decimals}f}"
