@@ -11,7 +11,7 @@ from typing import Any
 from ipdiff.errors import IntegrityError, UserError
 from ipdiff.pipeline import grid
 from ipdiff.pipeline.commands.store import revisions
-from ipdiff.pipeline.commands.store.publish import PUBLISHED
+from ipdiff.pipeline.commands.store.in_git import PUBLISHED
 from ipdiff.pipeline.engines import dvc_files
 from ipdiff.pipeline.stages import STAGES
 from ipdiff.pipeline.store import artifact, dvc_cache
