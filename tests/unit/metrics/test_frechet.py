@@ -10,9 +10,9 @@ from scipy import linalg
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from ipdiff.metrics import frechet_distance
-from ipdiff.metrics.scores import frechet
-from ipdiff.metrics.scores.blas import one_thread
-from ipdiff.metrics.scores.frechet import ACCURACY, Moments
+from ipdiff.metrics.scores import linear
+from ipdiff.metrics.scores.frechet import Moments
+from ipdiff.metrics.scores.linear import ACCURACY, one_thread
 
 
 def gaussian(rng, dim, rank=None):
@@ -77,12 +77,12 @@ def test_well_conditioned_sets_take_the_quick_way_and_the_others_do_not(monkeypa
         raise AssertionError("singular values were asked for")
 
     with monkeypatch.context() as patch:
-        patch.setattr(frechet.linalg, "svdvals", refuse)
-        patch.setattr(frechet.linalg, "eigh", refuse)
+        patch.setattr(linear.linalg, "svdvals", refuse)
+        patch.setattr(linear.linalg, "eigh", refuse)
         frechet_distance(*sets(SPECTRA["as i^-1"], 500, 300))
     asked = []
     exact = linalg.svdvals
-    monkeypatch.setattr(frechet.linalg, "svdvals", lambda *a, **k: asked.append(1) or exact(*a, **k))
+    monkeypatch.setattr(linear.linalg, "svdvals", lambda *a, **k: asked.append(1) or exact(*a, **k))
     frechet_distance(*sets(SPECTRA["down to 1e-12"], 500, 300))
     assert asked
 
