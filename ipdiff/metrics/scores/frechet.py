@@ -31,7 +31,8 @@ def frechet_distance(mu1: ArrayLike, cov1: ArrayLike, mu2: ArrayLike, cov2: Arra
         cov2: [d, d].
 
     Returns:
-        The distance, at least 0; off by at most 1e-9 (tr C1 + tr C2) (`linear.ACCURACY`), usually a thousandth of that.
+        The distance, at least 0; off by some 1e-15 (tr C1 + tr C2), and of more than `linear.SMALL` dimensions by at
+        most 1e-9 of that (`linear.ACCURACY`), usually a thousandth.
 
     Raises:
         ValueError: shapes differ, a value is not finite, a covariance is asymmetric or indefinite.
