@@ -6,35 +6,23 @@ from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import linalg
 
 from ipdiff.device.spec import Compute
 from ipdiff.errors import UserError
-from ipdiff.metrics.scores.blas import one_thread
+from ipdiff.metrics.scores.linear import TOLERANCE, nuclear_norm, one_thread, root_of
 from ipdiff.metrics.spec import METRICS, Measured
 
 Array = NDArray[np.float64]
-
-EPS = float(np.finfo(np.float64).eps)
-
-TOLERANCE = 1e-6
-"""Asymmetry and negative eigenvalues a covariance may have, as a share of its largest entry."""
-
-
-ACCURACY = 1e-9
-"""Relative error that rounding may leave in tr (C1 C2)^(1/2)."""
 
 
 @one_thread()
 def frechet_distance(mu1: ArrayLike, cov1: ArrayLike, mu2: ArrayLike, cov2: ArrayLike) -> float:
     """Squared Frechet distance ||mu1 - mu2||^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2) of two Gaussians, in float64.
 
-    The last trace is the sum of the singular values of R1^T R2, where C = R R^T comes from Cholesky's factor or, where
-    C is singular, from its eigenvectors: nothing is added to the diagonals (the official evaluator adds 1e-6 where
-    scipy's sqrtm fails; elsewhere both agree). The singular values are roots of the eigenvalues of a Gram matrix where
-    that leaves the trace exact to `ACCURACY`, by a bound on each root's error. Equal covariances are exactly 0 apart.
-
-    The result does not depend on the number of BLAS threads: one is used.
+    The last trace is the sum of the singular values of R1^T R2, where C = R R^T (`linear.root_of`): exact for singular
+    covariances too, so nothing is added to their diagonals (the official evaluator adds 1e-6 where scipy's sqrtm
+    fails; elsewhere both agree). Equal covariances are exactly 0 apart. One BLAS thread computes, so that the result
+    does not depend on their number.
 
     Args:
         mu1: [d] finite mean of the first Gaussian.
@@ -43,7 +31,8 @@ def frechet_distance(mu1: ArrayLike, cov1: ArrayLike, mu2: ArrayLike, cov2: Arra
         cov2: [d, d].
 
     Returns:
-        The distance, at least 0; off by at most `ACCURACY` (tr C1 + tr C2), usually by a thousandth of that.
+        The distance, at least 0; off by some 1e-15 (tr C1 + tr C2), and of more than `linear.SMALL` dimensions by at
+        most 1e-9 of that (`linear.ACCURACY`), usually a thousandth.
 
     Raises:
         ValueError: shapes differ, a value is not finite, a covariance is asymmetric or indefinite.
@@ -55,11 +44,11 @@ def frechet_distance(mu1: ArrayLike, cov1: ArrayLike, mu2: ArrayLike, cov2: Arra
     if mean1.shape != mean2.shape:
         raise ValueError(f"mu1 has {mean1.size} dimensions and mu2 has {mean2.size}; expected the same features")
     difference = mean1 - mean2
-    between, root1 = float(difference @ difference), _root(covariance1, "1")
+    between, root1 = float(difference @ difference), root_of(covariance1, "1")
     if np.array_equal(covariance1, covariance2):
         return between
-    traces = float(np.trace(covariance1)) + float(np.trace(covariance2))
-    return max(0.0, between + traces - 2.0 * _nuclear(root1.T @ _root(covariance2, "2")))
+    shared = nuclear_norm(root1.T @ root_of(covariance2, "2"))
+    return max(0.0, between + float(np.trace(covariance1)) + float(np.trace(covariance2)) - 2.0 * shared)
 
 
 def _checked(mu: ArrayLike, cov: ArrayLike, which: str) -> tuple[Array, Array]:
@@ -74,41 +63,6 @@ def _checked(mu: ArrayLike, cov: ArrayLike, which: str) -> tuple[Array, Array]:
     if np.abs(covariance - covariance.T).max() > TOLERANCE * np.abs(covariance).max():
         raise ValueError(f"cov{which} is not symmetric")
     return mean, covariance
-
-
-def _root(covariance: Array, which: str) -> Array:
-    """R with covariance = R R^T: [d, r], r the rank (what is below d eps of the largest counts as 0)."""
-    symmetric, negligible = 0.5 * (covariance + covariance.T), len(covariance) * EPS
-    try:
-        root = linalg.cholesky(symmetric, lower=True, check_finite=False)
-        if root.diagonal().min() ** 2 > negligible * symmetric.diagonal().max():
-            return root
-    except linalg.LinAlgError:
-        pass
-    values, vectors = linalg.eigh(symmetric, driver="evd", overwrite_a=True, check_finite=False)
-    if values[0] < -TOLERANCE * np.abs(values).max():
-        raise ValueError(f"cov{which} has the negative eigenvalue {values[0]:.3g}; expected a covariance")
-    kept = values > negligible * values[-1]
-    return vectors[:, kept] * np.sqrt(values[kept])
-
-
-def _nuclear(overlap: Array) -> float:
-    """Sum of the singular values of a matrix [r, s], which is written over, to a relative error of `ACCURACY`.
-
-    An eigenvalue of the Gram matrix is off by some EPS of the largest, its root by that over twice the root: too
-    much where many are small beside it. Then the singular values are computed themselves, in four times the time.
-    """
-    scale = max(overlap.max(initial=0.0), -overlap.min(initial=0.0))
-    if not scale:
-        return 0.0
-    overlap /= scale  # squares neither overflow nor vanish
-    gram = overlap @ overlap.T if len(overlap) <= len(overlap.T) else overlap.T @ overlap  # numpy halves the work
-    squares = linalg.eigvalsh(gram, overwrite_a=True, check_finite=False)
-    values, noise = np.sqrt(squares.clip(0)), EPS * squares[-1]
-    doubt = np.sum(noise / np.maximum(2 * values, np.sqrt(noise)))
-    if doubt > ACCURACY * values.sum():
-        values = np.asarray(linalg.svdvals(overlap, overwrite_a=True, check_finite=False))
-    return float(scale * values.sum())
 
 
 class Moments:
