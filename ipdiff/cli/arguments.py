@@ -113,7 +113,7 @@ def parser(main: Callable[..., int]) -> argparse.ArgumentParser:
     for verb, stage in STAGES.items():
         sub = verbs.add_parser(verb, help=stage.help, description=stage.help, epilog=of_stage(stage))
         for name in stage.wildcards:
-            sub.add_argument(f"--{name}", required=verb != "evaluate", help=WILDCARDS[name])
+            sub.add_argument(f"--{name}", required=verb not in stages.OPTIONAL, help=WILDCARDS[name])
         sub.set_defaults(work=stages.make)
         if verb == "evaluate":
             stages.add_files(sub)
@@ -121,6 +121,9 @@ def parser(main: Callable[..., int]) -> argparse.ArgumentParser:
             text = "draw only this image of the set (7), or these (0-63, 8 a line), as a PNG"
             sub.add_argument("--index", type=stages.images, help=text)
             sub.add_argument("--out", type=Path, help="where --index writes its PNG")
+        if verb == "report":
+            text = "instead: a page of the study's numbers at this git revision, now, and their differences"
+            sub.add_argument("--against", metavar="REV", help=text)
     for verb, (text, arguments, work) in VERBS.items():
         sub = verbs.add_parser(verb, help=text, description=text, epilog=of_verb(work))
         for name, options in arguments:

@@ -11,14 +11,24 @@ from ipdiff.errors import UserError
 from ipdiff.pipeline.stages import STAGES
 from ipdiff.work import launch
 
+OPTIONAL = ("evaluate", "report")
+"""Verbs that can be called without the names of a cell."""
+
 
 def make(args: argparse.Namespace) -> int:
     """Make the cell that a stage's verb names."""
-    from ipdiff.pipeline import grid, jobs
+    from ipdiff.pipeline import config, grid, jobs
     from ipdiff.pipeline.engines import failures, imports
     from ipdiff.work import signals
 
     names = {name: getattr(args, name) for name in STAGES[args.verb].wildcards}
+    if args.verb == "report":
+        names["study"] = args.study or config.DEFAULT
+        if args.against is not None:
+            from ipdiff.pipeline.commands.store import numbers
+
+            print(*numbers.compare(args.against, names["study"]), sep="\n")
+            return 0
     known = grid.load()
     cell = known.cell(args.verb, **names)
     imports.require_inputs(known, cell)

@@ -97,8 +97,15 @@ class Table(Record):
         return rows, columns
 
 
-FIGURES = {"lines": "evaluate", "monitor": "evaluate", "samples": "sample", "errors": "analyse", "drift": "drift"}
-"""Kinds of figures, and the stage whose first outputs each shows."""
+FIGURES = {
+    "lines": ("evaluate", "metrics.json"),
+    "monitor": ("evaluate", "metrics.json"),
+    "samples": ("sample", "samples.npz"),
+    "errors": ("analyse", "errors.csv"),
+    "drift": ("drift", "drift.csv"),
+    "training": ("train", "loss.csv"),
+}
+"""Kinds of figures, and which file of which stage each shows."""
 
 
 @dataclass(frozen=True)
@@ -107,19 +114,19 @@ class Figure(Record):
 
     __pydantic_config__: ClassVar = FORBID
     kind: Annotated[
-        Literal["lines", "monitor", "samples", "errors", "drift"],
-        "curves of a metric, the FID at every checkpoint (docs/monitor.md), images, prediction errors, or how far "
-        "sampling chains stray from diffused images",
+        Literal["lines", "monitor", "samples", "errors", "drift", "training"],
+        "curves of a metric, the FID at every checkpoint (docs/monitor.md), images, prediction errors, how far "
+        "sampling chains stray from diffused images, or the loss of whole runs",
     ]
     title: Annotated[str, "what the figure shows"]
     datasets: Annotated[list[str], "data sets: a panel each"]
     models: Annotated[list[str], "models: a line, or a block of images each"]
-    samplers: Annotated[list[str], "samplers; over T' they make the x axis; none for prediction errors"] = field(
+    samplers: Annotated[list[str], "samplers; over T' they make the x axis; none for errors and training"] = field(
         default_factory=list
     )
     steps: Annotated[
         list[int],
-        "training steps; each model's final step if empty, of kind monitor every checkpoint until it",
+        "training steps; each model's final step if empty, of kinds monitor and training every checkpoint until it",
         Range(1),
     ] = field(default_factory=list)
     until: Annotated[dict[str, int], "model: its last training step, where `steps` go further", Range(1)] = field(
@@ -138,10 +145,12 @@ class Figure(Record):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        errors = self.kind == "errors"
-        check(not (errors and self.samplers), f"samplers is {self.samplers}; prediction errors need no sampler")
-        listed = self.datasets and self.models and (errors or self.samplers)
-        check(bool(listed), f"no cell; name datasets{' and models' if errors else ', models and samplers'}")
+        alone = {"errors": "prediction errors need", "training": "a training loss needs"}.get(self.kind)
+        check(not (alone and self.samplers), f"samplers is {self.samplers}; {alone} no sampler")
+        whole = self.kind != "training" or not self.steps
+        check(whole, f"steps is {self.steps}; a training loss is shown of the whole run; leave it out")
+        listed = self.datasets and self.models and (alone or self.samplers)
+        check(bool(listed), f"no cell; name datasets{' and models' if alone else ', models and samplers'}")
         lines = self.kind == "lines" or (self.metric, self.x) == ("fid", "sample_steps")
         check(lines, f"metric and x are of kind lines, found kind {self.kind}; leave them out")
         samples = self.kind == "samples" or self.images == 16
@@ -155,6 +164,11 @@ class Figure(Record):
     def is_curve(self) -> bool:
         """Whether it shows a metric as lines."""
         return self.kind in ("lines", "monitor")
+
+    @property
+    def of_runs(self) -> bool:
+        """Whether it shows checkpoints or runs, and no sampler."""
+        return self.kind in ("errors", "training")
 
     @property
     def over_training(self) -> bool:

@@ -109,8 +109,8 @@ def _check_view(params: Params, where: str, view: Table | Figure) -> None:
         _known(f"{where}.until", model, view.models)
         if view.steps and last < min(view.steps):
             raise _Wrong(f"{where}.until.{model}: {last} is before the first of steps {view.steps}")
-    if isinstance(view, Figure) and view.kind == "errors":
-        _check_errors(params, where, view)
+    if isinstance(view, Figure) and view.of_runs:
+        _check_runs(params, where, view)
         return
     found = points(params, view)
     if isinstance(view, Table):
@@ -164,10 +164,13 @@ def _not_measured(dataset: Dataset, name: str, metric: str) -> str | None:
     return None
 
 
-def _check_errors(params: Params, where: str, figure: Figure) -> None:
+def _check_runs(params: Params, where: str, figure: Figure) -> None:
     for dataset, model, step in runs(params, figure):
         params.family(dataset, model)
-        _check_analysis(params, where, dataset)
+        if figure.kind == "errors":
+            _check_analysis(params, where, dataset)
+        elif params.model(model).imported:
+            raise _Wrong(f"{where}.models: {model} is imported, so its training loss is not known; leave it out")
         _check_step(params, where, dataset, model, step)
 
 

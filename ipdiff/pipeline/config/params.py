@@ -211,25 +211,26 @@ def points(params: Params, view: Table | Figure) -> list[Point]:
     return [
         dataclasses.replace(point, step=step)
         for point in asked
-        for step in ([point.step] if point.step is not None else _steps(params, point, every))
+        for step in ([point.step] if point.step is not None else _steps(params, point.dataset, point.model, every))
     ]
 
 
-def _steps(params: Params, point: Point, every: bool) -> list[int]:
-    """The last training step of a point's run, or every checkpoint until it."""
-    dataset = params.dataset(point.dataset)
-    last = dataset.last_step(point.model)
-    trained = every and not params.model(point.model).imported
-    return [step for step in dataset.checkpoints if step < last] * trained + [last]
+def _steps(params: Params, dataset: str, model: str, every: bool) -> list[int]:
+    """The last training step of a run, or every checkpoint until it."""
+    of = params.dataset(dataset)
+    last = of.last_step(model)
+    trained = every and not params.model(model).imported
+    return [step for step in of.checkpoints if step < last] * trained + [last]
 
 
 def runs(params: Params, figure: Figure) -> list[tuple[str, str, int]]:
-    """The checkpoints (data set, model, training step) that a figure of prediction errors asks for, in its order."""
+    """The checkpoints (data set, model, training step) that a figure without samplers asks for, in its order."""
+    every = figure.kind == "training"
     return [
         (dataset, model, step)
         for dataset in figure.datasets
         for model in figure.models
-        for step in (wanted(figure.steps, figure.until, model) or [params.dataset(dataset).last_step(model)])
+        for step in (wanted(figure.steps, figure.until, model) or _steps(params, dataset, model, every))
     ]
 
 

@@ -244,17 +244,17 @@ class Grid:
 
     def _view_inputs(self, study: Params, view: Table | Figure) -> Iterator[str]:
         """Files that a table or figure shows."""
-        verb = FIGURES[view.kind] if isinstance(view, Figure) else "evaluate"
-        if isinstance(view, Figure) and "sampler" not in STAGES[verb].wildcards:
+        verb, file = FIGURES[view.kind if isinstance(view, Figure) else "lines"]
+        if isinstance(view, Figure) and view.of_runs:
             for dataset, model, step in config.runs(study, view):
                 for seed in view.seeds or study.seeds_of(model):
                     names = {"dataset": dataset, "model": model, "seed": str(seed), "step": str(step)}
-                    yield self.cell(verb, **names).outputs[0]
+                    yield f"{self.cell(verb, **names).directory}/{file}"
             return
         for point in config.points(study, view):
             for seed in view.seeds or study.seeds_of(point.model):
                 shown = self._point_cell(verb, point, seed)
-                yield shown.outputs[0]
+                yield f"{shown.directory}/{file}"
                 if verb == "evaluate":  # what the numbers are of, in words
                     yield shown.outputs[-1]
                 if view.paper is not None:  # how it was measured, drawn, trained, and what with: held against the paper

@@ -29,7 +29,7 @@ UNCOUNTED = {"FORBID"}
 
 DATA = {
     "ipdiff.report.paper": ("report/paper_values.yaml",),
-    "ipdiff.report.pages.page": ("report/pages/templates/*.jinja", "report/pages/templates/*.css"),
+    "ipdiff.report.pages.page": tuple(f"report/pages/templates/*.{kind}" for kind in ("jinja", "css", "js")),
 }
 """Modules that read files of the package: their names and bytes count as the module's code."""
 

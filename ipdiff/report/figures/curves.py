@@ -1,11 +1,11 @@
-"""Figures of what happens over t: prediction errors, and how far sampling chains stray."""
+"""Figures of curves in csv files: prediction errors and how far chains stray, over t; the loss over training."""
 
 from __future__ import annotations
 
 import csv
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -16,6 +16,7 @@ from ipdiff.errors import UserError
 from ipdiff.report import labels
 from ipdiff.report.figures import canvas
 from ipdiff.report.origin import Place, identify
+from ipdiff.report.results import grouped
 from ipdiff.report.tables.entries import write_rows
 
 Row = dict[str, float]
@@ -46,13 +47,23 @@ class Curves:
 
     Attributes:
         path: of the files; names in capitals vary.
-        columns: of the files that are shown.
+        columns: of the files that are shown, the x axis first.
         panels: of a data set.
+        x: what the x axis is called.
+        joined: whether the files of a run's checkpoints are one curve.
     """
 
     path: str
     columns: tuple[str, ...]
     panels: tuple[Panel, ...]
+    x: str = "t"
+    joined: bool = False
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What tells its curves apart."""
+        sampler = ("sampler",) if "SAMPLER" in self.path else ()
+        return ("dataset", "model", "seed", *(() if self.joined else ("step", *sampler)))
 
 
 KINDS = {
@@ -81,13 +92,20 @@ KINDS = {
             ),
         ),
     ),
+    "training": Curves(
+        "runs/DATASET/MODEL/sSEED/STEP/loss.csv",
+        ("step", "loss"),
+        (Panel("training loss", lambda row: row["loss"], logarithmic=True),),
+        x="training steps (optimiser updates)",
+        joined=True,
+    ),
 }
 """By the kind of a figure in params.yaml."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One file: whose it is, and its lines."""
+    """One curve: whose it is, and its lines."""
 
     of: Place
     rows: tuple[Row, ...]
@@ -103,14 +121,21 @@ def draw(name: str, inputs: list[Path], out: Path, named: Mapping[str, str]) -> 
     """
     kind = KINDS[name]
     runs = [read(path, kind) for path in inputs]
+    if kind.joined:
+        runs = [_joined(group) for group in grouped(runs, lambda run: replace(run.of, step=0, source="")).values()]
     canvas.save(_draw(kind, runs, named), out)
-    identity = ["dataset", "model", "seed", "step", *(["sampler"] if "SAMPLER" in kind.path else [])]
     rows = [
-        [*(getattr(run.of, key) for key in identity), f"{row['t']:g}", *(f"{row[key]:.9g}" for key in kind.columns[1:])]
+        [*(getattr(run.of, key) for key in kind.identity), *(f"{row[key]:.9g}" for key in kind.columns)]
         for run in runs
         for row in run.rows
     ]
-    write_rows(out / "figure.csv", (*identity, *kind.columns), rows)
+    write_rows(out / "figure.csv", (*kind.identity, *kind.columns), rows)
+
+
+def _joined(parts: list[Run]) -> Run:
+    """The checkpoints of a run, one after the other, as a curve of no checkpoint."""
+    parts.sort(key=lambda run: run.of.step)
+    return Run(replace(parts[0].of, step=0), tuple(row for run in parts for row in run.rows))
 
 
 def read(path: Path, kind: Curves) -> Run:
@@ -130,30 +155,31 @@ def read(path: Path, kind: Curves) -> Run:
 def _draw(kind: Curves, runs: list[Run], named: Mapping[str, str]) -> Canvas:
     datasets = list(dict.fromkeys(run.of.dataset for run in runs))
     styles = list(dict.fromkeys((run.of.step, run.of.sampler) for run in runs))
-    sheet = canvas.new(8.6, 3.2 * len(datasets) + 0.5, layout="constrained")
+    width = 8.6 if len(kind.panels) > 1 else 6.4
+    sheet = canvas.new(width, 3.2 * len(datasets) + 0.5, layout="constrained")
     axes = sheet.subplots(len(datasets), len(kind.panels), squeeze=False)
     for line, dataset in zip(axes, datasets, strict=True):
         for axis, panel in zip(line, kind.panels, strict=True):
-            _panel(axis, panel, [run for run in runs if run.of.dataset == dataset], styles)
+            _panel(axis, kind, panel, [run for run in runs if run.of.dataset == dataset], styles)
             axis.set_title(labels.dataset(dataset), loc="left")
     handles, names = [], []
     for model, step, sampler in dict.fromkeys((run.of.model, run.of.step, run.of.sampler) for run in runs):
         style = canvas.dash(styles.index((step, sampler)))
         handles += axes[0][0].plot([], [], color=canvas.colour(model), linewidth=2, linestyle=style)
-        how = f", {labels.sampler(sampler)}" if sampler else ""
-        names.append(f"{named.get(model) or labels.model(model)}{how}, {step:,} training steps")
-    sheet.legend(handles, names, loc="outside lower center", ncols=canvas.legend_columns(names, 8.6), fontsize=8)
+        how = (f", {labels.sampler(sampler)}" if sampler else "") + f", {step:,} training steps" * (not kind.joined)
+        names.append((named.get(model) or labels.model(model)) + how)
+    sheet.legend(handles, names, loc="outside lower center", ncols=canvas.legend_columns(names, width), fontsize=8)
     return sheet
 
 
-def _panel(axis: Axes, panel: Panel, runs: list[Run], styles: list[tuple[int, str]]) -> None:
+def _panel(axis: Axes, kind: Curves, panel: Panel, runs: list[Run], styles: list[tuple[int, str]]) -> None:
     for run in runs:
-        t, style = [row["t"] for row in run.rows], canvas.dash(styles.index((run.of.step, run.of.sampler)))
+        x, style = [row[kind.columns[0]] for row in run.rows], canvas.dash(styles.index((run.of.step, run.of.sampler)))
         look = {"color": canvas.colour(run.of.model), "linestyle": style}
-        axis.plot(t, [panel.value(row) for row in run.rows], linewidth=1.4, alpha=0.9, **look)
+        axis.plot(x, [panel.value(row) for row in run.rows], linewidth=0.8 if kind.joined else 1.4, alpha=0.9, **look)
         if panel.floor is not None:
-            axis.plot(t, [panel.floor(row) for row in run.rows], linewidth=0.6, alpha=0.5, **look)
-    axis.set_xlabel("t")
+            axis.plot(x, [panel.floor(row) for row in run.rows], linewidth=0.6, alpha=0.5, **look)
+    axis.set_xlabel(kind.x)
     axis.set_ylabel(panel.text)
     if panel.logarithmic:
         axis.set_yscale("log")

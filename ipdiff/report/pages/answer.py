@@ -32,6 +32,9 @@ CHANCE = (
 )
 """What a separation by two seeds is worth."""
 
+NARROW, FIXED = "\N{NARROW NO-BREAK SPACE}", "\N{NO-BREAK SPACE}"
+"""They keep a mean and its spread, and T' and its value, on one line."""
+
 NOT_ASKED = (
     "No table of this study holds a model with input perturbation against the same model without it, at equal sampler "
     "and training steps."
@@ -72,6 +75,7 @@ class Answer:
 
     Attributes:
         about: which these are; empty where the study has no others.
+        numbers: the metric that answers first, with and without, at the fewest and the most T', with its spread.
         sentence: the answer.
         caution: which metrics are left out, and how far from converged the models are; empty where there is nothing to
             say, or nothing is known.
@@ -80,6 +84,7 @@ class Answer:
     """
 
     about: str
+    numbers: str
     sentence: str
     caution: str
     base: str
@@ -113,7 +118,7 @@ def _answer(about: str, group: list[Comparison], base: str) -> Answer:
     left = f"Left out of the answer, for a covariance of fewer images than features is singular: {few}." if few else ""
     caution = " ".join(text for text in (left, _caution(fit or group)) if text)
     sentence = _sentence(fit) if fit else "Not known, for no metric that answers has as many images as features."
-    return Answer(about, sentence, caution, base, any(len(one.differences) == 2 for one in fit))
+    return Answer(about, _numbers(fit or group), sentence, caution, base, any(len(one.differences) == 2 for one in fit))
 
 
 def rule(found: Sequence[Answer]) -> str:
@@ -156,6 +161,32 @@ def _pairs(contest: list[Entry], unperturbed: Mapping[str, str], *, steps: bool)
             alike = not steps or (ours.sampler, ours.step) == (base.sampler, base.step)
             if unperturbed.get(ours.model) == base.model and alike and ours.minus(base):
                 yield Comparison(ours, base)
+
+
+def _numbers(group: list[Comparison]) -> str:
+    """Both ends of what was measured, so that nothing is chosen by how it came out.
+
+    The first metric, of the gamma with the most seeds, then the most samplers; of the method with the most samplers.
+    """
+    metric = min((one.ours.metric for one in group), key=list(METRICS).index)
+    found = [one for one in group if one.ours.metric == metric]
+    by_model = grouped(found, lambda one: one.ours.model).values()
+    found = max(by_model, key=lambda ones: (max(len(one.differences) for one in ones), len(ones)))
+    found = max(grouped(found, lambda one: Sampler.parse(one.ours.sampler).method).values(), key=len)
+    found.sort(key=lambda one: Sampler.parse(one.ours.sampler).steps)
+    ends = found[:1] + found[1:][-1:]
+    places = layout.decimals([entry for one in ends for entry in (one.ours, one.base)])[metric]
+    said = [
+        " and ".join(layout.mean_text(entry, places).replace(" ", NARROW) for entry in (one.ours, one.base))
+        + f" at {_where([one.ours.sampler])}".replace("T' = ", f"T'{FIXED}={FIXED}")
+        for one in ends
+    ]
+    counts = sorted({entry.seed_count for one in ends for entry in (one.ours, one.base)})
+    spread = f"mean {layout.PLUS_MINUS} standard deviation over {' or '.join(map(str, counts))} training seeds"
+    how = [spread if counts[0] > 1 else "one training seed" if counts == [1] else f"{spread}, no spread for 1"]
+    how += [text for text in [labels.better({_label(ends[0]): metric})] if text]
+    what = f"{_label(ends[0])} with input perturbation (gamma {ends[0].gamma}) and without"
+    return f"{what}: {'; '.join(said)} ({'; '.join(how)})."
 
 
 def _sentence(group: list[Comparison]) -> str:

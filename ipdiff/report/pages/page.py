@@ -17,9 +17,13 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write(name: str, out: Path, context: dict[str, Any]) -> None:
-    """Write out/NAME.html from the template of that name; what the context holds is escaped."""
-    text = _environment().get_template(f"{name}.html.jinja").render(context)
-    (out / f"{name}.html").write_bytes(text.encode())
+    """Write out/NAME.html from the template of that name."""
+    (out / f"{name}.html").write_bytes(render(name, context))
+
+
+def render(name: str, context: dict[str, Any]) -> bytes:
+    """The page of the template of that name; what the context holds is escaped."""
+    return _environment().get_template(f"{name}.html.jinja").render(context).encode()
 
 
 def prose(text: str) -> Markup:
@@ -44,5 +48,7 @@ def _environment() -> Environment:
     )
     made.filters |= {name: axis.name for name, axis in labels.AXES.items()}
     made.filters["prose"] = prose
-    made.globals |= {"layout": layout, "style": Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))}
+    made.globals["layout"] = layout
+    for name, file in {"style": "style.css", "script": "script.js"}.items():
+        made.globals[name] = Markup((TEMPLATES / file).read_text(encoding="utf-8"))
     return made

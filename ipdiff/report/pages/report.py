@@ -10,7 +10,7 @@ from typing import Any
 from ipdiff.errors import UserError
 from ipdiff.report import labels
 from ipdiff.report.figures import monitor
-from ipdiff.report.pages import answer, cards, page
+from ipdiff.report.pages import answer, cards, front, page
 from ipdiff.report.pages.outcome import pairs
 from ipdiff.report.spec import Study
 from ipdiff.report.tables import table
@@ -41,7 +41,8 @@ def run(
         UserError: a table or figure of the study is missing or malformed.
     """
     frames = {name: _frame(name, study, tables) for name in study.tables}
-    pictures = {name: _picture(name, figure.kind, figures) for name, figure in study.figures.items()}
+    grids = [name for name, figure in study.figures.items() if figure.kind == "samples"]
+    pictures = {name: _picture(name, figures) for name in study.figures if name not in grids}
     found = pairs({name: frame.entries for name, frame in frames.items()})
     shown = [entry for frame in frames.values() for entry in frame.entries]
     warnings: dict[str, list[str]] = {}
@@ -53,10 +54,13 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     better = labels.better({entry.label: entry.metric for pair in found for entry, _ in pair.cases})
     named = names(shown)
-    answers = answer.answers(frames.values(), unperturbed or {}, named)
+    bases = unperturbed or {}
+    answers = answer.answers(frames.values(), bases, named)
+    images = {name: front.strips(_given("figure", name, figures), named, bases) for name in grids}
     context = {"study_name": study_name, "study": study, "frames": frames, "pictures": pictures, "names": named}
     context |= {"answers": answers, "rule": answer.rule(answers), "pairs": found, "better": better}
-    page.write("index", out, {**context, "warnings": warnings})
+    context |= {"leading": front.leading(study, bases), "images": images, "warnings": warnings}
+    page.write("index", out, context)
     cards.run(study.title, shown, recipes, out)
 
 
@@ -70,8 +74,8 @@ def _frame(name: str, study: Study, tables: dict[str, Path]) -> table.Frame:
     return table.frame(study.tables[name], read_csv(_given("table", name, tables) / "table.csv"))
 
 
-def _picture(name: str, kind: str, figures: dict[str, Path]) -> dict[str, Any]:
-    """A figure's PNG as text, and how wide it is shown: images of samples pixel for pixel."""
+def _picture(name: str, figures: dict[str, Path]) -> dict[str, Any]:
+    """A figure's PNG as text, and how large it is shown."""
     path = _given("figure", name, figures) / "figure.png"
     try:
         data = path.read_bytes()
@@ -79,5 +83,5 @@ def _picture(name: str, kind: str, figures: dict[str, Path]) -> dict[str, Any]:
         raise UserError(f"{path}: expected a PNG ({error.strerror}); make the figure again") from error
     if data[:8] != b"\x89PNG\r\n\x1a\n":
         raise UserError(f"{path}: expected a PNG; make the figure again")
-    pixels = int.from_bytes(data[16:20], "big")
-    return {"base64": b64encode(data).decode(), "width": pixels if kind == "samples" else round(0.72 * pixels)}
+    width, height = (round(0.72 * int.from_bytes(data[at : at + 4], "big")) for at in (16, 20))
+    return {"base64": b64encode(data).decode(), "width": width, "height": height}

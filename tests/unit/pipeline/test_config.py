@@ -199,6 +199,16 @@ def test_a_start_that_is_none_is_refused(tmp_path: Path, start: Any, said: str) 
     assert refusal(tmp_path, put(raw, "models.adm-ip.start", start)).startswith(f"params.yaml {said}")
 
 
+def test_a_training_loss_is_of_whole_runs_that_were_trained_here(tmp_path: Path) -> None:
+    figure = {"kind": "training", "title": "Loss", "datasets": ["tiny"], "models": ["adm"]}
+    assert config.load(write(tmp_path, put(small(), "figures.loss", figure))).figure("loss").of_runs
+    said = refusal(tmp_path, put(small(), "figures.loss", {**figure, "steps": [4]}))
+    assert "figures.loss: steps is [4]; a training loss is shown of the whole run; leave it out" in said
+    raw = put(small(), "figures.loss", {**figure, "models": ["ddim"]})
+    said = refusal(tmp_path, put(raw, "models.ddim.imported", True))
+    assert said.endswith("figures.loss.models: ddim is imported, so its training loss is not known; leave it out")
+
+
 def test_nothing_trains_an_imported_model_on(tmp_path: Path) -> None:
     raw = put(small(), "models.adm.start", {"model": "adm-ip"})
     said = "params.yaml models.adm: start is set, but the model is imported: nothing trains it"
@@ -523,6 +533,7 @@ TABLE = "tables.table3"
         ("figures.figure3.steps", [7], "figures.figure3.steps: 7 is not one of"),
         ("figures.figure3.models", [], "figures.figure3: no cell; name datasets, models and samplers"),
         ("figures.figure3.kind", "errors", "figures.figure3: samplers is ['ancestral-5']; prediction errors need no"),
+        ("figures.figure3.kind", "training", "figures.figure3: samplers is ['ancestral-5']; a training loss needs no"),
         ("figures.figure3.models", ["amd"], "figures.figure3.models: unknown name 'amd'"),
         (f"{TABLE}.samplers", ["ancestrl-5"], f"{TABLE}.samplers: sampler 'ancestrl-5' is unknown; use ancestral-N, "),
         ("datasets.tiny.families.adm", None, "datasets.tiny.families.adm: missing; model adm needs it"),

@@ -314,6 +314,16 @@ def test_the_report_reads_the_recipes_behind_its_numbers(cells: Grid) -> None:
     assert read == {cell.outputs[-1] for cell in behind}
 
 
+def test_a_training_loss_reads_what_every_checkpoint_of_its_runs_publishes(tmp_path: Path) -> None:
+    raw = small()
+    raw["figures"] = {
+        "loss": {"kind": "training", "title": "Loss", "datasets": ["tiny"], "models": ["adm", "adm-ip"]},
+    }
+    cell = grid_of(tmp_path, raw).cell("figure", study="small", figure="loss")
+    runs = ("adm/s0", "adm-ip/s0", "adm-ip/s1")
+    assert sorted(cell.inputs) == sorted(f"runs/tiny/{run}/{step}/loss.csv" for run in runs for step in (4, 8))
+
+
 def test_a_strength_is_a_parameter_of_the_models_that_borrow_it_and_of_no_other(cells: Grid) -> None:
     def strengths(model: str) -> list[str]:
         cell = cells.cell("train", **{**FIRST, "model": model})

@@ -19,6 +19,7 @@ from unit.report_factory import cifar, recipes, record, write
 from ipdiff.errors import UserError
 from ipdiff.report import labels, paper, results
 from ipdiff.report.figures import canvas, figure
+from ipdiff.report.figures import samples as grids
 from ipdiff.report.pages import page
 from ipdiff.report.pages import report as pages
 from ipdiff.report.pages.outcome import pairs
@@ -165,6 +166,36 @@ def test_samples_are_shown_pixel_by_pixel(tmp_path: Path) -> None:
     assert not any(str(tmp_path) in row["source"] for row in rows)
 
 
+@pytest.mark.parametrize(("channels", "count"), [(1, 1), (3, 16), (1, 37)])
+def test_the_images_of_a_drawn_grid_are_read_back(tmp_path: Path, channels: int, count: int) -> None:
+    files = [samples(tmp_path, model, "ancestral-10", channels, count) for model in ("adm", "adm-ip")]
+    rng = np.random.default_rng(0)
+    sets = [rng.integers(0, 256, (count, 8, 8, channels), dtype=np.uint8) for _ in files]
+    for path, images in zip(files, sets, strict=True):
+        np.savez(path, arr_0=images)
+    figure.run("f", dataclasses.replace(LINES, kind="samples", images=count), files, tmp_path / "a")
+    found = list(grids.read(tmp_path / "a"))
+    assert [place.model for place, _ in found] == ["adm", "adm-ip"]
+    for (_, images), drawn in zip(found, sets, strict=True):
+        np.testing.assert_array_equal(images, np.broadcast_to(drawn, (count, 8, 8, 3)))
+
+
+@pytest.mark.parametrize("harm", ["no place", "another picture", "no picture"])
+def test_a_grid_that_cannot_be_read_back_is_named(tmp_path: Path, harm: str) -> None:
+    figure.run(
+        "f", dataclasses.replace(LINES, kind="samples"), [samples(tmp_path, "adm", "ancestral-10")], tmp_path / "a"
+    )
+    csv_file, png = tmp_path / "a/figure.csv", tmp_path / "a/figure.png"
+    if harm == "no place":
+        csv_file.write_text(csv_file.read_text().replace("left", "right"))
+    elif harm == "another picture":
+        Image.new("RGB", (9, 9)).save(png)
+    else:
+        png.write_bytes(b"GIF89a")
+    with pytest.raises(UserError, match="make the figure again"):
+        list(grids.read(tmp_path / "a"))
+
+
 def test_the_label_of_a_row_of_samples_keeps_off_its_images(tmp_path: Path) -> None:
     """Left of the first image, which is black: a column of white as wide as a letter."""
     view = dataclasses.replace(LINES, kind="samples", images=1)
@@ -185,6 +216,26 @@ def test_bad_sample_sets_are_named(tmp_path: Path) -> None:
         figure.run("f", view, [tmp_path / "elsewhere.npz"], tmp_path / "a")
 
 
+def test_a_runs_checkpoints_are_one_curve_of_its_loss(tmp_path: Path) -> None:
+    """However they are ordered, and whatever the steps of others are."""
+    said = {("adm", 8): "5,0.5\n8,0.4", ("adm-ip", 12): "9,0.3", ("adm", 4): "2,0.9\n4,0.7", ("adm-ip", 4): "4,0.8"}
+    files = [tmp_path / f"runs/digits/{model}/s3/{step}/loss.csv" for model, step in said]
+    for path, text in zip(files, said.values(), strict=True):
+        path.parent.mkdir(parents=True)
+        path.write_text(f"step,loss\n{text}\n")
+    view = Figure("training", "Loss", ["digits"], ["adm", "adm-ip"])
+    figure.run("f", view, files, tmp_path / "a")
+    assert (tmp_path / "a/figure.csv").read_text().split() == [
+        "dataset,model,seed,step,loss",
+        *("digits,adm,3,2,0.9", "digits,adm,3,4,0.7", "digits,adm,3,5,0.5", "digits,adm,3,8,0.4"),
+        *("digits,adm-ip,3,4,0.8", "digits,adm-ip,3,9,0.3"),
+    ]
+    assert (tmp_path / "a/figure.png").read_bytes()[:4] == b"\x89PNG"
+    files[0].write_text("step,loss\n5,nan\n")
+    with pytest.raises(UserError, match=r"loss\.csv: expected runs/DATASET/MODEL/sSEED/STEP/loss\.csv with step, loss"):
+        figure.run("f", view, files, tmp_path / "a")
+
+
 # The report ---------------------------------------------------------------------------------------------------
 
 
@@ -195,6 +246,7 @@ class Checker(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.words: list[str] = []
+        self.scripts = 0
         self.links: list[str] = []
         self.ids: list[str] = []
         self.attributes: list[tuple[str, str | None]] = []
@@ -204,7 +256,7 @@ class Checker(HTMLParser):
         self.attributes += attrs
         self.links += [found[key] or "" for key in ("href", "src") if key in found]
         self.ids += [found["id"] or ""] if "id" in found else []
-        assert tag != "script"
+        self.scripts += tag == "script"
         if tag not in VOID:
             self.open.append(tag)
 
@@ -212,7 +264,9 @@ class Checker(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
+        if "script" in self.open:
+            assert data == f"\n{(page.TEMPLATES / 'script.js').read_text()}"  # nothing but the page's own
+        elif "style" not in self.open:
             self.words.append(data)
 
 
@@ -286,6 +340,7 @@ def test_no_text_leaves_its_attribute(tmp_path: Path) -> None:
     assert checker.open == []
     assert checker.attributes.count(("alt", title)) == 1
     assert not [name for name, _ in checker.attributes if name.startswith("on")]
+    assert checker.scripts == 1
     assert "".join(checker.words).count(title) == 6  # title, headline, opening, contents, heading, caption
 
 
@@ -301,6 +356,7 @@ def test_the_report_is_self_contained(report: Path) -> None:
     outside = [link for link in checker.links if not link.startswith(("#", "cards.html#", "data:image/png;base64,"))]
     assert set(outside) == {
         "https://arxiv.org/abs/2301.11706",
+        "cards.html",
         *(
             f"../../tables/mini/{name}/table.{kind}"
             for name in ("wide", "fast", "again")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 
 from ipdiff.errors import IntegrityError, UserError
 from ipdiff.pipeline import grid
+from ipdiff.pipeline.commands.store import revisions
 from ipdiff.pipeline.commands.store.in_git import PUBLISHED
 from ipdiff.pipeline.commands.store.publish import RECEIPTS
 from ipdiff.pipeline.engines import dvc_files
@@ -301,10 +301,13 @@ def against(revision: str, names: Sequence[str] = (), *, study: str | None = Non
     """
     known = grid.load()
     outputs = selection.select(known, names, study)
+    recorded = revisions.recorded(revision, known.studies.names)
+    if not recorded:
+        raise UserError(f"{revision} has no dvc.lock: nothing to compare with")
     some = bool(names) or study is not None
     there = {
         path: digest
-        for path, digest in _recorded_at(revision, known.studies.names).items()
+        for path, digest in recorded.items()
         if path in outputs or not (some or path.startswith(f"{cache_keys.FOLDER}/"))
     }
     here = digests_of([path for path in outputs if os.path.exists(path)])
@@ -334,32 +337,10 @@ def _machines(revision: str, studies: Iterable[str], cells: set[str]) -> list[st
     """A line about how the machine that made these artifacts differs from the revision's, by the receipts of both."""
     theirs: dict[str, Any] = {}
     for study in studies:
-        text = _git("show", f"{revision}:./{(PUBLISHED / study / RECEIPTS).as_posix()}")
+        text = revisions.text_of(revision, (PUBLISHED / study / RECEIPTS).as_posix())
         theirs |= json.loads(text) if text else {}
     ours = {cell: receipt for cell in cells if cell in theirs and (receipt := receipts.read(cell))}
     if not ours:
         return []
     differences = receipts.differences(ours.values(), [theirs[cell] for cell in ours])
     return [f"machines differ in {'; '.join(differences)}" if differences else "same machine type and versions"]
-
-
-def _recorded_at(revision: str, studies: Iterable[str]) -> dict[str, str]:
-    """Output path -> md5, by the dvc.lock and .dvc files of a git revision."""
-    if not _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}"):
-        raise UserError(f"git knows no revision '{revision}' here; see git log")
-    pointers = _git("ls-tree", "--name-only", revision, f"./{dvc_files.IMPORTED}/").decode().splitlines()
-    names = [*(dvc_files.lock_of(study).as_posix() for study in studies), *pointers]
-    files = {name: _git("show", f"{revision}:./{name}") for name in names if name.endswith((".dvc", ".lock"))}
-    digests = dvc_files.digests_in({name: text for name, text in files.items() if text}, revision)
-    if not digests:
-        raise UserError(f"{revision} has no dvc.lock: nothing to compare with")
-    return digests
-
-
-def _git(*arguments: str) -> bytes:
-    """What git says; nothing if it fails."""
-    try:
-        ran = subprocess.run(["git", *arguments], capture_output=True, check=False)
-    except FileNotFoundError:
-        raise UserError("git is not installed; --against asks it for a revision's dvc.lock") from None
-    return b"" if ran.returncode else ran.stdout
