@@ -52,7 +52,7 @@ def _pull(args: argparse.Namespace) -> int:
     """Reads dvc.lock and the remote; writes the artifacts where they belong, and DVC's cache.
 
     ipdiff pull --metrics-only
-    ipdiff pull runs/digits/adm-ip/s0/1500
+    ipdiff pull runs/digits/adm-ip/s0/5000
     """
     from ipdiff.pipeline.commands.store import pull
 
