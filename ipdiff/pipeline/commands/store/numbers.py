@@ -72,7 +72,7 @@ def _then(commit: str, study: str, here: Mapping[str, str], now: Numbers) -> tup
     published = _parsed(text, f"{path} at {commit[:12]}") if text else {}
     digests = revisions.recorded(commit, [study])
     folder = re.sub(r"\{\w+\}", "[^/]+", STAGES["evaluate"].directory)
-    locked = [found[1] for path in digests if (found := re.fullmatch(f"({folder})/{FILE}", path))]
+    locked = [path.removesuffix(f"/{FILE}") for path in digests if re.fullmatch(f"{folder}/{FILE}", path)]
     if not locked and not published:
         lock = dvc_files.lock_of(study)
         raise UserError(f"{commit[:12]} has no metrics in {lock} and no {path}: nothing to compare with")
