@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import hashlib
 import html
@@ -259,7 +260,9 @@ def test_the_report_shows_every_table_and_figure():
     page = html.unescape(Path("report/mini/index.html").read_text())
     for name, view in {**study.tables, **study.figures}.items():
         assert f">{view.title}</h2>" in page, name
-    assert page.count("data:image/png;base64,") == len(study.figures)
+    for name, view in study.figures.items():
+        png = base64.b64encode(Path(f"figures/mini/{name}/figure.png").read_bytes()).decode()
+        assert view.kind == "samples" or png in page, name  # images of sets are cut out, to choose from
     (cell,) = (cell for cell in CELLS if cell.bindings.get("table") == "table1")
     assert f"{float(rows(cell)[0]['mean']):.2f}"[:-1] in page
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -101,12 +102,12 @@ def small() -> dict[str, Any]:
 
 
 def put(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """Set a dotted key; returns `raw`."""
+    """Set a dotted key to a copy of `value`; returns `raw`."""
     *parents, last = key.split(".")
     node = raw
     for part in parents:
         node = node[part]
-    node[last] = value
+    node[last] = copy.deepcopy(value)
     return raw
 
 

@@ -78,7 +78,16 @@ def project(tmp_path: Path) -> Path:
     pytest.importorskip("mkdocstrings", reason="the extra docs is not installed")
     project = tmp_path / "project"
     (project / "docs").mkdir(parents=True)
-    for name in ("ipdiff", "config", "benchmarks", "published", "workflow", "CONTRIBUTING.md", "CHANGELOG.md"):
+    for name in (
+        "ipdiff",
+        "config",
+        "benchmarks",
+        "published",
+        "workflow",
+        "examples",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+    ):
         (project / name).symlink_to(ROOT / name)
     for path in (ROOT / "mkdocs.yml", *(path for path in (ROOT / "docs").iterdir() if path.is_file())):
         (project / path.relative_to(ROOT)).write_bytes(path.read_bytes())

@@ -31,7 +31,7 @@ from ipdiff.work import signals
 
 VARIABLE = "IPDIFF_WARM"
 PACKAGE = Path(__file__).parents[2]
-SOURCES = (".py", ".yaml", ".jinja", ".css")
+SOURCES = (".py", ".yaml", ".jinja", ".css", ".js")
 """Endings of the package's files that a stage's bytes may hang on."""
 READ_AT_IMPORT = ("OMP_", "MKL_", "ONEDNN_", "DNNL_", "ATEN_", "NPY_", "OPENBLAS_", "PYTHON", "LD_", "TORCH", "GOMP_")
 """Beginnings of environment variables that libraries read once: they must be those of the server."""
