@@ -94,6 +94,8 @@ class Answer:
 def answers(frames: Iterable[Frame], unperturbed: Mapping[str, str], named: Mapping[str, str]) -> list[Answer]:
     """The answers of a study's tables; none where they hold nothing against each other that could say it.
 
+    That of the most training seeds leads, so that none without a spread stands before one that has it.
+
     Args:
         frames: the tables.
         unperturbed: by model with input perturbation, its like without.
@@ -107,8 +109,13 @@ def answers(frames: Iterable[Frame], unperturbed: Mapping[str, str], named: Mapp
     )
     return [
         _answer(f"{labels.dataset(dataset)}, against {named[base]}" if len(groups) > 1 else "", group, named[base])
-        for (dataset, base), group in groups.items()
+        for (dataset, base), group in sorted(groups.items(), key=lambda item: -_most_seeds(item[1]))
     ]
+
+
+def _most_seeds(group: list[Comparison]) -> int:
+    """The most training seeds that one of them is judged by."""
+    return max(len(one.differences) for one in group)
 
 
 def _answer(about: str, group: list[Comparison], base: str) -> Answer:
@@ -171,7 +178,7 @@ def _numbers(group: list[Comparison]) -> str:
     metric = min((one.ours.metric for one in group), key=list(METRICS).index)
     found = [one for one in group if one.ours.metric == metric]
     by_model = grouped(found, lambda one: one.ours.model).values()
-    found = max(by_model, key=lambda ones: (max(len(one.differences) for one in ones), len(ones)))
+    found = max(by_model, key=lambda ones: (_most_seeds(ones), len(ones)))
     found = max(grouped(found, lambda one: Sampler.parse(one.ours.sampler).method).values(), key=len)
     found.sort(key=lambda one: Sampler.parse(one.ours.sampler).steps)
     ends = found[:1] + found[1:][-1:]

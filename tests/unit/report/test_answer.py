@@ -220,6 +220,12 @@ def test_each_baseline_has_an_answer_of_its_own() -> None:
     assert two.sentence.startswith("Not known")
 
 
+def test_the_answer_of_the_most_seeds_leads_whatever_table_comes_first() -> None:
+    few = frame({"ddim": {5: (9.0,)}, "ddim-ip": {5: (7.0,)}})
+    many = frame({"adm": {5: (9.0, 9.1)}, "strong": {5: (7.0, 7.2)}})
+    assert [one.base for one in answer.answers([few, many], LIKE, NAMES)] == ["ADM", "DDIM"]
+
+
 def test_a_caution_where_models_are_far_from_converged() -> None:
     made = frame({"adm": {5: (9.0, 9.1)}, "strong": {5: (7.0, 7.2)}})
     far = [dataclasses.replace(made.entries[0], half_n=9, half_real=1.0, half_samples=(5.0, 6.0)), *made.entries[1:]]

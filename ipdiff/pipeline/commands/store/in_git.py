@@ -100,11 +100,10 @@ def _source(digest: str, path: str, cache: Path) -> Path:
 def write(planned: Plan) -> str:
     """Make the store hold what was planned and nothing else; returns a line about it. Idempotent."""
     new = 0
-    kept = {dvc_cache.path_in(_OBJECTS, digest): source for digest, source in planned.sources.items()}
-    for path, source in kept.items():
-        if source == path:
-            continue
-        if not (path.is_file() and artifact.file_digest(path) == artifact.file_digest(source)):
+    kept = {dvc_cache.path_in(_OBJECTS, digest): digest for digest in planned.sources}
+    for path, digest in kept.items():
+        source = planned.sources[digest]
+        if source != path and not (path.is_file() and artifact.file_digest(path) == digest):
             path.parent.mkdir(parents=True, exist_ok=True)
             part_of = path.with_name(f".{path.name}.part")
             shutil.copyfile(source, part_of)
