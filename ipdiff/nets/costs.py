@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
-from typing import Any
+from typing import Any, Self
 
 from ipdiff.device.spec import Precision
 from ipdiff.spec import ADMNetwork, DDPMNetwork, RunSpec
@@ -35,7 +35,15 @@ SIZES: dict[Precision, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
-class Cost:
+class Added:
+    """Numbers that are added field by field."""
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*map(sum, zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
+class Cost(Added):
     """What a part of a network costs.
 
     Attributes:
@@ -53,9 +61,6 @@ class Cost:
     kept_float32: int = 0
     again: int = 0
     again_float32: int = 0
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def weight_bytes(self) -> int:

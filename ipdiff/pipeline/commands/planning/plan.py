@@ -7,7 +7,7 @@ from a device that is named or a speed that was measured (`rates`), and there ar
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ FLOAT32 = 4
 
 
 @dataclass(frozen=True)
-class Cost:
+class Cost(costs.Added):
     """What the cells of one verb need together.
 
     Attributes:
@@ -54,9 +54,6 @@ class Cost:
     least: float = 0.0
     most: float = 0.0
     bytes: int = 0
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)
