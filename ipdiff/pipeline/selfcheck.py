@@ -259,9 +259,13 @@ def elsewhere(family: str, compute: Compute, command: Sequence[str] | None = Non
 def trust(family: str, compute: Compute) -> None:
     """Switch off, for this process and those it starts, what gives other numbers on this GPU; say so in one line each.
 
-    Nothing happens on a CPU, or where the switches are off already.
+    Nothing happens on a CPU, where the switches are off already, or where there is no GPU (`compute.configure` says so).
     """
     if compute.device != "cuda" or os.environ.get(SWITCH) == "0" or not kernels.available():
+        return
+    import torch
+
+    if not torch.cuda.is_available():
         return
     apply(_verdict(family, compute))
 

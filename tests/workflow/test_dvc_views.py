@@ -86,6 +86,13 @@ def test_an_experiment_runs_on_the_study_and_shows_its_difference(clone: Path) -
     diff = json.loads(run(clone, "dvc", "metrics", "diff", "--json", "HEAD", "stronger", "--targets", METRICS).stdout)
     assert diff[METRICS]["fid"] == {"old": before, "new": fid(clone), "diff": pytest.approx(fid(clone) - before)}
     assert "Running stage" not in run(clone, "dvc", "repro", MINI).stdout
-    run(clone, "git", "checkout", "--quiet", "studies/mini/params.yaml")
-    run(clone, "dvc", "exp", "apply", "stronger")
+    stronger = fid(clone)
+
+    run(clone, "git", "restore", "studies/mini")
+    run(clone, "dvc", "checkout", MINI)
+    assert fid(clone) == before
+    run(clone, "dvc", "exp", "branch", "stronger", "stronger")
+    run(clone, "git", "restore", "--source", "stronger", "--", "studies/mini")
+    run(clone, "dvc", "checkout", MINI)
+    assert fid(clone) == stronger
     assert params.read_text() == before_edit.replace("gamma: 0.1", "gamma: 0.3")

@@ -166,6 +166,7 @@ def test_a_verdict_is_kept_for_this_machine_and_this_code(monkeypatch: pytest.Mo
     tried: list[str] = []
     machine = ["NVIDIA H100", "580", "2.11", "13.0"]
     monkeypatch.setattr(selfcheck, "_machine", lambda: machine)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(selfcheck, "elsewhere", lambda *what: tried.append(what[0]) or [right(name) for name in CHECKS])
     if not kernels.available():
         pytest.skip("triton is not installed")
@@ -192,6 +193,12 @@ def test_a_verdict_is_kept_for_this_machine_and_this_code(monkeypatch: pytest.Mo
 def test_a_cpu_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selfcheck, "_verdict", lambda *what: pytest.fail("checked"))
     selfcheck.trust("adm", Compute())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_left_for_the_device_to_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selfcheck, "_verdict", lambda *what: pytest.fail("checked"))
+    selfcheck.trust("adm", GPU)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs it")
