@@ -259,7 +259,7 @@ def elsewhere(family: str, compute: Compute, command: Sequence[str] | None = Non
 def trust(family: str, compute: Compute) -> None:
     """Switch off, for this process and those it starts, what gives other numbers on this GPU; say so in one line each.
 
-    Nothing happens on a CPU, where the switches are off already, or where there is no GPU (`compute.configure` says so).
+    Nothing happens on a CPU, where the switches are off already, or without a GPU (`compute.configure` says so).
     """
     if compute.device != "cuda" or os.environ.get(SWITCH) == "0" or not kernels.available():
         return
