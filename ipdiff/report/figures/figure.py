@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from ipdiff.errors import UserError
 from ipdiff.report import labels, origin, paper
@@ -22,6 +22,9 @@ from ipdiff.report.spec import Figure, Gamma, Point, product
 from ipdiff.report.tables.entries import Entry, names, value, write_csv
 from ipdiff.report.tables.table import by_gamma
 from ipdiff.sample_sets.spec import Sampler
+
+WIDE = 8
+"""Largest over smallest figure of a panel above which its axis is logarithmic: else the small ones cannot be told apart."""
 
 
 def run(
@@ -127,7 +130,19 @@ def _panel(
     spread = ", mean \N{PLUS-MINUS SIGN} sd over seeds" if several else ""
     better = labels.better({made[0].label: figure.metric}) + spread
     axis.set_ylabel(made[0].label + (f" ({better.removeprefix(', ')})" if better else ""))
+    if _is_wide(made):
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(FuncFormatter(_plain))
+        axis.yaxis.set_minor_locator(NullLocator())
     _x_axis(axis, figure, sorted({_x(figure, entry) for entry in made}), made)
+
+
+def _is_wide(made: list[Entry]) -> bool:
+    """Whether a panel's figures are of several sizes; none that a logarithm cannot show, its spread included."""
+    lowest = min(entry.mean - (entry.sd or 0.0) for entry in made)
+    means = [entry.mean for entry in made]
+    return lowest > 0 and max(means) > WIDE * min(means)
 
 
 def _line(axis: Axes, x: list[int], entries: list[Entry], dash: Any, name: str) -> None:
@@ -216,7 +231,11 @@ def _x_axis(axis: Axes, figure: Figure, ticks: list[int], made: list[Entry]) -> 
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(FixedLocator(ticks))
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{at:g}"))
+    axis.xaxis.set_major_formatter(FuncFormatter(_plain))
+
+
+def _plain(at: float, _: int | None) -> str:
+    return f"{at:g}"
 
 
 def _thousands(at: float, _: int | None) -> str:

@@ -333,8 +333,9 @@ def _strengths(ones: Iterable[Comparison]) -> list[Gamma]:
 
 
 def _where(samplers: Iterable[str]) -> str:
-    """Samplers in words: `T' = 5 and 10`; others than ancestral ones with their method."""
-    methods = grouped(map(Sampler.parse, dict.fromkeys(samplers)), lambda sampler: sampler.method)
+    """Samplers in words, ascending: `T' = 5 and 10`; others than ancestral ones with their method."""
+    ascending = sorted(map(Sampler.parse, dict.fromkeys(samplers)), key=lambda sampler: sampler.steps)
+    methods = grouped(ascending, lambda sampler: sampler.method)
     steps = {method: _words(str(sampler.steps) for sampler in own) for method, own in methods.items()}
     return _words(
         f"T' = {text}" + ("" if alike == ["ancestral"] else f" with {' or '.join(alike)}")

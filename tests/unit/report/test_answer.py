@@ -134,7 +134,7 @@ def test_the_notes_warn_of_singular_covariances() -> None:
 
 
 def test_noise_separates_nothing() -> None:
-    values: Values = {"adm": {5: (9.0, 7.0), 10: (6.0, 6.0)}, "strong": {5: (7.0, 8.0), 10: (6.0, 6.0)}}
+    values: Values = {"adm": {10: (6.0, 6.0), 5: (9.0, 7.0)}, "strong": {10: (6.0, 6.0), 5: (7.0, 8.0)}}
     assert said(frame(values)) == "Nothing separates at T' = 5 and 10 (FID, gamma 0.1, 2 seeds)."
 
 

@@ -90,6 +90,23 @@ def test_the_users_matplotlib_settings_change_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "a/figure.png").read_bytes() == (tmp_path / "b/figure.png").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("scale", "values"), [("log", (40.0, 2.0)), ("linear", (40.0, 30.0)), ("linear", (40.0, -0.1))]
+)
+def test_figures_of_several_sizes_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: str, values: tuple[float, float]
+) -> None:
+    drawn = []
+    monkeypatch.setattr(figure.canvas, "save", lambda sheet, out: drawn.append(sheet))
+    keys = [key for key in FIDS if key[0] == "adm"]
+    line = dataclasses.replace(LINES, models=["adm"])
+    figure.run("f", line, metrics(tmp_path, dict(zip(keys, values, strict=True))), tmp_path / "a")
+    (axis,) = drawn[0].axes
+    assert axis.get_yscale() == scale
+    low, high = axis.get_ylim()
+    assert low < min(values) < max(values) < high
+
+
 def test_lines_over_training_steps_need_each_step(tmp_path: Path) -> None:
     view = dataclasses.replace(LINES, x="step", steps=[1000, 2000], samplers=["ancestral-100"])
     files = metrics(tmp_path, FIDS)
