@@ -24,7 +24,7 @@ from ipdiff.report.tables.table import by_gamma
 from ipdiff.sample_sets.spec import Sampler
 
 WIDE = 8
-"""Largest over smallest figure of a panel above which its axis is logarithmic: else the small ones cannot be told apart."""
+"""Largest over smallest mean of a panel above which its axis is logarithmic: else small ones cannot be told apart."""
 
 
 def run(
