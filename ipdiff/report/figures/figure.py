@@ -107,7 +107,7 @@ def _draw(figure: Figure, made: list[Entry], theirs: paper.PaperTable | None) ->
         handles.keys(),
         loc="outside lower center",
         ncols=canvas.legend_columns(handles, width),
-        handlelength=3,
+        handlelength=5,
         fontsize=8,
     )
     return sheet
