@@ -1,6 +1,6 @@
 """Input perturbation in a training loop of your own, with a network of diffusers: one line of it is the paper's.
 
-python examples/train_your_own.py [--gamma 0.1] [--updates 500] [--out work/own]; a minute on two CPU cores.
+python examples/train_your_own.py [--gamma 0.1] [--updates 500] [--out work/own]; half a minute on two CPU cores.
 """
 
 from __future__ import annotations
