@@ -86,7 +86,7 @@ MINI = (("cifar10", "digits_mini"),)
 RULES = [
     *(
         Rule(start, None, "another program")
-        for start in ("cat", "cd", "eval", "git clone", "pip", "sbatch", "sha256sum", "source")
+        for start in ("cat", "cd", "eval", "git clone", "mkdir", "pip", "sbatch", "sha256sum", "source")
     ),
     Rule("make", None, "it installs, and runs for minutes"),
     Rule("python -m benchmarks", None, "minutes"),
@@ -101,6 +101,10 @@ RULES = [
     Rule("snakemake", "digits", dry=True),
     Rule("dvc repro studies/mini/dvc.yaml", "mini"),
     Rule("dvc repro", "digits"),
+    *(
+        Rule(start, None, "of an experiment; test_dvc_views.py runs it")
+        for start in ("dvc exp branch", "git restore", "dvc checkout")
+    ),
     Rule("dvc exp", "mini"),
     Rule("dvc dag", "mini"),
     Rule("dvc metrics show", "mini"),
