@@ -12,7 +12,7 @@ import sys
 import tempfile
 import termios
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,17 @@ def ipdiff(*argv: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def train_for_long() -> subprocess.Popen[str]:
-    """Let the server make what comes before the last checkpoint, and begin with that."""
+@contextmanager
+def training_for_long() -> Iterator[subprocess.Popen[str]]:
+    """Let the server make what comes before the last checkpoint, and begin with that; end it at the latest behind."""
     assert fork_server.run(["prepare", "--dataset", "tiny"]) == 0
     for step in ("4", "8"):
         assert fork_server.run([*TRAIN, step]) == 0
-    return ipdiff(*TRAIN, "1000000")
+    with ipdiff(*TRAIN, "1000000") as client:
+        try:
+            yield client
+        finally:
+            client.kill()
 
 
 def workers(project: Path) -> list[int]:
@@ -153,10 +158,10 @@ def test_without_a_server_the_command_does_the_work(project: Path, monkeypatch: 
 
 @pytest.mark.usefixtures("served")
 def test_a_signal_reaches_the_stage_and_its_exit_code_comes_back(project: Path) -> None:
-    client = train_for_long()
-    wait_until(lambda: any("20" in path.name for path in project.glob("work/states/**/0*")))  # handlers are in place
-    client.send_signal(signal.SIGTERM)
-    out, err = client.communicate(timeout=PATIENCE_S)
+    with training_for_long() as client:
+        wait_until(lambda: any("20" in path.name for path in project.glob("work/states/**/0*")))  # handlers are in place
+        client.send_signal(signal.SIGTERM)
+        out, err = client.communicate(timeout=PATIENCE_S)
     assert client.returncode == 75, (out, err)
     assert "run me again" in err
 
@@ -167,16 +172,16 @@ def test_what_a_stage_says_of_itself_arrives_while_it_runs(project: Path, monkey
     monkeypatch.delenv("IPDIFF_QUIET")
     params = project / "studies/small/params.yaml"
     params.write_text(params.read_text().replace("default: 8", "default: 1000000"))  # the study needs that checkpoint
-    client = train_for_long()
-    assert client.stderr is not None
-    assert " runs/tiny/adm/s0/1000000: " in (line := client.stderr.readline())
-    assert "/1000000 updates, loss 0." in line
-    (running,) = watched()["running"]
-    assert running["cell"] == "runs/tiny/adm/s0/1000000"
-    assert running["pid"] in workers(project)
-    assert running["done"] > 8
-    client.send_signal(signal.SIGTERM)
-    client.communicate(timeout=PATIENCE_S)
+    with training_for_long() as client:
+        assert client.stderr is not None
+        assert " runs/tiny/adm/s0/1000000: " in (line := client.stderr.readline())
+        assert "/1000000 updates, loss 0." in line
+        wait_until(lambda: (watched()["running"][0]["done"] or 0) > 8)  # its status is written every few seconds
+        (running,) = watched()["running"]
+        assert running["cell"] == "runs/tiny/adm/s0/1000000"
+        assert running["pid"] in workers(project)
+        client.send_signal(signal.SIGTERM)
+        client.communicate(timeout=PATIENCE_S)
     (stopped,) = watched()["stopped"]
     assert "run me again" in stopped["reason"]
 
@@ -188,10 +193,10 @@ def watched() -> dict[str, Any]:
 
 @pytest.mark.usefixtures("served")
 def test_a_killed_client_takes_its_stage_with_it(project: Path) -> None:
-    client = train_for_long()
-    wait_until(lambda: workers(project))
-    os.kill(client.pid, signal.SIGKILL)
-    client.communicate()
+    with training_for_long() as client:
+        wait_until(lambda: workers(project))
+        os.kill(client.pid, signal.SIGKILL)
+        client.communicate()
     wait_until(lambda: not workers(project))
     assert not (project / "runs/tiny/adm/s0/1000000").exists()
 
