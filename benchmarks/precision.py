@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from benchmarks.configurations import digits
-from benchmarks.digits_effect import metrics, references
+from benchmarks.effect import metrics, references
 from ipdiff import rng
 from ipdiff.data.images import load_images, to_network
 from ipdiff.device.spec import Compute
@@ -75,7 +75,7 @@ def measure(seed: int, updates: int, folder: Path, count: int) -> dict[str, obje
             save_file(run.ema_weights(), weights)
             draw = ImageSampler(spec, weights, Sampler.parse("ancestral-20"), clip_denoised=True, compute=compute)
             samples = np.concatenate([draw.draw(part) for part in cut(count, 500)])
-        found[name] = {"loss": float(run.losses[-200:].mean()), **metrics(samples, str(folder))}
+        found[name] = {"loss": float(run.losses[-200:].mean()), **metrics(samples, "digits", Compute(), str(folder))}
     return found
 
 
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4000)
     parser.add_argument("--out", type=Path, default=Path("work/effect"))
     args = parser.parse_args()
-    references(args.out)
+    references("digits", Compute(), args.out)
     for seed in args.seeds:
         print(json.dumps(measure(seed, args.updates, args.out, args.samples)), flush=True)
 
