@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,7 @@ def metrics(samples: np.ndarray, dataset: str, compute: Compute, folder: str) ->
 def references(name: str, compute: Compute, folder: Path) -> None:
     """Images, classifier and reference statistics of a data set, made once; a file that is there is kept."""
     from ipdiff.data import prepare
+    from ipdiff.data.download import obtain
     from ipdiff.metrics import classifier, reference
     from ipdiff.metrics.features.extractors import Network
 
@@ -157,8 +158,9 @@ def references(name: str, compute: Compute, folder: Path) -> None:
     assert dataset.classifier is not None
     images, weights = folder / "images.npy", folder / "classifier.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
-    if not images.exists():
-        prepare.run(dataset.source, folder)
+    if not (folder / "labels.npy").exists():
+        archives = Studies().owner(name).archives(dataset.source)
+        prepare.run(dataset.source, folder, [obtain(archive) for archive in archives])
     if not weights.exists():
         classifier.run(dataset.classifier, compute, images, folder / "labels.npy", folder)
     if not (folder / "stats.npz").exists():
@@ -180,10 +182,11 @@ def run(set_name: str, seeds: Iterable[int], out: Path, compute: Compute, worker
         if (name, gamma, seed) not in done
     ]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for result in pool.map(measure, jobs):
+        for measured in as_completed([pool.submit(measure, job) for job in jobs]):
+            line = json.dumps(measured.result())
             with results.open("a") as stream:
-                stream.write(json.dumps(result) + "\n")
-            print(json.dumps(result), flush=True)
+                stream.write(line + "\n")
+            print(line, flush=True)
 
 
 def read(out: Path) -> list[dict[str, Any]]:
