@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -173,7 +174,9 @@ def run(set_name: str, seeds: Iterable[int], out: Path, compute: Compute, worker
     for dataset in {options["dataset"] for options in SETS[set_name].values()}:
         references(dataset, compute, out)
     results = out / "results.jsonl"
-    done = {(r["config"], r["gamma"], r["seed"]) for r in read(out)}
+    kept = read(out)
+    results.write_text("".join(f"{json.dumps(r)}\n" for r in kept))  # without a line that a kill tore
+    done = {(r["config"], r["gamma"], r["seed"]) for r in kept}
     jobs = [
         (name, options, gamma, seed, compute, str(out))
         for name, options in SETS[set_name].items()
@@ -182,17 +185,24 @@ def run(set_name: str, seeds: Iterable[int], out: Path, compute: Compute, worker
         if (name, gamma, seed) not in done
     ]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        failed: list[BaseException] = []
         for measured in as_completed([pool.submit(measure, job) for job in jobs]):
+            if error := measured.exception():
+                failed.append(error)
+                print(f"a run failed, the others go on: {error!r}", file=sys.stderr, flush=True)
+                continue
             line = json.dumps(measured.result())
             with results.open("a") as stream:
                 stream.write(line + "\n")
             print(line, flush=True)
+    if failed:
+        raise failed[0]
 
 
 def read(out: Path) -> list[dict[str, Any]]:
     """All results so far."""
     path = out / "results.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
 
 
 def summary(out: Path) -> None:
@@ -224,7 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=list(SETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11])
-    parser.add_argument("--out", type=Path, default=Path("work/effect"))
+    parser.add_argument("--out", type=Path, default=Path("work/effect"), help="one for each data set")
     parser.add_argument("--workers", type=int, default=2, help="runs side by side")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--summary", action="store_true", help="of what --out has already")

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -51,8 +51,7 @@ def main() -> None:
             print(f"update {update}: loss {loss.item():.4f}")
 
     drawn = to_uint8(sample(average.module, diffusion, (64, 1, 8, 8), "ancestral-50", seed=0))[..., 0]  # [64, 8, 8]
-    average.module.save_pretrained(args.out / "unet")
-    scheduler.save_pretrained(args.out / "scheduler")
+    DDPMPipeline(average.module, scheduler).save_pretrained(args.out)
     Image.fromarray(drawn.reshape(8, 8, 8, 8).swapaxes(1, 2).reshape(64, 64)).save(args.out / "images.png")
     print(f"images: {args.out}/images.png")
 

@@ -19,6 +19,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 """What the system says when a disk or a quota is full."""
 DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
 """What it says where one may not write, or read."""
+MISPLACED = (errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+"""What it says where something else stands in the place of a folder, or a name is too long."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,6 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno in DENIED:
             where = error.filename or "a file"
             return say(f"{where}: {error.strerror}; use a copy of the project that you may write", 2)
+        if error.errno in MISPLACED:
+            where = brief(error.filename or "a file")
+            return say(
+                f"{where}: {error.strerror}; give it a shorter name, or a folder that is there: no file or link "
+                "to a disk that is not mounted may stand in its place",
+                2,
+            )
         if error.errno not in FULL:
             raise
         return say(f"{error.strerror}; nothing was published, free some (work/ holds work in progress)", 2)

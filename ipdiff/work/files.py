@@ -46,6 +46,18 @@ def files_under(folder: Path) -> Iterator[Path]:
             yield path
 
 
+def recordable(folder: Path) -> Iterator[Path]:
+    """`files_under`, of which each can be hashed.
+
+    Raises:
+        OSError, UserError: as there; UserError for a pipe, or a link to nothing, too.
+    """
+    for path in files_under(folder):
+        if not path.is_file():
+            raise UserError(f"{path}: a link to nothing, or no plain file; DVC cannot record it: remove it")
+        yield path
+
+
 def _is_utf8(path: Path) -> bool:
     try:
         os.fspath(path).encode()
@@ -60,9 +72,9 @@ def md5_of_folder(folder: Path) -> str:
     What a .dvcignore of the project leaves out is counted here and not by DVC; `ipdiff.pipeline.engines.sync` says so.
 
     Raises:
-        OSError, UserError: something in it cannot be read (see `files_under`).
+        OSError, UserError: something in it cannot be read (see `recordable`).
     """
-    entries = [{"md5": md5_of(path), "relpath": path.relative_to(folder).as_posix()} for path in files_under(folder)]
+    entries = [{"md5": md5_of(path), "relpath": path.relative_to(folder).as_posix()} for path in recordable(folder)]
     entries.sort(key=lambda entry: entry["relpath"])
     return md5(json.dumps(entries, sort_keys=True).encode()) + ".dir"
 

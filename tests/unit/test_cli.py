@@ -409,3 +409,21 @@ def test_the_graph_and_the_tables_need_no_torch(module: str) -> None:
     script = f"import sys, ipdiff.{module}; print(*sorted({{'torch', 'scipy', 'sklearn'}} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "\n"
+
+
+@pytest.mark.parametrize("place", ["work", "data"])
+@pytest.mark.parametrize("kind", ["a file", "a link to nothing"])
+def test_what_stands_in_the_place_of_a_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: str, kind: str
+) -> None:
+    write(tmp_path, small())
+    monkeypatch.chdir(tmp_path)
+    if kind == "a file":
+        Path(place).touch()
+    else:
+        Path(place).symlink_to("nowhere")
+    assert cli.main(["prepare", "--dataset", "tiny"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"ipdiff: {place}")
+    assert "no file or link to a disk that is not mounted may stand in its place" in said
+    assert said.count("\n") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,3 +53,37 @@ def test_what_does_not_hold_is_not_published(by_snakemake: Path, copy: Callable[
     said = run(project, "ipdiff", "publish", "mini", code=2).stderr
     assert "metrics/digits_mini/adm/s0/8/ancestral-5 is missing; make the study first: snakemake mini" in said
     assert not (project / "published/mini").exists()
+
+
+@pytest.mark.parametrize("damage", ["tampered", "cut short"])
+def test_what_was_published_stays_where_a_file_is_damaged(
+    by_snakemake: Path, copy: Callable[[Path], Path], damage: str
+) -> None:
+    project = copy(by_snakemake)
+    run(project, "ipdiff", "publish", "mini")
+    before = files(project / "published")
+    path = project / "metrics/digits_mini/adm/s0/8/ancestral-5/metrics.json"
+    path.write_text(path.read_text().replace('"fid": ', '"fid": 1') if damage == "tampered" else "")
+    said = run(project, "ipdiff", "publish", "mini", code=3).stderr
+    assert said.startswith("ipdiff: metrics/digits_mini/adm/s0/8/ancestral-5/metrics.json: expected ")
+    assert said.count("\n") == 1
+    assert files(project / "published") == before
+
+
+def test_receipts_of_what_was_made_elsewhere_stay(by_snakemake: Path, copy: Callable[[Path], Path]) -> None:
+    project = copy(by_snakemake)
+    run(project, "ipdiff", "publish", "mini")
+    before = files(project / "published/mini")
+    shutil.rmtree(project / "receipts")  # a clone that pulled everything has none
+    run(project, "ipdiff", "publish", "mini")
+    assert files(project / "published/mini") == before
+    one, other = (f"metrics/digits_mini/{model}/s0/8/ancestral-5" for model in ("adm", "adm-ip"))
+    path = project / "published/mini/receipts.json"
+    receipts = json.loads(path.read_text())
+    path.write_text(json.dumps({**receipts, one: receipts[other]}))  # of another artifact
+    run(project, "ipdiff", "publish", "mini")
+    assert json.loads(path.read_text()) == {name: receipt for name, receipt in receipts.items() if name != one}
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -1,6 +1,6 @@
 """params.yaml, typed: read, refuse what is wrong in one line that names the key, and look values up."""
 
-from ipdiff.pipeline.config.naming import NAME, nearest, project_path, suggest
+from ipdiff.pipeline.config.naming import misnamed, nearest, project_path, suggest
 from ipdiff.pipeline.config.params import (
     Params,
     gammas,
@@ -19,12 +19,12 @@ from ipdiff.pipeline.config.studies import DEFAULT, FOLDER, PARAMS, Studies, loa
 __all__ = [
     "DEFAULT",
     "FOLDER",
-    "NAME",
     "PARAMS",
     "Params",
     "Studies",
     "gammas",
     "load",
+    "misnamed",
     "nearest",
     "path_of",
     "points",

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from ipdiff.errors import ConfigError
 from ipdiff.metrics.spec import FEATURES, METRICS, with_logits
-from ipdiff.pipeline.config.naming import NAME, nearest, project_path, suggest
+from ipdiff.pipeline.config.naming import misnamed, nearest, project_path, suggest
 from ipdiff.pipeline.config.params import Params, points, runs, sampler_of, start_of, step_problem
 from ipdiff.pipeline.config.spec import Dataset, FamilySettings
 from ipdiff.report.spec import Figure, Point, Table
@@ -69,6 +69,8 @@ def _check_dataset(params: Params, name: str, dataset: Dataset) -> None:
             raise _Wrong(
                 f"datasets.{name}.{key}: '{path}' holds the project itself; name a file or a directory of its own"
             )
+        if path is not None and {"{", "}"} & set(path):
+            raise _Wrong(f"datasets.{name}.{key}: '{path}' has braces, which neither engine reads in a path; rename it")
 
 
 def _check_families(name: str, dataset: Dataset) -> None:
@@ -90,8 +92,8 @@ def _check_families(name: str, dataset: Dataset) -> None:
 
 def _well_formed(where: str, names: Iterable[str]) -> None:
     for name in names:
-        if not NAME.fullmatch(name):
-            raise _Wrong(f"{where}: '{name}' cannot be part of a path; use letters, digits, '_' and '-'")
+        if why := misnamed(name):
+            raise _Wrong(f"{where}: '{name}' {why}")
 
 
 def _known(where: str, name: str, known: Iterable[str]) -> None:

@@ -14,7 +14,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ipdiff.errors import ConfigError
-from ipdiff.pipeline.config.naming import nearest, suggest
+from ipdiff.pipeline.config.naming import nearest, reads_otherwise, suggest
 from ipdiff.pipeline.config.spec import StudyParams
 
 
@@ -106,7 +106,7 @@ class _Loader(yaml.SafeLoader):
         event = self.peek_event()
         node = super().compose_scalar_node(anchor)
         plain, value = event.implicit[0], event.value
-        if plain and node.tag == _tag("str") and _otherwise(value):
+        if plain and node.tag == _tag("str") and reads_otherwise(value):
             word = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(value.lower())
             instead = f"write {word}" if word else "write a plain decimal number"
             self._refuse(f"'{value}' means different things to YAML 1.1 and 1.2; {instead}, or text in quotes", event)
@@ -148,18 +148,6 @@ _ALIKE = {
 _Loader.yaml_implicit_resolvers = {}
 for _name, _pattern in _ALIKE.items():
     _Loader.add_implicit_resolver(_tag(_name), re.compile(rf"(?:{_pattern})\Z"), None)
-
-_NUMBER_OF_1_2 = re.compile(
-    r"(?=[-+.0-9])[-+]?(0o[0-7_]+|[0-9_]+(\.[0-9_]*)?([eE][-+]?[0-9]+)?|\.[0-9_]+([eE][-+][0-9]+)?)"
-)
-"""What ruamel.yaml takes for a number in YAML 1.2, beside what YAML 1.1 does."""
-
-
-def _otherwise(value: str) -> bool:
-    """Whether a version of YAML takes a word without quotes for something else than text."""
-    known = yaml.SafeLoader.yaml_implicit_resolvers.get(value[:1], [])
-    return bool(_NUMBER_OF_1_2.fullmatch(value)) or any(pattern.match(value) for _, pattern in known)
-
 
 _EXPECTED = {
     "int_type": "a whole number",

@@ -11,7 +11,7 @@ import yaml
 
 from ipdiff.errors import ConfigError
 from ipdiff.pipeline.config import checks, reading
-from ipdiff.pipeline.config.naming import NAME, suggest
+from ipdiff.pipeline.config.naming import misnamed, suggest
 from ipdiff.pipeline.config.params import Params
 from ipdiff.pipeline.config.spec import Dataset
 
@@ -79,9 +79,9 @@ class Studies:
     def _misnamed(self) -> dict[str, str]:
         """Folders that cannot be studies, and why."""
         wrong = {
-            name: f"{FOLDER / name}: a study's name cannot be part of a path; use letters, digits, '_' and '-'"
+            name: f"{FOLDER / name}: a study's name {why}"
             for name in self._folders
-            if not NAME.fullmatch(name)
+            if (why := misnamed(name, study=True))
         }
         if DEFAULT in self._folders:
             wrong[DEFAULT] = f"{FOLDER / DEFAULT}: the study {DEFAULT} is the root's {PARAMS}; rename the folder"

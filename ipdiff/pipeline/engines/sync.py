@@ -7,7 +7,7 @@ clone, Snakemake is told which outputs are good and which are not (`adopt`). Bot
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -165,7 +165,7 @@ def _record(repo: Any, study: str, new: list[Cell], fresh: Freshness, done: Reco
     for stage in good:
         stage.commit()
         repo.stage_cache.save(stage)
-    _write_lock(dvc_files.lock_of(study), good)
+    _write_lock(dvc_files.lock_of(study), good, stages)
 
 
 def _entries(lock: Path) -> dict[str, Any]:
@@ -260,12 +260,12 @@ def _mismatch(stage: Any, recipe: dict[str, Any]) -> str | None:
     return None
 
 
-def _write_lock(path: Path, stages: list[Any]) -> None:
-    """Update a dvc.lock in one step (DVC writes it in place: a kill would tear it)."""
+def _write_lock(path: Path, stages: list[Any], known: Collection[str]) -> None:
+    """Update a dvc.lock in one step (DVC writes it in place: a kill would tear it); it keeps stages that are known."""
     from dvc.stage.serialize import to_lockfile
     from dvc.utils.serialize import dumps_yaml
 
-    entries = _entries(path)
+    entries = {name: entry for name, entry in _entries(path).items() if name in known}
     for stage in stages:
         entries.update(to_lockfile(stage))
     write_whole(path, dumps_yaml({"schema": "2.0", "stages": entries}).encode())

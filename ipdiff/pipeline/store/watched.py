@@ -14,7 +14,7 @@ from typing import Any
 
 from ipdiff.errors import UserError
 from ipdiff.pipeline.store import artifact
-from ipdiff.work.files import files_under, md5
+from ipdiff.work.files import md5, recordable
 
 MEMORY = Path("work/watched.json")
 RACY_NS = 2_000_000_000
@@ -45,7 +45,7 @@ def _stamp(path: Path) -> tuple[str, int]:
     """One digest of names, sizes and times, and the newest of the times (ns)."""
     lines: list[str] = []
     newest = 0
-    for file in files_under(path) if path.is_dir() else [path]:
+    for file in recordable(path) if path.is_dir() else [path]:
         status = os.stat(file)
         newest = max(newest, status.st_mtime_ns, status.st_ctime_ns)
         lines.append(f"{file} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n")

@@ -133,7 +133,8 @@ def summary(found: list[Change], revision: str, unknown: int) -> list[str]:
         )
     if unknown:
         lines.append(
-            f"of {unknown} evaluations {revision} records digests whose numbers are not here; dvc fetch brings them"
+            f"of {unknown} evaluations {revision} records digests whose numbers are not here; at that revision "
+            "`ipdiff pull --metrics-only` brings what a remote has of them"
         )
     return lines
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import typing
 from pathlib import Path
 from typing import Any
@@ -606,6 +607,22 @@ def test_a_name_that_would_spoil_a_path_or_a_key(tmp_path: Path, kind: str, name
     node[name] = node[next(iter(node))]
     message = refusal(tmp_path, raw)
     assert message == f"params.yaml {kind}: '{name}' cannot be part of a path; use letters, digits, '_' and '-'"
+
+
+@pytest.mark.parametrize("kind", ["datasets", "models", "tables", "figures"])
+@pytest.mark.parametrize("name", ["2024", "1e5", "0o7", "no", "1_0", "null"])
+def test_a_name_that_yaml_takes_for_something_else(tmp_path: Path, kind: str, name: str) -> None:
+    raw = small()
+    node = config.value_at(raw, kind)
+    node[name] = node[next(iter(node))]
+    path = tmp_path / "params.yaml"
+    path.write_text(json.dumps(raw))  # the name in quotes
+    assert f"params.yaml {kind}: '{name}' is a number or another value to YAML" in refused(path)
+
+
+def test_a_path_with_braces(tmp_path: Path) -> None:
+    raw = put(small(), "datasets.photos.source.raw", "raw/{x}")
+    assert "datasets.photos.source.raw: 'raw/{x}' has braces, which neither engine reads" in refusal(tmp_path, raw)
 
 
 def test_lookups_name_the_nearest(tmp_path: Path) -> None:

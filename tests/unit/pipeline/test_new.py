@@ -353,6 +353,8 @@ def test_models_go_on_from_a_checkpoint_whose_network_is_found(new: New, tmp_pat
         ("digits", (), "study 'digits' is here already"),
         ("photos", (), "'photos' is a data set of the study small already"),
         ("a/b", (), "cannot be part of a path"),
+        ("train", (), "'train' is a name that the workflow needs itself; choose another one"),
+        ("2024", (), "'2024' is a number or another value to YAML"),
         ("x", ("--gammas", "0.1,0.1"), "stands twice"),
         ("x", ("--gammas", "0"), "name a strength above 0"),
         ("x", ("--gammas", "nan"), "write numbers in 0..1"),
@@ -388,6 +390,8 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(
             "broken.zip: 1 picture (the first: b.png) cannot be read; mend or remove them, or give --skip-br",
         ),
         ("params.yaml", "params.yaml: neither a directory nor a readable .zip or .tar.gz"),
+        ("odd {x} name", "--images odd {x} name: neither engine reads braces in a path; rename it"),
+        ("links", "links/a/gone.png: a link to nothing, or no plain file; DVC cannot record it: remove it"),
         ("odd\u2028name", "ipdiff: studies/x/params.yaml line 25: U+2028 is a line break in YAML 1.1 alone"),
     ],
 )
@@ -396,6 +400,9 @@ def test_pictures_that_cannot_be_used_are_one_line(new: New, tmp_path: Path, ima
     Image.new("RGB", (20, 20)).save(tmp_path / "raw/top.png")
     pictures(tmp_path / "one", folders=("a",))
     pictures(tmp_path / "odd\u2028name")
+    pictures(tmp_path / "odd {x} name")
+    pictures(tmp_path / "links")
+    (tmp_path / "links/a/gone.png").symlink_to("nowhere.png")
     (tmp_path / "params.yaml").write_text("text")
     file = io.BytesIO()
     Image.new("RGB", (20, 20)).save(file, "PNG")

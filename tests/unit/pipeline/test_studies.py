@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from unit.params_factory import put, small, write
 from ipdiff import cli
 from ipdiff.errors import ConfigError
 from ipdiff.pipeline import config, grid
+from ipdiff.pipeline.commands.store.in_git import STORE
 from ipdiff.pipeline.config import schema
+from ipdiff.pipeline.config.naming import RESERVED
+from ipdiff.pipeline.stages import STAGES
 
 ROOT = Path(__file__).parents[3]
 STUDIES = config.Studies(ROOT)
@@ -116,10 +120,17 @@ def test_a_broken_folder_is_named_and_stops_nothing_else(
     assert not Path("studies/other/dvc.yaml").exists()
 
 
+def test_no_study_has_the_name_of_a_rule_or_a_stage() -> None:
+    files = [ROOT / "workflow/Snakefile", *(ROOT / "workflow/rules").glob("*.smk")]
+    rules = [name for file in files for name in re.findall(r"^rule (\w+):", file.read_text(), flags=re.MULTILINE)]
+    assert len(rules) > 10
+    assert {*rules, *STAGES, STORE.name} <= RESERVED
+
+
 def test_folders_that_cannot_be_studies_are_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("a b", "digits", ".hidden", "empty"):
+    for name in ("a b", "digits", "store", "train", ".hidden", "empty"):
         (project / "studies" / name).mkdir()
-    for name in ("a b", "digits", ".hidden"):
+    for name in ("a b", "digits", "store", "train", ".hidden"):
         (project / "studies" / name / "params.yaml").write_text("title: no study\n")
     studies = config.Studies()
     assert studies.names == ["digits", "other", "small"]
@@ -127,6 +138,8 @@ def test_folders_that_cannot_be_studies_are_named(project: Path, capsys: pytest.
     said = capsys.readouterr().err.splitlines()
     assert said == [
         "ipdiff: left out: studies/a b: a study's name cannot be part of a path; use letters, digits, '_' and '-'",
+        "ipdiff: left out: studies/store: a study's name is a name that the workflow needs itself; choose another one",
+        "ipdiff: left out: studies/train: a study's name is a name that the workflow needs itself; choose another one",
         "ipdiff: left out: studies/digits: the study digits is the root's params.yaml; rename the folder",
     ]
     assert config.Studies().readable() == studies.names

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from ipdiff.pipeline.commands.study.new.presets import Preset
 from ipdiff.pipeline.commands.study.new.text import PRETRAINED, Draft, render
 from ipdiff.pipeline.engines import dvc_files
 from ipdiff.pipeline.grid.freshness import Freshness
+from ipdiff.work.files import recordable
 
 Say = Callable[[str, str], None]
 """Prints a word and what there is to say under it."""
@@ -144,8 +145,8 @@ def create(request: Request, *, dry_run: bool, say: Say) -> list[Path]:
 def _check(request: Request) -> None:
     """Refuse what is wrong by itself, before anything is looked at."""
     name, studies = request.name, config.Studies()
-    if not config.NAME.fullmatch(name):
-        raise UserError(f"'{name}' cannot be part of a path; name the study with letters, digits, '_' and '-'")
+    if why := config.misnamed(name, study=True):
+        raise UserError(f"a study's name: '{name}' {why}")
     if name in studies.names or config.path_of(name).parent.exists() or name == config.DEFAULT:
         raise UserError(f"study '{name}' is here already, in {config.path_of(name).parent}/; choose another name")
     for study, datasets in studies.datasets.items():
@@ -158,6 +159,8 @@ def _check(request: Request) -> None:
         raise UserError(f"--images {request.images}: no such file or directory")
     if set(config.project_path(str(request.images))) <= {".", "/"}:
         raise UserError(f"--images {request.images} holds the project itself; name a directory of pictures alone")
+    if {"{", "}"} & set(str(request.images)):
+        raise UserError(f"--images {request.images}: neither engine reads braces in a path; rename it")
     if request.size not in presets.SIZES:
         known = ", ".join(map(str, presets.SIZES))
         raise UserError(f"--size is {request.size}; there are networks for {known} pixels")
@@ -170,6 +173,8 @@ def _check(request: Request) -> None:
 
 def _looked_at(request: Request, say: Say) -> Survey:
     """What is in the pictures' folder; UserError where some of it cannot be used."""
+    if request.images.is_dir():
+        deque(recordable(request.images), maxlen=0)  # what DVC could not record is refused
     try:
         found = survey(request.images, request.size, request.labels)
     except UnusableImages as error:
