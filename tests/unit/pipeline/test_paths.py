@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -126,11 +127,13 @@ def test_a_damaged_memory_is_none(text: str, project: Path) -> None:
     assert watched.digest("photos.zip") == file_digest(project / "photos.zip")
 
 
-def test_what_cannot_be_read_is_one_line(project: Path) -> None:
+@pytest.mark.parametrize("digest", [watched.digest, lambda path: file_digest(Path(path))])
+@pytest.mark.parametrize("place", [lambda path: path.symlink_to("gone.png"), os.mkfifo], ids=["link", "pipe"])
+def test_what_cannot_be_read_is_one_line(project: Path, place: Callable, digest: Callable) -> None:
     (project / "photos").mkdir()
-    (project / "photos/x.png").symlink_to("gone.png")
-    with pytest.raises(UserError, match=r"photos/x.png: cannot be read: No such file or directory"):
-        watched.digest("photos")
+    place(project / "photos/x.png")
+    with pytest.raises(UserError, match=r"^photos/x.png: a link to nothing, or no plain file; DVC cannot record it"):
+        digest("photos")
 
 
 def test_snakemake_gets_the_digest_of_a_folder_and_not_that_of_a_file(project: Path) -> None:
