@@ -46,13 +46,23 @@ def run(title: str, entries: Iterable[Entry], recipes: Iterable[Recipe], out: Pa
     entries = list(entries)
     read = origin.by_cell(recipes)
     points = grouped((entry for entry in entries if entry.kind == "value"), lambda entry: entry.card)
-    cards = {at: list({entry.metric: entry for entry in group}.values()) for at, group in points.items()}
+    cards = {at: _fullest(group) for at, group in points.items()}
     context = {"title": title, "points": cards, "names": names(entries), "links": LINKS}
-    page.write("cards", out, {**context, "seeds": lambda entry: _made(entry, read)})
+    page.write("cards", out, {**context, "seeds": lambda entries: _made(entries, read), "value": _value})
 
 
-def _made(entry: Entry, recipes: Mapping[str, Recipe]) -> Iterator[Made]:
-    for seed in entry.seeds:
+def _fullest(entries: Iterable[Entry]) -> list[Entry]:
+    """An entry for each metric: that of most seeds, since a view may show fewer of them than another."""
+    return [max(group, key=lambda entry: len(entry.seeds)) for group in grouped(entries, lambda e: e.metric).values()]
+
+
+def _value(entry: Entry, seed: int) -> str:
+    return f"{entry.values[entry.seeds.index(seed)]:.6g}" if seed in entry.seeds else ""
+
+
+def _made(entries: Iterable[Entry], recipes: Mapping[str, Recipe]) -> Iterator[Made]:
+    entry, *_ = entries = list(entries)
+    for seed in sorted({seed for each in entries for seed in each.seeds}):
         directory = origin.metrics_of(entry.dataset, entry.model, seed, entry.step, entry.sampler)
         recipe = origin.get(directory, recipes)
         links = origin.chain(recipe, recipes)
