@@ -60,8 +60,9 @@ def objects(project: Path) -> dict[str, bytes]:
 def kept(project: Path, study: str) -> dict[str, str]:
     """Path -> digest of what the store is to keep of a study, by dvc.lock."""
     lock = dvc_files.lock_of(study).as_posix()
-    recorded = dvc_files.digests_in({lock: (project / lock).read_bytes()})
-    return {path: recorded[path] for path in in_git.part(grid.load(project), study) if path in recorded}
+    recorded = dvc_files.outputs_in({lock: (project / lock).read_bytes()})
+    wanted = [path for path in in_git.part(grid.load(project), study) if path in recorded]
+    return {path: recorded[path][0] for path in wanted if recorded[path][1] <= in_git.LARGEST}
 
 
 def tiles(path: Path, size: int) -> NDArray[np.uint8]:

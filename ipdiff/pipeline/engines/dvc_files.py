@@ -59,8 +59,17 @@ def recorded(studies: Iterable[str]) -> dict[str, str]:
     Raises:
         UserError: a dvc.lock or a .dvc file cannot be read.
     """
+    return digests_in(_records(studies))
+
+
+def sizes(studies: Iterable[str]) -> dict[str, int]:
+    """Output path -> bytes, as `recorded` has their digests; raises like that."""
+    return {path: size for path, (_, size) in outputs_in(_records(studies)).items()}
+
+
+def _records(studies: Iterable[str]) -> dict[str, bytes]:
     paths = filter(Path.exists, (*map(lock_of, studies), *sorted(IMPORTED.glob("*.dvc"))))
-    return digests_in({path.as_posix(): path.read_bytes() for path in paths})
+    return {path.as_posix(): path.read_bytes() for path in paths}
 
 
 def digests_in(records: Mapping[str, bytes], revision: str | None = None) -> dict[str, str]:
@@ -69,18 +78,23 @@ def digests_in(records: Mapping[str, bytes], revision: str | None = None) -> dic
     Raises:
         UserError: one is damaged.
     """
-    digests: dict[str, str] = {}
+    return {path: digest for path, (digest, _) in outputs_in(records, revision).items()}
+
+
+def outputs_in(records: Mapping[str, bytes], revision: str | None = None) -> dict[str, tuple[str, int]]:
+    """`digests_in`, with the bytes of each output beside its md5; 0 where they are not recorded."""
+    found: dict[str, tuple[str, int]] = {}
     for path, content in records.items():
         pointer = path.endswith(".dvc")
         try:
             data = yaml.load(content, Loader=LOADER)
             outs = data["outs"] if pointer else [o for each in data["stages"].values() for o in each.get("outs", [])]
-            digests |= {out["path"]: str(out["md5"]) for out in outs}
-        except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+            found |= {out["path"]: (str(out["md5"]), int(out.get("size", 0))) for out in outs}
+        except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
             kind = ".dvc file" if pointer else "dvc.lock"
             remedy = f"restore it: git checkout {path}" if revision is None else f"that is so at {revision}"
             raise UserError(f"{path} is no {kind}: {type(error).__name__}; {remedy}") from None
-    return digests
+    return found
 
 
 def stage_name(cell: Cell) -> str:

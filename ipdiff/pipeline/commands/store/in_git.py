@@ -2,7 +2,7 @@
 
 It keeps a part of what the dvc.lock files of the published studies record: every recipe, the results (metrics, tables,
 figures, report), the last checkpoint of each training, and what else `Stage.stored` names. Data, train states and
-sample sets are left out: they are large, or made again in seconds.
+sample sets are left out, as is any file above 16 MB: they are large, or made again.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ REMOTE = "published"
 """Its name as a DVC remote, in .dvc/config. It is never the default remote, to which `dvc push` sends everything."""
 LIMIT = 32_000_000
 """Bytes that it may hold: every clone gets them."""
+LARGEST = 16_000_000
+"""Bytes above which a file is left out, such as the features of all images of a large data set."""
 _OBJECTS = STORE / "files" / "md5"
 
 
@@ -35,13 +37,25 @@ def studies(known: Grid) -> list[str]:
 def part(known: Grid, study: str) -> list[str]:
     """The outputs of a study that the store keeps, and the settings on which DVC's stages depend."""
     cells = known.study(study)
-    outputs = {path: cell for cell in cells for path in cell.outputs}
+    made = {path: cell for cell in cells for path in cell.outputs}
     last: dict[tuple[str, ...], int] = {}
-    for cell in outputs.values():
+    for cell in made.values():
         last[_run(cell)] = max(last.get(_run(cell), 0), _step(cell))
-    stored = {path: cell for path, cell in outputs.items() if cell.stage.stored and _step(cell) == last[_run(cell)]}
+    stored = {path: cell for path, cell in made.items() if cell.stage.stored and _step(cell) == last[_run(cell)]}
     settings = (cache_keys.path_of(cell, study) for cell in cells)
-    return list(dict.fromkeys([*stored, *selection.results(outputs), *settings]))
+    return list(dict.fromkeys([*stored, *selection.results(made), *settings]))
+
+
+def outputs(known: Grid, studies: Iterable[str]) -> dict[str, str]:
+    """Output path -> md5 of what the store is to keep of these studies, by their dvc.lock files.
+
+    Raises:
+        UserError: a dvc.lock cannot be read.
+    """
+    studies = list(studies)
+    recorded, sizes = dvc_files.recorded(studies), dvc_files.sizes(studies)
+    wanted = [path for study in studies for path in part(known, study)]
+    return {path: recorded[path] for path in wanted if path in recorded and sizes[path] <= LARGEST}
 
 
 def _run(cell: Cell) -> tuple[str, ...]:
@@ -74,8 +88,7 @@ def plan(known: Grid, names: Iterable[str], limit: int = LIMIT) -> Plan:
         UserError: a dvc.lock cannot be read, an object is nowhere here, or they are larger than `limit` bytes.
     """
     chosen = list(dict.fromkeys(names))
-    recorded = dvc_files.recorded(chosen)
-    wanted = {recorded[path]: path for study in chosen for path in part(known, study) if path in recorded}
+    wanted = {digest: path for path, digest in outputs(known, chosen).items()}
     cache = dvc_cache.root()
     sources = {digest: _source(digest, path, cache) for digest, path in wanted.items()}
     sizes = {digest: source.stat().st_size for digest, source in sources.items()}
