@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -20,11 +21,12 @@ from ipdiff.errors import UserError
 from ipdiff.report import labels, paper, results
 from ipdiff.report.figures import canvas, figure
 from ipdiff.report.figures import samples as grids
-from ipdiff.report.pages import page
+from ipdiff.report.pages import cards, page
 from ipdiff.report.pages import report as pages
 from ipdiff.report.pages.outcome import pairs
 from ipdiff.report.spec import Figure, Point, Study, Table
 from ipdiff.report.tables import entries, table
+from ipdiff.report.tables.entries import Entry
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -386,6 +388,25 @@ def test_the_report_is_self_contained(report: Path) -> None:
     assert set(anchors) <= set(checker.ids)
     assert len(checker.ids) == len(set(checker.ids))
     assert "url(" not in report.read_text()
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_card_has_the_seeds_of_all_views(tmp_path: Path, turned: bool) -> None:
+    of = {
+        seed: record(model="adm", seed=seed, fid=9.25 - seed, sfid=3.5 + seed, sampler="ancestral-10")
+        for seed in (0, 1)
+    }
+
+    def shown(metric: str, *seeds: int) -> Entry:
+        (found,) = results.aggregate(of[seed] for seed in seeds)
+        return entries.value(found, metric, None)
+
+    views = [shown("fid", 0), shown("fid", 0, 1), shown("sfid", 1)]
+    behind = [recipe for seed in (0, 1) for recipe in recipes("adm", "ancestral-10", seed)]
+    cards.run("Two views", reversed(views) if turned else views, behind, tmp_path)
+    text = (tmp_path / "cards.html").read_text()
+    rows = re.findall(r'rowspan="2">(\d)</th><td class="n">(.*?)</td><td class="n">(.*?)</td>', text)
+    assert rows == ([("0", "", "9.25"), ("1", "4.5", "8.25")] if turned else [("0", "9.25", ""), ("1", "8.25", "4.5")])
 
 
 def test_every_number_leads_to_its_card(report: Path) -> None:
