@@ -19,6 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,7 @@ from typing import Any
 import numpy as np
 
 from ipdiff.device.spec import Compute
-from ipdiff.pipeline.config.spec import Dataset
-from ipdiff.pipeline.config.studies import Studies
+from ipdiff.pipeline.config import Params, Studies
 from ipdiff.sample_sets.spec import Sampler
 from ipdiff.spec import Objective, RunSpec
 
@@ -51,12 +51,13 @@ FASHION: dict[str, Any] = {
     "samplers": [*ANCESTRAL, "ancestral-100", *DDIM, *EXPOSURE, "exposure-700"],
     "n": 5000,
 }
+NARROW: dict[str, Any] = {"network": {"channel_mult": [1, 1]}, "training": {"lr": 3e-3}}
 BATCH = {"cpu": 500, "cuda": 2500}
 """Images drawn at once; an image is the same in any batch but for sums of another order."""
 SETS: dict[str, dict[str, dict[str, Any]]] = {
     "pilot": {"5000": {**DIGITS, "gammas": [0.0, 0.2]}},
     "strengths": {"5000": {**DIGITS, "gammas": [0.1, 0.3]}},
-    "narrow": {"5000 narrow": {**DIGITS, "gammas": [0.0, 0.2], "channel_mult": [1, 1], "lr": 3e-3}},
+    "narrow": {"5000 narrow": {**DIGITS, "gammas": [0.0, 0.2], **NARROW}},
     "shorter": {"2500": {**DIGITS, "gammas": [0.0, 0.2], "steps": 2500}},
     "confirm": {"5000": {**DIGITS, "gammas": [0.0, 0.2]}},
     "fashion": {"8000": {**FASHION, "gammas": [0.0, 0.1, 0.2]}},
@@ -65,21 +66,17 @@ SETS: dict[str, dict[str, dict[str, Any]]] = {
 """Configurations by name: what is asked of each, and where it differs from its study's network and training."""
 
 
-def dataset_of(name: str) -> Dataset:
-    """A data set of the studies here."""
-    return Studies().owner(name).dataset(name)
+@cache
+def params_of(dataset: str) -> Params:
+    """The parameters of the study that has the data set."""
+    return Studies().owner(dataset)
 
 
 def spec_of(options: dict[str, Any], gamma: float, seed: int, compute: Compute) -> RunSpec:
     """The run of a configuration."""
-    spec = Studies().owner(options["dataset"]).run_spec(options["dataset"], options["model"], seed)
-    changed: dict[str, Any] = {"lr_decay_steps": options["steps"]}
-    if "lr" in options:
-        changed["lr"] = options["lr"]
-    network = spec.network
-    if "channel_mult" in options:
-        network = dataclasses.replace(network, channel_mult=options["channel_mult"])
-    training = dataclasses.replace(spec.training, **changed)
+    spec = params_of(options["dataset"]).run_spec(options["dataset"], options["model"], seed)
+    training = dataclasses.replace(spec.training, lr_decay_steps=options["steps"], **options.get("training", {}))
+    network = dataclasses.replace(spec.network, **options.get("network", {}))
     objective = Objective(gamma, "eps", 0.0, 0.0)
     return dataclasses.replace(spec, network=network, training=training, objective=objective, compute=compute)
 
@@ -96,7 +93,7 @@ def measure(job: tuple[str, dict[str, Any], float, int, Compute, str]) -> dict[s
 
     name, options, gamma, seed, compute, folder = job
     spec = spec_of(options, gamma, seed, compute)
-    family = Studies().owner(options["dataset"]).family(options["dataset"], options["model"])
+    family = params_of(options["dataset"]).family(options["dataset"], options["model"])
     images = load_images(Path(folder) / "images.npy")
     started = time.time()
     feeder = feeder_for(Run(spec, images))
@@ -139,9 +136,8 @@ def metrics(samples: np.ndarray, dataset: str, compute: Compute, folder: str) ->
     from ipdiff.metrics.features.extractors import Statistics, show
     from ipdiff.metrics.spec import METRICS, Measured
 
-    extractor = ClassifierFeatures(
-        Path(folder) / "classifier.safetensors", dataset_of(dataset).feature_settings, compute
-    )
+    settings = params_of(dataset).dataset(dataset).feature_settings
+    extractor = ClassifierFeatures(Path(folder) / "classifier.safetensors", settings, compute)
     found = Statistics()
     show(extractor, samples, found)
     ours, real = Measured(found.arrays(extractor, samples.shape[1:])), Measured(load_npz(Path(folder) / "stats.npz"))
@@ -155,13 +151,12 @@ def references(name: str, compute: Compute, folder: Path) -> None:
     from ipdiff.metrics import classifier, reference
     from ipdiff.metrics.features.extractors import Network
 
-    dataset = dataset_of(name)
+    params, dataset = params_of(name), params_of(name).dataset(name)
     assert dataset.classifier is not None
     images, weights = folder / "images.npy", folder / "classifier.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "labels.npy").exists():
-        archives = Studies().owner(name).archives(dataset.source)
-        prepare.run(dataset.source, folder, [obtain(archive) for archive in archives])
+        prepare.run(dataset.source, folder, [obtain(archive) for archive in params.archives(dataset.source)])
     if not weights.exists():
         classifier.run(dataset.classifier, compute, images, folder / "labels.npy", folder)
     if not (folder / "stats.npz").exists():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -46,16 +47,20 @@ def files_under(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def recordable(folder: Path) -> Iterator[Path]:
-    """`files_under`, of which each can be hashed.
+def recordable(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """`files_under`, of which each can be hashed, with what `os.stat` says of each.
 
     Raises:
         OSError, UserError: as there; UserError for a pipe, or a link to nothing, too.
     """
     for path in files_under(folder):
-        if not path.is_file():
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            status = None
+        if status is None or not stat.S_ISREG(status.st_mode):
             raise UserError(f"{path}: a link to nothing, or no plain file; DVC cannot record it: remove it")
-        yield path
+        yield path, status
 
 
 def _is_utf8(path: Path) -> bool:
@@ -74,7 +79,7 @@ def md5_of_folder(folder: Path) -> str:
     Raises:
         OSError, UserError: something in it cannot be read (see `recordable`).
     """
-    entries = [{"md5": md5_of(path), "relpath": path.relative_to(folder).as_posix()} for path in recordable(folder)]
+    entries = [{"md5": md5_of(path), "relpath": path.relative_to(folder).as_posix()} for path, _ in recordable(folder)]
     entries.sort(key=lambda entry: entry["relpath"])
     return md5(json.dumps(entries, sort_keys=True).encode()) + ".dir"
 

@@ -159,9 +159,8 @@ def test_without_a_server_the_command_does_the_work(project: Path, monkeypatch: 
 @pytest.mark.usefixtures("served")
 def test_a_signal_reaches_the_stage_and_its_exit_code_comes_back(project: Path) -> None:
     with training_for_long() as client:
-        wait_until(
-            lambda: any("20" in path.name for path in project.glob("work/states/**/0*"))
-        )  # handlers are in place
+        # a state of its own: the handlers are in place
+        wait_until(lambda: any("20" in path.name for path in project.glob("work/states/**/0*")))
         client.send_signal(signal.SIGTERM)
         out, err = client.communicate(timeout=PATIENCE_S)
     assert client.returncode == 75, (out, err)

@@ -59,17 +59,13 @@ def recorded(studies: Iterable[str]) -> dict[str, str]:
     Raises:
         UserError: a dvc.lock or a .dvc file cannot be read.
     """
-    return digests_in(_records(studies))
+    return {path: digest for path, (digest, _) in outputs(studies).items()}
 
 
-def sizes(studies: Iterable[str]) -> dict[str, int]:
-    """Output path -> bytes, as `recorded` has their digests; raises like that."""
-    return {path: size for path, (_, size) in outputs_in(_records(studies)).items()}
-
-
-def _records(studies: Iterable[str]) -> dict[str, bytes]:
+def outputs(studies: Iterable[str]) -> dict[str, tuple[str, int]]:
+    """`recorded`, with the bytes of each output beside its md5; raises like that."""
     paths = filter(Path.exists, (*map(lock_of, studies), *sorted(IMPORTED.glob("*.dvc"))))
-    return {path.as_posix(): path.read_bytes() for path in paths}
+    return outputs_in({path.as_posix(): path.read_bytes() for path in paths})
 
 
 def digests_in(records: Mapping[str, bytes], revision: str | None = None) -> dict[str, str]:

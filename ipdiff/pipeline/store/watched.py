@@ -45,8 +45,7 @@ def _stamp(path: Path) -> tuple[str, int]:
     """One digest of names, sizes and times, and the newest of the times (ns)."""
     lines: list[str] = []
     newest = 0
-    for file in recordable(path) if path.is_dir() else [path]:
-        status = os.stat(file)
+    for file, status in recordable(path) if path.is_dir() else [(path, path.stat())]:
         newest = max(newest, status.st_mtime_ns, status.st_ctime_ns)
         lines.append(f"{file} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n")
     return md5("".join(sorted(lines)).encode()), newest

@@ -7,7 +7,7 @@ to the next (versions, hardware, seconds) stands in the receipts; a card links t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,15 +53,15 @@ def run(title: str, entries: Iterable[Entry], recipes: Iterable[Recipe], out: Pa
 
 def _fullest(entries: Iterable[Entry]) -> list[Entry]:
     """An entry for each metric: that of most seeds, since a view may show fewer of them than another."""
-    return [max(group, key=lambda entry: len(entry.seeds)) for group in grouped(entries, lambda e: e.metric).values()]
+    return [max(group, key=lambda one: one.seed_count) for group in grouped(entries, lambda one: one.metric).values()]
 
 
 def _value(entry: Entry, seed: int) -> str:
     return f"{entry.values[entry.seeds.index(seed)]:.6g}" if seed in entry.seeds else ""
 
 
-def _made(entries: Iterable[Entry], recipes: Mapping[str, Recipe]) -> Iterator[Made]:
-    entry, *_ = entries = list(entries)
+def _made(entries: Sequence[Entry], recipes: Mapping[str, Recipe]) -> Iterator[Made]:
+    entry = entries[0]  # they are of one point, and may differ in their seeds
     for seed in sorted({seed for each in entries for seed in each.seeds}):
         directory = origin.metrics_of(entry.dataset, entry.model, seed, entry.step, entry.sampler)
         recipe = origin.get(directory, recipes)

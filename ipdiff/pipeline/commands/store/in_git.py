@@ -53,9 +53,9 @@ def outputs(known: Grid, studies: Iterable[str]) -> dict[str, str]:
         UserError: a dvc.lock cannot be read.
     """
     studies = list(studies)
-    recorded, sizes = dvc_files.recorded(studies), dvc_files.sizes(studies)
-    wanted = [path for study in studies for path in part(known, study)]
-    return {path: recorded[path] for path in wanted if path in recorded and sizes[path] <= LARGEST}
+    wanted = {path for study in studies for path in part(known, study)}
+    recorded = dvc_files.outputs(studies).items()
+    return {path: digest for path, (digest, size) in recorded if path in wanted and size <= LARGEST}
 
 
 def _run(cell: Cell) -> tuple[str, ...]:
